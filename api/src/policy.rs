@@ -1,0 +1,255 @@
+//! Fault policies: which requests, which faults, how much at most, until when. Nothing is armed without a budget and an expiry.
+
+use std::{collections::BTreeMap, fmt};
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    FaultKind, Percent, Span,
+    fault::{Abort, Corrupt, Cpu, Delay, Fault},
+};
+
+/// `FaultPolicy.spec`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FaultPolicySpec {
+    /// Which pods. A sidecar that is given a policy directly is meant by it, whatever this says.
+    #[serde(default, skip_serializing_if = "LabelSelector::is_empty")]
+    pub selector: LabelSelector,
+    /// From arming to disarming, by the sidecar's own clock.
+    pub expires_after: Span,
+    pub budget: Budget,
+    /// The first rule that matches a request decides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+    /// Who may ask for faults by header. Absent: nobody, and the header is stripped and counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers: Option<HeaderTrust>,
+    /// Fault golden replays too. Without it they are exempt, so that a fault does not look like drift.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub golden_replays: bool,
+    /// Burn CPU for as long as the policy is armed, whatever is requested.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_pressure: Option<Cpu>,
+}
+
+/// Labels that a pod must carry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LabelSelector {
+    #[serde(default)]
+    pub match_labels: BTreeMap<String, String>,
+}
+
+impl LabelSelector {
+    pub fn is_empty(&self) -> bool {
+        self.match_labels.is_empty()
+    }
+
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
+/// The most that a policy may do at once. What exceeds it passes unharmed and is counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Budget {
+    /// Faults in progress at one moment.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub concurrent: u32,
+    /// Share of all requests that may be faulted, over the last 1,000 requests.
+    pub share: Percent,
+}
+
+/// Requests that match, and what happens to `share` of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rule {
+    #[serde(default, rename = "match", skip_serializing_if = "Match::is_empty")]
+    pub matches: Match,
+    #[serde(default = "hundred")]
+    pub share: Percent,
+    /// Drawn independently of each other.
+    pub faults: Vec<DrawnFault>,
+}
+
+const fn hundred() -> Percent {
+    Percent::HUNDRED
+}
+
+/// Every field that is given must match. Readiness and liveness paths of the Open Inference Protocol and golden replays never do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Match {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathMatch>,
+    /// The model in `/v2/models/{model}/…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Header names (in any case) and the exact values they must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+}
+
+impl Match {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// `{exact: /v2}` or `{prefix: /v2/models/}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum PathMatch {
+    Exact(String),
+    Prefix(String),
+}
+
+/// A fault and the share of the rule's requests that it falls on: `{abort: {httpStatus: 503}, share: 25%}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "DrawnFaultFields", into = "DrawnFaultFields")]
+#[schemars(with = "DrawnFaultFields")]
+pub struct DrawnFault {
+    pub fault: Fault,
+    pub share: Percent,
+}
+
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct DrawnFaultFields {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    delay: Option<Delay>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    abort: Option<Abort>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cpu: Option<Cpu>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    corrupt: Option<Corrupt>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    share: Option<Percent>,
+}
+
+impl TryFrom<DrawnFaultFields> for DrawnFault {
+    type Error = String;
+
+    fn try_from(fields: DrawnFaultFields) -> Result<Self, String> {
+        let share = fields.share.unwrap_or(Percent::HUNDRED);
+        let mut faults = [fields.delay.map(Fault::Delay), fields.abort.map(Fault::Abort), fields.cpu.map(Fault::Cpu), fields.corrupt.map(Fault::Corrupt)]
+            .into_iter()
+            .flatten();
+        match (faults.next(), faults.next()) {
+            (Some(fault), None) => Ok(Self { fault, share }),
+            (None, _) => Err("a fault names exactly one of delay, abort, cpu, corrupt; this one names none".to_owned()),
+            (Some(first), Some(second)) => Err(format!(
+                "a fault names exactly one of delay, abort, cpu, corrupt; this one names {} and {}: make them two entries of the list",
+                first.kind(),
+                second.kind()
+            )),
+        }
+    }
+}
+
+impl From<DrawnFault> for DrawnFaultFields {
+    fn from(drawn: DrawnFault) -> Self {
+        let mut fields = Self { share: Some(drawn.share), ..Self::default() };
+        match drawn.fault {
+            Fault::Delay(delay) => fields.delay = Some(delay),
+            Fault::Abort(abort) => fields.abort = Some(abort),
+            Fault::Cpu(cpu) => fields.cpu = Some(cpu),
+            Fault::Corrupt(corrupt) => fields.corrupt = Some(corrupt),
+        }
+        fields
+    }
+}
+
+/// Whose `steadfast-fault` headers count, and how far they may go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeaderTrust {
+    pub trust: Trust,
+    pub allow: Vec<FaultKind>,
+    /// A longer delay is refused with 400.
+    #[serde(default = "two_seconds")]
+    pub max_delay: Span,
+    /// A longer or absent `for` of a CPU burn is refused with 400.
+    #[serde(default = "ten_seconds")]
+    pub max_cpu_duration: Span,
+}
+
+const fn two_seconds() -> Span {
+    Span::from_secs(2)
+}
+
+const fn ten_seconds() -> Span {
+    Span::from_secs(10)
+}
+
+/// Clients whose connection comes from one of these networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Trust {
+    #[schemars(with = "Vec<String>")]
+    pub addresses: Vec<IpNet>,
+}
+
+/// What a sidecar shall have armed from now on, all of it: the next snapshot replaces this one. Empty disarms.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicySnapshot {
+    /// Rises with every change; a sidecar ignores a generation that is not newer than its own.
+    pub generation: u64,
+    #[serde(default)]
+    pub policies: Vec<NamedPolicy>,
+}
+
+/// A policy under the name that metrics and reports use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NamedPolicy {
+    pub name: String,
+    pub spec: FaultPolicySpec,
+}
+
+/// Whose doing an answer was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Origin {
+    /// The model server answered.
+    Upstream,
+    /// A fault that somebody asked for answered.
+    Injected,
+    /// The sidecar answered: the model server could not be reached, or the request was refused.
+    Proxy,
+}
+
+impl Origin {
+    pub const ALL: [Self; 3] = [Self::Upstream, Self::Injected, Self::Proxy];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Upstream => "upstream",
+            Self::Injected => "injected",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Response header that names what was injected, e.g. `delay;ms=250`. Its presence says that a fault touched this answer.
+pub const INJECTED_HEADER: &str = "steadfast-injected";
+/// Response header of answers that the model server did not give: `injected` or `proxy`. Absent on the model server's own answers.
+pub const ORIGIN_HEADER: &str = "steadfast-origin";
+/// Request header that asks for faults.
+pub const FAULT_HEADER: &str = "steadfast-fault";
+/// Response header by which the local platform's gateway names the pod that it sent the request to.
+pub const POD_HEADER: &str = "steadfast-pod";

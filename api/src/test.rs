@@ -1,0 +1,630 @@
+//! `ResilienceTest`: the experiment file. The same file runs on one machine and on a cluster.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Percent, Rate, Span, fault::Delay, policy::LabelSelector};
+
+/// A whole file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ResilienceTest {
+    pub api_version: ApiVersion,
+    pub kind: Kind,
+    pub metadata: Metadata,
+    pub spec: ResilienceTestSpec,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ApiVersion {
+    #[serde(rename = "steadfast.dev/v1alpha1")]
+    V1Alpha1,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Kind {
+    ResilienceTest,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Metadata {
+    /// Lower case letters, digits and `-`, at most 63.
+    pub name: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ResilienceTestSpec {
+    pub target: Target,
+    /// What Deployment and Service say on a cluster; read by the local platform alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<Local>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub load: Vec<Load>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub golden: Vec<GoldenCheck>,
+    #[serde(default = "thirty_seconds")]
+    pub baseline: Span,
+    /// One after the other.
+    #[serde(default)]
+    pub steps: Vec<Step>,
+    #[serde(default)]
+    pub stable: Stable,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hypothesis: Vec<Hypothesis>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub halt: Vec<Halt>,
+    /// How many times the steps run.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub rounds: u32,
+    #[serde(default)]
+    pub seed: u64,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+const fn thirty_seconds() -> Span {
+    Span::from_secs(30)
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Target {
+    pub selector: LabelSelector,
+    /// Name of the Service port.
+    #[serde(default = "http")]
+    pub port: String,
+}
+
+fn http() -> String {
+    "http".to_owned()
+}
+
+/// Nodes and pods of the local platform.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Local {
+    #[schemars(range(min = 1, max = 64))]
+    pub nodes: u32,
+    pub pods: LocalPods,
+    /// The platform's own reaction times, as a cluster's operators set them.
+    #[serde(default)]
+    pub timers: Timers,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LocalPods {
+    #[schemars(range(min = 1, max = 256))]
+    pub replicas: u32,
+    pub labels: BTreeMap<String, String>,
+    /// The model server's command line. `$(PORT)`, `$(POD_NAME)` and `$(NODE_NAME)` are filled in. `steadfast` is this very program.
+    pub command: Vec<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    #[serde(default)]
+    pub ready: Probe,
+    /// SIGTERM to SIGKILL when a pod is deleted with grace.
+    #[serde(default = "thirty_seconds")]
+    pub termination_grace_period: Span,
+}
+
+/// The readiness probe, asked through the sidecar.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Probe {
+    #[serde(default)]
+    pub http_get: HttpGet,
+    #[serde(default = "one_second")]
+    pub period: Span,
+    #[serde(default = "one_second")]
+    pub timeout: Span,
+    #[serde(default = "three")]
+    #[schemars(range(min = 1, max = 100))]
+    pub failure_threshold: u32,
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self { http_get: HttpGet::default(), period: one_second(), timeout: one_second(), failure_threshold: 3 }
+    }
+}
+
+const fn one_second() -> Span {
+    Span::from_secs(1)
+}
+
+const fn three() -> u32 {
+    3
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpGet {
+    pub path: String,
+}
+
+impl Default for HttpGet {
+    fn default() -> Self {
+        Self { path: "/v2/health/ready".to_owned() }
+    }
+}
+
+/// Names and meanings are Kubernetes' own; the defaults are scaled for a machine, and the report says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Timers {
+    /// Silence of a node until it is called lost (Kubernetes: 40 s).
+    pub node_monitor_grace_period: Span,
+    /// From then until its pods are replaced elsewhere (Kubernetes: 300 s).
+    pub toleration_seconds: Span,
+    /// First wait before a container that died is started again; doubles up to `back_off_max` (Kubernetes: 10 s and 5 min).
+    pub back_off: Span,
+    pub back_off_max: Span,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            node_monitor_grace_period: Span::from_secs(4),
+            toleration_seconds: Span::from_secs(6),
+            back_off: Span::from_secs(1),
+            back_off_max: Span::from_secs(30),
+        }
+    }
+}
+
+/// Users: an open loop that sends at `rate`, whether answers come or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Load {
+    pub name: String,
+    pub rate: Rate,
+    pub inputs: Inputs,
+    /// After this a user has given up: the request counts as failed.
+    #[serde(default = "two_seconds")]
+    pub timeout: Span,
+    /// Requests under way at once; more are not sent and count as failed.
+    #[serde(default = "thousand")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub max_in_flight: u32,
+}
+
+const fn two_seconds() -> Span {
+    Span::from_secs(2)
+}
+
+const fn thousand() -> u32 {
+    1000
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Inputs {
+    /// Samples of this golden set, drawn at random; their answers are checked. A name from `golden-sets/sets/` or a directory.
+    pub golden_set: String,
+}
+
+/// Replay of a golden set by every sidecar.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GoldenCheck {
+    /// A name from `golden-sets/sets/` or a directory.
+    pub set: String,
+    #[serde(default = "one_second")]
+    pub every: Span,
+}
+
+/// One step: a name, one fault by key, and how long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "StepFields", into = "StepFields")]
+#[schemars(with = "StepFields")]
+pub struct Step {
+    pub name: String,
+    pub action: Action,
+    /// How long the fault lasts. Zero for what happens in an instant (`podKill`).
+    pub duration: Span,
+}
+
+/// What a step does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Action {
+    NetworkLatency(NetworkLatency),
+    PodKill(PodKill),
+    NodeFailure(NodeFailure),
+    CpuPressure(CpuPressure),
+    Corrupt(CorruptAnswers),
+}
+
+impl Action {
+    /// As it is written in the file.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::NetworkLatency(_) => "networkLatency",
+            Self::PodKill(_) => "podKill",
+            Self::NodeFailure(_) => "nodeFailure",
+            Self::CpuPressure(_) => "cpuPressure",
+            Self::Corrupt(_) => "corrupt",
+        }
+    }
+}
+
+/// Every request to the pods of the chosen nodes arrives late.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkLatency {
+    pub nodes: Selection,
+    pub delay: Span,
+    #[serde(default, skip_serializing_if = "Span::is_zero")]
+    pub jitter: Span,
+}
+
+impl NetworkLatency {
+    pub fn as_delay(&self) -> Delay {
+        Delay { fixed: self.delay, jitter: self.jitter }
+    }
+}
+
+/// Pods are deleted; the platform makes new ones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PodKill {
+    pub pods: Selection,
+    /// SIGTERM, then SIGKILL after this. Zero: SIGKILL at once.
+    #[serde(default)]
+    pub grace_period: Span,
+}
+
+/// The nodes fall silent, and come back empty after the step's time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeFailure {
+    pub nodes: Selection,
+}
+
+/// Somebody else computes on the same cores.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CpuPressure {
+    pub nodes: Selection,
+    /// Share of each core of the node.
+    pub load: Percent,
+}
+
+/// The pods answer well-formed but wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CorruptAnswers {
+    pub pods: Selection,
+    #[serde(default = "hundred")]
+    pub share: Percent,
+    #[serde(default = "ten_percent")]
+    pub magnitude: Percent,
+}
+
+fn ten_percent() -> Percent {
+    Percent::from_ratio(0.1)
+}
+
+const fn hundred() -> Percent {
+    Percent::HUNDRED
+}
+
+/// How many of the candidates: `{mode: one}`, `{mode: all}`, `{mode: fixed, value: 2}`, `{mode: fixedPercent, value: 50%}`, `{mode: randomMaxPercent, value: 50%}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "SelectionFields", into = "SelectionFields")]
+#[schemars(with = "SelectionFields")]
+pub enum Selection {
+    One,
+    All,
+    Fixed(u32),
+    /// Rounded up: more than 0% is at least one.
+    FixedPercent(Percent),
+    /// A share drawn uniformly up to this, rounded up.
+    RandomMaxPercent(Percent),
+}
+
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SelectionFields {
+    mode: Mode,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    value: Option<CountOrShare>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+enum Mode {
+    One,
+    All,
+    Fixed,
+    FixedPercent,
+    RandomMaxPercent,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum CountOrShare {
+    Count(u32),
+    Share(Percent),
+}
+
+impl TryFrom<SelectionFields> for Selection {
+    type Error = String;
+
+    fn try_from(fields: SelectionFields) -> Result<Self, String> {
+        use CountOrShare::{Count, Share};
+        match (fields.mode, fields.value) {
+            (Mode::One, None) => Ok(Self::One),
+            (Mode::All, None) => Ok(Self::All),
+            (Mode::Fixed, Some(Count(count))) if count > 0 => Ok(Self::Fixed(count)),
+            (Mode::FixedPercent, Some(Share(share))) if share > Percent::ZERO => Ok(Self::FixedPercent(share)),
+            (Mode::RandomMaxPercent, Some(Share(share))) if share > Percent::ZERO => Ok(Self::RandomMaxPercent(share)),
+            (Mode::One | Mode::All, Some(_)) => Err("modes one and all take no value: leave it out".to_owned()),
+            (Mode::Fixed, _) => Err("mode fixed takes a value, a count of at least 1, such as value: 2".to_owned()),
+            (Mode::FixedPercent | Mode::RandomMaxPercent, _) => {
+                Err("modes fixedPercent and randomMaxPercent take a value, a share above 0%, such as value: 50%".to_owned())
+            }
+        }
+    }
+}
+
+impl From<Selection> for SelectionFields {
+    fn from(selection: Selection) -> Self {
+        let (mode, value) = match selection {
+            Selection::One => (Mode::One, None),
+            Selection::All => (Mode::All, None),
+            Selection::Fixed(count) => (Mode::Fixed, Some(CountOrShare::Count(count))),
+            Selection::FixedPercent(share) => (Mode::FixedPercent, Some(CountOrShare::Share(share))),
+            Selection::RandomMaxPercent(share) => (Mode::RandomMaxPercent, Some(CountOrShare::Share(share))),
+        };
+        Self { mode, value }
+    }
+}
+
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct StepFields {
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    network_latency: Option<NetworkLatency>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pod_kill: Option<PodKill>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node_failure: Option<NodeFailure>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cpu_pressure: Option<CpuPressure>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    corrupt: Option<CorruptAnswers>,
+    #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
+    duration: Option<Span>,
+}
+
+const ACTIONS: &str = "networkLatency, podKill, nodeFailure, cpuPressure, corrupt";
+
+impl TryFrom<StepFields> for Step {
+    type Error = String;
+
+    fn try_from(fields: StepFields) -> Result<Self, String> {
+        let name = fields.name;
+        let mut actions = [
+            fields.network_latency.map(Action::NetworkLatency),
+            fields.pod_kill.map(Action::PodKill),
+            fields.node_failure.map(Action::NodeFailure),
+            fields.cpu_pressure.map(Action::CpuPressure),
+            fields.corrupt.map(Action::Corrupt),
+        ]
+        .into_iter()
+        .flatten();
+        let action = match (actions.next(), actions.next()) {
+            (Some(action), None) => action,
+            (None, _) => return Err(format!("step {name:?} does nothing: give it exactly one of {ACTIONS}")),
+            (Some(a), Some(b)) => {
+                return Err(format!("step {name:?} has both {} and {}: give it exactly one of {ACTIONS}", a.name(), b.name()));
+            }
+        };
+        let duration = match (&action, fields.duration) {
+            (Action::PodKill(_), None) => Span::ZERO,
+            (Action::PodKill(_), Some(_)) => return Err(format!("step {name:?}: podKill happens in an instant and takes no `for`: leave it out")),
+            (_, Some(duration)) if !duration.is_zero() => duration,
+            (action, _) => return Err(format!("step {name:?}: {} lasts for a while: say how long, such as `for: 60s`", action.name())),
+        };
+        Ok(Self { name, action, duration })
+    }
+}
+
+impl From<Step> for StepFields {
+    fn from(step: Step) -> Self {
+        let mut fields = Self {
+            name: step.name,
+            network_latency: None,
+            pod_kill: None,
+            node_failure: None,
+            cpu_pressure: None,
+            corrupt: None,
+            duration: (!step.duration.is_zero()).then_some(step.duration),
+        };
+        match step.action {
+            Action::NetworkLatency(action) => fields.network_latency = Some(action),
+            Action::PodKill(action) => fields.pod_kill = Some(action),
+            Action::NodeFailure(action) => fields.node_failure = Some(action),
+            Action::CpuPressure(action) => fields.cpu_pressure = Some(action),
+            Action::Corrupt(action) => fields.corrupt = Some(action),
+        }
+        fields
+    }
+}
+
+/// After every step: stable once every pod is back, no request fails and every answer is right for `hold`; given up after `within`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Stable {
+    pub within: Span,
+    pub hold: Span,
+}
+
+impl Default for Stable {
+    fn default() -> Self {
+        Self { within: Span::from_secs(120), hold: Span::from_secs(10) }
+    }
+}
+
+/// What must hold for the run to pass. A one-of by key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Hypothesis {
+    Availability(AtLeast),
+    Latency(LatencyAtMost),
+    Recovery(RecoveryAtMost),
+    Consistency(AtLeast),
+}
+
+/// Part of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum During {
+    /// From the end of the warm-up to the end of the last analysis.
+    #[default]
+    Run,
+    Baseline,
+    /// While a fault was active.
+    Faults,
+    /// From the end of a fault to stable.
+    Recovery,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AtLeast {
+    pub at_least: Percent,
+    #[serde(default)]
+    pub during: During,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LatencyAtMost {
+    pub quantile: Percent,
+    pub at_most: Span,
+    #[serde(default)]
+    pub during: During,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecoveryAtMost {
+    /// For every outage, from t0.
+    pub at_most: Span,
+    #[serde(default)]
+    pub until: RecoveredAt,
+}
+
+/// What counts as recovered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum RecoveredAt {
+    Ready,
+    FirstGoodResponse,
+    FirstCorrectPrediction,
+    #[default]
+    Sustained,
+}
+
+/// When to stop at once, undo everything and exit 4. A one-of by key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Halt {
+    Availability(BelowFor),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BelowFor {
+    pub below: Percent,
+    #[serde(rename = "for")]
+    pub duration: Span,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read::{from_yaml, to_yaml};
+
+    const CASE_STUDY: &str = r"
+apiVersion: steadfast.dev/v1alpha1
+kind: ResilienceTest
+metadata: {name: recommender-case-study}
+spec:
+  target: {selector: {matchLabels: {app: recommender}}, port: http}
+  local:
+    nodes: 3
+    pods: {replicas: 3, labels: {app: recommender}, command: [steadfast, serve, golden-sets/sets/recommender, --port, $(PORT)], ready: {httpGet: {path: /v2/health/ready}, period: 1s}}
+  load: [{name: users, rate: 200/s, inputs: {goldenSet: recommender}}]
+  golden: [{set: recommender, every: 1s}]
+  baseline: 30s
+  steps:
+    - {name: slow network, networkLatency: {nodes: {mode: one}, delay: 500ms}, for: 60s}
+    - {name: node lost, nodeFailure: {nodes: {mode: one}}, for: 60s}
+    - {name: busy node, cpuPressure: {nodes: {mode: fixedPercent, value: 50%}, load: 90%}, for: 60s}
+    - {name: killed, podKill: {pods: {mode: fixed, value: 2}}}
+    - {name: wrong, corrupt: {pods: {mode: one}, magnitude: 5%}, for: 5s}
+  stable: {within: 2m, hold: 10s}
+  hypothesis:
+    - availability: {atLeast: 99%}
+    - latency: {quantile: 99%, atMost: 250ms, during: baseline}
+    - recovery: {atMost: 30s, until: firstCorrectPrediction}
+    - consistency: {atLeast: 99.9%}
+  halt: [{availability: {below: 20%, for: 30s}}]
+  rounds: 1
+  seed: 7
+";
+
+    #[test]
+    fn a_file_survives_writing_and_reading() {
+        let test: ResilienceTest = from_yaml("case.yaml", CASE_STUDY).unwrap();
+        assert_eq!(test.spec.steps.len(), 5);
+        let written = to_yaml(&test).unwrap();
+        assert_eq!(from_yaml::<ResilienceTest>("again.yaml", &written).unwrap(), test, "{written}");
+        let json = serde_json::to_string(&test).unwrap();
+        assert_eq!(serde_json::from_str::<ResilienceTest>(&json).unwrap(), test, "{json}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_its_place_and_what_would_be_right() {
+        for (right, wrong, line, field, says) in [
+            ("atLeast: 99%}", "atLeast: 990%}", 21, "spec.hypothesis[0].availability.atLeast", "percentage from 0% to 100%"),
+            ("delay: 500ms}, for: 60s", "delay: 500}, for: 60s", 14, "spec.steps[0].networkLatency.delay", "such as 500ms"),
+            ("rate: 200/s", "rate: fast", 10, "spec.load[0].rate", "such as 200/s"),
+            ("baseline: 30s", "baselin: 30s", 12, "spec.baselin", "unknown field"),
+            ("{nodes: {mode: one}, delay", "{nodes: {mode: fixed}, delay", 14, "spec.steps[0].networkLatency.nodes", "value: 2"),
+            ("rounds: 1", "rounds: 1\n  rounds: 2", 27, "spec", "duplicate"),
+            ("kind: ResilienceTest", "kind: Pod", 3, "kind", "ResilienceTest"),
+        ] {
+            let text = CASE_STUDY.replacen(right, wrong, 1);
+            assert_ne!(text, CASE_STUDY, "{right}");
+            let error = from_yaml::<ResilienceTest>("case.yaml", &text).unwrap_err();
+            assert_eq!((error.line, error.field.starts_with(field)), (line, true), "{error}");
+            assert!(error.column > 0 && error.message.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_step_does_exactly_one_thing_for_a_stated_time() {
+        let step = |text: &str| from_yaml::<Step>("step.yaml", text);
+        assert!(step("{name: a, for: 1s}").unwrap_err().message.contains("exactly one of networkLatency"));
+        assert!(
+            step("{name: a, podKill: {pods: {mode: one}}, nodeFailure: {nodes: {mode: one}}}").unwrap_err().message.contains("both podKill and nodeFailure")
+        );
+        assert!(step("{name: a, nodeFailure: {nodes: {mode: one}}}").unwrap_err().message.contains("for: 60s"));
+        assert!(step("{name: a, podKill: {pods: {mode: one}}, for: 1s}").unwrap_err().message.contains("takes no `for`"));
+    }
+}
