@@ -1,0 +1,2 @@
+
+BprobabilitiesJ(dI¤:÷Fƒ;\`â8B†r9Ý¬—;ä˜z?:!3;G*©;'ÏŒ:dîù:

@@ -1,0 +1,2 @@
+
+BprobabilitiesJ(¨<zqC;®\I;ér=îj;|€º;õ¾;Ðº;M‚=:<_?

@@ -1,0 +1,2 @@
+
+BscoresJ(ƒí“=Xmt=p-c=„wE= ’C=,»B=B=aA=¸`A=;==

@@ -1,0 +1,2 @@
+
+BscoresJ(/Zš>vf˜>lƒ>ÀNt>KOs>¿¯e>Že[>'Y>®1O>wšB>

@@ -1,0 +1,2 @@
+
+BscoresJ(zˆ~>ªIf>*e>æTc>ûÉb>søY>§UU>œ‹R>ŸJ>Ó@G>
