@@ -1,0 +1,34 @@
+# The chores, one way to do each. `just` is optional: every line is a plain command.
+
+# All tests, as CI runs them.
+test:
+    tests/run
+
+# Before a commit: seconds, not minutes.
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+
+format:
+    cargo fmt --all
+
+# The case study in its short form.
+demo:
+    cargo run --release -- demo --quick
+
+# Where the build's time goes.
+timings:
+    cargo build --release --timings
+
+# Write docs/schema/ anew after a change in api/.
+schemas:
+    cargo run -- schema report > docs/schema/report.v1alpha1.json
+    cargo run -- schema test > docs/schema/resilience-test.v1alpha1.json
+
+# How exact delays and CPU burns are on this machine.
+accuracy:
+    cargo run --release --example fault_accuracy -p steadfast-proxy
+
+# The false-alarm promise of golden verdicts, simulated.
+statistics:
+    cargo run --release --example sequential_simulation -p steadfast-golden-sets
