@@ -95,7 +95,7 @@ pub struct EnrolmentManifest {
     pub server: Server,
     /// When, as RFC 3339 in UTC.
     pub time: String,
-    /// How often each sample was replayed.
+    /// How often each sample was replayed at least.
     pub replays: u32,
     pub outputs: Vec<EnrolledOutput>,
     pub samples: Vec<SampleSpec>,
@@ -118,7 +118,7 @@ pub struct Server {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EnrolledOutput {
     pub name: String,
-    /// The largest difference between two answers to one sample. Zero: this server is deterministic.
+    /// The largest difference between a first answer to a sample and any later one. Zero: this server is deterministic.
     pub noise: Noise,
     /// The largest difference between an answer and the set's stored one: how far this server stands from its reference.
     pub offset: Noise,

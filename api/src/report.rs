@@ -41,6 +41,9 @@ pub struct Run {
     pub id: String,
     /// RFC 3339.
     pub started: String,
+    /// The same moment on `CLOCK_MONOTONIC` of the machine that led the run, so that other records of that machine can be compared with the marks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_monotonic_ns: Option<u64>,
     pub duration_ms: f64,
     pub platform: String,
     pub version: String,
