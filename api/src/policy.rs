@@ -253,3 +253,49 @@ pub const ORIGIN_HEADER: &str = "steadfast-origin";
 pub const FAULT_HEADER: &str = "steadfast-fault";
 /// Response header by which the local platform's gateway names the pod that it sent the request to.
 pub const POD_HEADER: &str = "steadfast-pod";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read::{from_yaml, to_yaml};
+
+    const POLICY: &str = r"
+selector: {matchLabels: {app: recommender}}
+expiresAfter: 10m
+budget: {concurrent: 100, share: 20%}
+rules:
+  - match: {methods: [POST], path: {prefix: /v2/models/}, model: recommender}
+    share: 10%
+    faults: [{delay: {fixed: 250ms, jitter: 50ms}}, {abort: {httpStatus: 503}, share: 25%}]
+headers: {trust: {addresses: [127.0.0.0/8]}, allow: [delay, abort], maxDelay: 2s}
+";
+
+    #[test]
+    fn a_policy_survives_writing_and_reading() {
+        let policy: FaultPolicySpec = from_yaml("policy.yaml", POLICY).unwrap();
+        assert_eq!(policy.rules[0].faults[1].share, Percent::from_ratio(0.25));
+        let written = to_yaml(&policy).unwrap();
+        assert_eq!(from_yaml::<FaultPolicySpec>("again.yaml", &written).unwrap(), policy, "{written}");
+    }
+
+    #[test]
+    fn a_policy_without_budget_or_expiry_is_refused() {
+        for (line, field) in [("expiresAfter: 10m\n", "expiresAfter"), ("budget: {concurrent: 100, share: 20%}\n", "budget")] {
+            let error = from_yaml::<FaultPolicySpec>("policy.yaml", &POLICY.replace(line, "")).unwrap_err();
+            assert!(error.message.contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_fault_is_exactly_one_and_within_its_range() {
+        for (wrong, says) in [
+            ("{abort: {httpStatus: 999}}", "200 to 599"),
+            ("{share: 25%}", "exactly one of delay, abort, cpu, corrupt"),
+            ("{abort: {httpStatus: 503}, corrupt: {}}", "make them two entries"),
+        ] {
+            let text = POLICY.replace("{abort: {httpStatus: 503}, share: 25%}", wrong);
+            let error = from_yaml::<FaultPolicySpec>("policy.yaml", &text).unwrap_err();
+            assert!(error.message.contains(says) && error.line == 8, "{error}");
+        }
+    }
+}

@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, MapAccess, SeqAccess, Visitor},
+};
+use serde_saphyr::Spanned;
 
 /// Why a file was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,4 +58,103 @@ pub fn from_yaml<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, BadFi
 /// Writes `value` as YAML that [`from_yaml`] reads back.
 pub fn to_yaml<T: Serialize>(value: &T) -> Result<String, String> {
     serde_saphyr::to_string(value).map_err(|error| error.to_string())
+}
+
+/// Where every field of a document stands, for checks that come after reading.
+#[derive(Debug)]
+pub struct Places {
+    line: u64,
+    column: u64,
+    fields: Vec<(String, Places)>,
+}
+
+impl Places {
+    /// `None` when `text` is not one YAML document.
+    pub fn of(text: &str) -> Option<Self> {
+        serde_saphyr::from_str(text).ok()
+    }
+
+    /// Line and column, from 1, of the value at a path such as `spec.steps[1].for`; of the nearest field around it that is written out when it is not.
+    pub fn find(&self, field: &str) -> (u64, u64) {
+        let mut at = self;
+        for step in field.replace('[', ".").split('.').map(|step| step.trim_end_matches(']')) {
+            let Some((_, next)) = at.fields.iter().find(|(name, _)| name == step) else { break };
+            at = next;
+        }
+        (at.line, at.column)
+    }
+}
+
+struct Fields(Vec<(String, Places)>);
+
+impl<'de> Deserialize<'de> for Places {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Spanned { value: Fields(fields), referenced, .. } = Spanned::deserialize(deserializer)?;
+        Ok(Self { line: referenced.line(), column: referenced.column(), fields })
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FieldsVisitor)
+    }
+}
+
+struct FieldsVisitor;
+
+macro_rules! scalars {
+    ($($visit:ident($type:ty)),*) => { $(fn $visit<E>(self, _: $type) -> Result<Fields, E> { Ok(Fields(Vec::new())) })* };
+}
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any YAML")
+    }
+
+    scalars!(visit_bool(bool), visit_i64(i64), visit_i128(i128), visit_u64(u64), visit_u128(u128), visit_f64(f64), visit_str(&str), visit_bytes(&[u8]));
+
+    fn visit_unit<E>(self) -> Result<Fields, E> {
+        Ok(Fields(Vec::new()))
+    }
+
+    fn visit_none<E>(self) -> Result<Fields, E> {
+        Ok(Fields(Vec::new()))
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Fields, D::Error> {
+        Fields::deserialize(deserializer)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(name) = map.next_key()? {
+            fields.push((name, map.next_value()?));
+        }
+        Ok(Fields(fields))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Fields, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            fields.push((fields.len().to_string(), item));
+        }
+        Ok(Fields(fields))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_is_found_where_it_stands() {
+        let places = Places::of("a: 1\nb:\n  - {c: [x, 500ms], d: null}\n  - e: 2.5\n    f:\n      g: true\n").unwrap();
+        for (field, at) in [("a", (1, 4)), ("b[0].c[1]", (3, 13)), ("b[1].e", (4, 8)), ("b[1].f.g", (6, 10)), ("b[0].d", (3, 24))] {
+            assert_eq!(places.find(field), at, "{field}");
+        }
+        assert_eq!(places.find("b[1].f.missing"), places.find("b[1].f"), "the nearest field that is there");
+        assert!(Places::of("a: [").is_none());
+    }
 }
