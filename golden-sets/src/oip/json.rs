@@ -383,7 +383,9 @@ impl Serialize for Data<'_> {
                 let mut list = serializer.serialize_seq(Some(v.len()))?;
                 for (index, value) in v.iter().enumerate() {
                     let text = std::str::from_utf8(value);
-                    list.serialize_element(text.map_err(|_| S::Error::custom(format!("value {index} is not UTF-8, which JSON cannot carry; send it as a binary tensor")))?)?;
+                    list.serialize_element(
+                        text.map_err(|_| S::Error::custom(format!("value {index} is not UTF-8, which JSON cannot carry; send it as a binary tensor")))?,
+                    )?;
                 }
                 list.end()
             }

@@ -21,8 +21,8 @@ mod wire;
 
 pub use metadata::{BINARY_EXTENSION, ErrorBody, ModelMetadata, ServerMetadata, TensorMetadata};
 pub use request::{InferRequest, RequestOptions, RequestedOutput, decode_request, encode_request};
-pub use route::Route;
 pub use response::{InferResponse, ResponseHead, decode_response, encode_response};
+pub use route::Route;
 pub use wire::{Parameter, Parameters};
 
 use bytes::Bytes;

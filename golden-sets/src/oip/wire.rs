@@ -204,12 +204,13 @@ pub(super) type WireTensors = Bounded<WireTensor, TENSORS_MAX>;
 
 /// Reads the JSON part of a message.
 pub(super) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, OipError> {
-    serde_json::from_slice(json).or_else(|error| match json::without_bare_words(json) {
-        // Only where it does differ: Python's `json` writes NaN and Infinity, which JSON does not have.
-        Cow::Owned(json) => serde_json::from_slice(&json),
-        Cow::Borrowed(_) => Err(error),
-    })
-    .map_err(|error| OipError::Json { why: error.to_string() })
+    serde_json::from_slice(json)
+        .or_else(|error| match json::without_bare_words(json) {
+            // Only where it does differ: Python's `json` writes NaN and Infinity, which JSON does not have.
+            Cow::Owned(json) => serde_json::from_slice(&json),
+            Cow::Borrowed(_) => Err(error),
+        })
+        .map_err(|error| OipError::Json { why: error.to_string() })
 }
 
 /// Checks all tensors of a message; binary ones are cut off `rest` in their order, and nothing may be left of it.

@@ -1,2 +1,2 @@
 
-BscoresJ(•)±>fEš>5Ì‘>C¬‘>I¶t>M,h>`e>6(e>dìP>ÄÆL>
+BscoresJ(È¨>6“>RY>í–…>]hw>[ud>/W>Ä×P>e7P>[%K>

@@ -1,2 +1,2 @@
 
-BscoresJ(ˆ®†>‰æ‚>î‘>Òæq>VqY>1šL>ËGJ>P«E>o™C>Ç@A>
+BscoresJ(TXˆ>”ÿm>zm>W`>ÕÏ^>sgJ>1 H>loG>HƒA>5/>

@@ -1,2 +1,2 @@
 
-BscoresJ(šÉž>ÔÀ>†*Ž>Õßn>©àm>ogj>X|Z>x¶X>¥·T>¨sS>
+BscoresJ(¤³š>Ê‰>NI‡>§Œj>bnS>AS>`ÝR>XP>ÐON>ÑÌH>

@@ -1,3 +1,2 @@
 
-BscoresJ('•§>FrŒ>;‹‡>&i>
-¯X>baX>|˜W>1zR>C I>NMH>
+BscoresJ(ô@Ÿ>Õ²‚>ÿ“x>3#g>{YT>€åP>h•E>®ËA>­EA>d4?>

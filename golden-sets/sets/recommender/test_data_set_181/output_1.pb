@@ -1,2 +1,2 @@
 
-BscoresJ(Ni,=b‚'=¼ì%=µs%=RF=™¨=že=ÚS= ·	=Ú”	=
+BscoresJ()‘‰=€^x=v>o=A£n=‰ßj=øj=ê×g=úxZ=#X=L=

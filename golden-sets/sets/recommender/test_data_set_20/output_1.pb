@@ -1,2 +1,2 @@
 
-BscoresJ(\g¦>±q¤>V™a>Â¡_>ÝŸ^>ŠáX>£V>büP>¤›P>CC>
+BscoresJ(K Ÿ>Y¸>öD\>ÁžU>™žR>šmQ>ŽN>I–J>·hI>Î<>

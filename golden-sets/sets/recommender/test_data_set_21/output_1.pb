@@ -1,2 +1,2 @@
 
-BscoresJ(Ÿ¦>ž€>õp>¶Âf>Zòe>]We>zÉU>r¼I>ÚŠA>÷NA>
+BscoresJ(Öäu>¡lj>;+f>„fX>ƒX>.V>ÛòT>É?>¾ <>98>

@@ -1,2 +1,2 @@
 
-BscoresJ($™†=Bh=¶ëg=²¡f=F;d=†0c=::S=ºúR=øR="&N=
+BscoresJ(x•=ˆl=ï`=bòS=„R=T:M=!ÑB=9=JÃ4=ZÁ4=

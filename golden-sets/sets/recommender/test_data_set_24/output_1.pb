@@ -1,2 +1,2 @@
 
-BscoresJ(/Zš>vf˜>lƒ>ÀNt>KOs>¿¯e>Že[>'Y>®1O>wšB>
+BscoresJ(­û’>Ã>ù*w>6Al>ð_>v¦U>ÑcL>]ªK>ž‘G>å,8>

@@ -1,2 +1,2 @@
 
-BscoresJ(¦×=~ z=d³m=\xl=Žùk=ök=?L`={åL=3œH=€‹H=
+BscoresJ(JBƒ=$Kz=Lgi=ÜF='¸>=b´1=Ö¶*=Ä<'={´"=Lü!=

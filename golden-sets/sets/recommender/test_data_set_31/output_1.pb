@@ -1,2 +1,2 @@
 
-BscoresJ(úü¡>ºk>Néz>4z>°Æx>x¾n>}Li>ðúR>íšQ>¸ÌF>
+BscoresJ(!f™>Òw‘>ßìn>EÏe>Èe>e> ù\>ŽcN>(eG>–¶F>

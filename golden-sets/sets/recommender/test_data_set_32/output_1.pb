@@ -1,2 +1,2 @@
 
-BscoresJ(-˜Ž>ÐÒv>´q>éÒl>è™e>BsZ>GX>ÈÊS>ã <>²6>
+BscoresJ(»ÐŒ>¨Ht>•9h>\b>’)`>ÿY>tóU>KnB>²‚.>˜Ø&>

@@ -1,2 +1,2 @@
 
-BscoresJ(zˆ~>ªIf>*e>æTc>ûÉb>søY>§UU>œ‹R>ŸJ>Ó@G>
+BscoresJ(+ôv>ª¨d>rU>ÞöR>~.N>G>’ C>¾O7>*N/>”@.>

@@ -1,2 +1,2 @@
 
-BscoresJ(êð´>C >Œz>nWW>/×Q>5J>´…G>w7C>YÊ<>œÁ0>
+BscoresJ(Jeª>Ú•>8Üh>¦CS>ÔWI>ÒƒA>¶HA>™	@>	'2>™Ó+>

@@ -1,2 +1,2 @@
 
-BscoresJ(0žc>VV>bòP>tg<><ð/>f­*>[&>Óß >Ez> b>
+BscoresJ(é‹Y>ºBK>°?>>g>.>db+>áB)>K>´<>ö8>ôæ>

@@ -1,2 +1,2 @@
 
-BscoresJ(OzŠ>ämz>¶yo>¢j>*e>'ˆ]>è\>xQ[>)™S>…úL>
+BscoresJ("äŠ>Jjz>ÀSu>ì;h>°W>e¯J>6qJ>ÁJ>¨ H>óaG>

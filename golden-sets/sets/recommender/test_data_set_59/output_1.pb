@@ -1,2 +1,2 @@
 
-BscoresJ(BVŠ>f5…>ÄWx>$U^>ÊbI>TG>ÿD>(JB>>®=>m>=>
+BscoresJ(°ï~>^E{>f>é:[>…ÄG>áF><ÝB>øÈ;>iC;>ô†->

@@ -1,3 +1,2 @@
 
-BscoresJ(lkÄ=Ú§=´aˆ='’x=ìX=JW=|
-V=v•S=ô÷P=°öN=
+BscoresJ(}s»=ù‡ =Pm=ıa=±"S==S=²·K=2ëJ=¼ËI=Öf7=

@@ -1,2 +1,2 @@
 
-BscoresJ(‚7g=°V=©uP=5>N=>ÄK=6åH=cÊH=dGF=ë(@=ÿ]5=
+BscoresJ(÷f=/yQ=óP=ÄN=\N=<]K=àÏI=Š‚H=²z<=ò&4=

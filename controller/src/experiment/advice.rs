@@ -1,0 +1,218 @@
+//! What to change: rules that look at where the time and the failures went, each with its evidence and what it would bring.
+
+use steadfast_api::{
+    mark::{Mark, Outage},
+    report::{Advice, FaultWindow, Phase, PhaseKind, Service},
+    test::{Action, ResilienceTest},
+};
+
+use super::hypothesis::{millis, share, thousands};
+
+/// What the rules look at.
+pub struct Seen<'a> {
+    pub test: &'a ResilienceTest,
+    pub phases: &'a [Phase],
+    pub faults: &'a [FaultWindow],
+    pub outages: &'a [Outage],
+    pub total: &'a Service,
+    pub baseline: &'a Service,
+}
+
+/// Less than this is not worth a change, in milliseconds.
+const WORTH_MS: f64 = 200.0;
+
+/// Every rule that found something: wrong answers first, then what prolongs outages, then what slows requests down.
+pub fn advice(seen: &Seen<'_>) -> Vec<Advice> {
+    let rules = [wrong_answers, ready_but_wrong, node_detection, node_eviction, model_load, probe_period, stale_routes, retries, slow_node, busy_node];
+    rules.iter().filter_map(|rule| rule(seen)).collect()
+}
+
+fn new(title: &str, evidence: String, gain: String) -> Option<Advice> {
+    Some(Advice { title: title.to_owned(), evidence, gain })
+}
+
+/// Lower median.
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len().checked_sub(1)? / 2).copied()
+}
+
+impl Seen<'_> {
+    fn of_action<'a>(&'a self, action: &'a str) -> impl Iterator<Item = &'a Outage> {
+        self.outages.iter().filter(move |outage| outage.fault.is_some_and(|fault| self.faults.get(fault as usize).is_some_and(|fault| fault.action == action)))
+    }
+
+    /// Median of a stretch between two marks, and of the whole capacity outage, over the outages that have both.
+    fn stretch<'a>(outages: impl Iterator<Item = &'a Outage>, from: Mark, to: Mark) -> Option<(f64, f64, usize)> {
+        let (parts, wholes): (Vec<f64>, Vec<f64>) = outages.filter_map(|outage| Some((outage.marks.between(from, to)?, outage.capacity_outage_ms))).unzip();
+        let count = parts.len();
+        Some((median(parts)?, median(wholes)?, count))
+    }
+
+    /// The fault phases of steps with this action, each with what it had been asked to do.
+    fn phases_of<'a>(&'a self, action: &'a str) -> impl Iterator<Item = (&'a Phase, &'a Action)> {
+        self.phases.iter().filter(|phase| phase.kind == PhaseKind::Fault).filter_map(move |phase| {
+            let step = self.test.spec.steps.get(phase.step? as usize)?;
+            (step.action.name() == action).then_some((phase, &step.action))
+        })
+    }
+}
+
+fn wrong_answers(seen: &Seen<'_>) -> Option<Advice> {
+    let asked = seen.phases_of("corrupt").map(|(phase, _)| wrong_of(&phase.service)).sum::<u64>();
+    // Corruption is taken back before the analysis begins, but answers under way may still carry it.
+    let after: u64 = seen.phases.iter().filter(|phase| phase.kind == PhaseKind::Recovery && !seen.corrupted(phase)).map(|phase| wrong_of(&phase.service)).sum();
+    let elsewhere: u64 = seen.phases.iter().filter(|phase| phase.kind != PhaseKind::Recovery).map(|phase| wrong_of(&phase.service)).sum::<u64>() - asked;
+    let wrong = elsewhere + after;
+    if wrong == 0 {
+        return None;
+    }
+    new(
+        "Find out why the model answers wrongly",
+        format!("{} answers differed from the golden ones with no fault that was asked to change them.", thousands(wrong)),
+        format!("Consistency of {} instead of {}.", share(1.0), seen.total.consistency.ratio.map_or_else(String::new, share)),
+    )
+}
+
+impl Seen<'_> {
+    fn corrupted(&self, phase: &Phase) -> bool {
+        phase.step.and_then(|step| self.test.spec.steps.get(step as usize)).is_some_and(|step| step.action.name() == "corrupt")
+    }
+}
+
+fn wrong_of(service: &Service) -> u64 {
+    service.consistency.answers_checked - service.consistency.answers_right + service.consistency.replays_mismatched
+}
+
+fn ready_but_wrong(seen: &Seen<'_>) -> Option<Advice> {
+    let early: Vec<f64> =
+        seen.outages.iter().filter_map(|outage| outage.marks.between(Mark::EndpointAdded, Mark::FirstCorrectPrediction)).filter(|ms| *ms > WORTH_MS).collect();
+    let count = early.len();
+    let typical = median(early)?;
+    new(
+        "Let a pod serve only once it answers a golden input rightly",
+        format!("In {count} of {} outages the pod was in the Service {} (median) before its first correct prediction.", seen.outages.len(), millis(typical)),
+        format!("No wrong answers for {} after each recovery.", millis(typical)),
+    )
+}
+
+fn node_detection(seen: &Seen<'_>) -> Option<Advice> {
+    let (part, whole, count) = Seen::stretch(seen.of_action("nodeFailure"), Mark::Fault, Mark::EndpointRemoved)?;
+    if part < WORTH_MS {
+        return None;
+    }
+    let grace = seen.test.spec.local.as_ref().map(|local| local.timers.node_monitor_grace_period);
+    let grace = grace.map_or_else(String::new, |grace| format!(" (nodeMonitorGracePeriod is {grace}; on Kubernetes 40 s by default)"));
+    new(
+        "Take silent pods out of the Service before the node is called lost",
+        format!("After a node fell silent, its pods stayed in the Service for {} of {} until sustained service (median of {count}){grace}.", millis(part), millis(whole)),
+        format!("Outlier ejection after a few failed requests would end the routing outage within about a second, {} sooner.", millis((part - 1000.0).max(0.0))),
+    )
+}
+
+fn node_eviction(seen: &Seen<'_>) -> Option<Advice> {
+    let (part, whole, count) = Seen::stretch(seen.of_action("nodeFailure"), Mark::EndpointRemoved, Mark::ReplacementCreated)?;
+    if part < WORTH_MS || part < whole * 0.2 {
+        return None;
+    }
+    new(
+        "Replace the pods of a lost node sooner",
+        format!("From withdrawing the endpoint to creating the replacement {} passed, of {} (median of {count}): that is tolerationSeconds (300 s by default on Kubernetes).", millis(part), millis(whole)),
+        format!("Up to {} less with reduced capacity after each node loss.", millis(part)),
+    )
+}
+
+fn model_load(seen: &Seen<'_>) -> Option<Advice> {
+    let (part, whole, count) = Seen::stretch(seen.outages.iter(), Mark::ContainerStarted, Mark::ModelLoaded)?;
+    if part < WORTH_MS || part < whole * 0.25 {
+        return None;
+    }
+    new(
+        "Load the model faster",
+        format!("Starting the server and loading the model took {} of {} until sustained service (median of {count}).", millis(part), millis(whole)),
+        format!("Every outage is shorter by what loading is shortened: up to {}. A local copy of the model, a smaller format, or a warm spare pod.", millis(part)),
+    )
+}
+
+fn probe_period(seen: &Seen<'_>) -> Option<Advice> {
+    let period = seen.test.spec.local.as_ref()?.pods.ready.period;
+    let (part, whole, count) = Seen::stretch(seen.outages.iter(), Mark::ModelLoaded, Mark::Ready)?;
+    let ms = period.get().as_secs_f64() * 1000.0;
+    if part < WORTH_MS || part > 1.5 * ms {
+        return None;
+    }
+    new(
+        "Ask for readiness more often",
+        format!("A loaded model waited {} to be found ready, of {} (median of {count}); the probe's period is {period}.", millis(part), millis(whole)),
+        format!("With a fifth of the period, about {} less in every outage.", millis(part * 0.8)),
+    )
+}
+
+fn stale_routes(seen: &Seen<'_>) -> Option<Advice> {
+    // What fails after the endpoint was withdrawn had been sent before, or on a connection that was kept.
+    let late: Vec<f64> = seen
+        .outages
+        .iter()
+        .filter_map(|outage| {
+            let last = outage.marks.get(Mark::FirstFailure)? + outage.routing_outage_ms?;
+            Some(last - outage.marks.get(Mark::EndpointRemoved)?)
+        })
+        .filter(|ms| *ms > WORTH_MS)
+        .collect();
+    let count = late.len();
+    let typical = median(late)?;
+    let timeout = seen.test.spec.load.iter().map(|load| load.timeout).max()?;
+    new(
+        "Give up sooner on a pod that has left the Service",
+        format!("In {count} of {} outages clients still failed {} (median) after the endpoint had gone; their timeout is {timeout}.", seen.outages.len(), millis(typical)),
+        format!("Shorter client timeouts, or closing connections to removed endpoints, would end these routing outages up to {} sooner.", millis(typical)),
+    )
+}
+
+fn retries(seen: &Seen<'_>) -> Option<Advice> {
+    let all = &seen.total.availability;
+    let failed = all.failed_proxy + all.failed_silence;
+    let rest = all.failed_upstream + all.failed_injected;
+    if failed == 0 || all.attempted == 0 {
+        return None;
+    }
+    new(
+        "Retry once on another pod",
+        format!("{} of {} requests ended without the model server's answer; inference can be asked again without harm.", thousands(failed), thousands(all.attempted)),
+        format!("If every retry had reached a healthy pod: availability {} instead of {}.", share(1.0 - rest as f64 / all.attempted as f64), share(all.ratio?)),
+    )
+}
+
+fn slow_node(seen: &Seen<'_>) -> Option<Advice> {
+    let base = seen.baseline.latency.p99_ms;
+    let (phase, action) = seen.phases_of("networkLatency").max_by(|(a, _), (b, _)| a.service.latency.p99_ms.total_cmp(&b.service.latency.p99_ms))?;
+    let Action::NetworkLatency(latency) = action else { return None };
+    let p99 = phase.service.latency.p99_ms;
+    if seen.baseline.latency.count == 0 || p99 < 3.0 * base || p99 < 0.5 * latency.delay.get().as_secs_f64() * 1000.0 {
+        return None;
+    }
+    new(
+        "Hedge slow requests",
+        format!("With {} on {}, p99 rose from {} to {}: users waited for the slow node although others were fast.", latency.delay, place(seen, phase), millis(base), millis(p99)),
+        format!("A second request to another pod once the first is slower than the usual p99 would keep p99 near {}.", millis(2.0 * base)),
+    )
+}
+
+fn place(seen: &Seen<'_>, phase: &Phase) -> String {
+    let fault = seen.faults.iter().find(|fault| Some(fault.step) == phase.step && fault.round == phase.round);
+    fault.map_or_else(String::new, |fault| fault.nodes.join(", "))
+}
+
+fn busy_node(seen: &Seen<'_>) -> Option<Advice> {
+    let base = seen.baseline.latency.p99_ms;
+    let (phase, _) = seen.phases_of("cpuPressure").max_by(|(a, _), (b, _)| a.service.latency.p99_ms.total_cmp(&b.service.latency.p99_ms))?;
+    let p99 = phase.service.latency.p99_ms;
+    if seen.baseline.latency.count == 0 || p99 < 2.0 * base || p99 - base < 1.0 {
+        return None;
+    }
+    new(
+        "Reserve CPU for the model server",
+        format!("While a neighbour burnt CPU on {}, p99 rose from {} to {}.", place(seen, phase), millis(base), millis(p99)),
+        format!("CPU requests equal to what the server uses at peak keep its share: up to {} less at p99.", millis(p99 - base)),
+    )
+}

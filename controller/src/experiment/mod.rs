@@ -1,0 +1,20 @@
+//! An experiment, from the file to the report.
+//!
+//! [`plan`] reads the file and refuses what cannot work, all of it at once; [`run`] leads the flow (warm-up, baseline, then for each step fault, monitoring and
+//! analysis until stable); [`halt`] stops it early; [`conclude`] turns the history into a report with the help of [`hypothesis`], [`score`] and [`advice`].
+//! [`local`] is the way through for one machine. Everything but that is generic over [`Platform`](crate::platform::Platform).
+
+pub mod advice;
+pub mod conclude;
+pub mod halt;
+pub mod hypothesis;
+pub mod local;
+pub mod plan;
+pub mod progress;
+pub mod run;
+pub mod score;
+pub mod select;
+pub mod sets;
+
+pub use plan::Plan;
+pub use progress::Progress;

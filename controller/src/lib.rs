@@ -1,0 +1,12 @@
+//! `steadfast-controller`: runs experiments on a platform, watches what happens, and says whether it held.
+//!
+//! In: an experiment file (`steadfast_api::test`). Through: [`platform`] keeps the target and carries out faults, [`load`] plays the users, [`serve`] hears the
+//! sidecars, [`observe`] turns all of it into marks, availability and consistency, [`experiment`] leads the run. Out: [`report`].
+
+pub mod experiment;
+pub mod load;
+pub mod observe;
+pub mod platform;
+pub mod report;
+mod runtime;
+pub mod serve;

@@ -1,0 +1,436 @@
+//! From facts to outages with their marks t0…t12.
+//!
+//! The rules, in the order in which they matter:
+//!
+//! - There is one open outage for each *place* (a pod and its successors) at a time. It opens when the pod that holds the place leaves the Service, or when a
+//!   planned fault takes it away. t0 is the moment the fault took hold when it was planned, else the first evidence (the sidecar or the probe found the
+//!   server not ready, the process died, the endpoint went).
+//! - An outage closes at t12. A holder that is lost again before that, by itself, prolongs the outage, and the marks of its recovery begin anew; if a planned
+//!   fault takes it, the first outage ends there as *censored* (its recovery was cut off) and the fault opens another.
+//! - t1 is the end of the first request that failed on the lost pod, on its successor or on no pod at all. The routing outage lasts from there to the last one
+//!   before t12 (on the lost pod: to the last of all).
+//! - t11 is the first 2xx that the successor gave to a user, the first correct prediction the first right answer of it to a user or to a golden replay. t12 is
+//!   the beginning of the good service that then lasted for `hold`: no failure by this pod, no loss of its endpoint. Without users, t12 is t10.
+//! - What happened later is evidence that what must come before it had happened by then: t4 to t11 never run backwards (a sidecar polls every 20 ms, so the
+//!   probe may find the model loaded before it does).
+//!
+//! An outage that has no t12 when the run ends is censored: its length is a lower bound. None is dropped.
+
+use std::collections::{BTreeMap, HashMap};
+
+use steadfast_api::mark::{Mark, Marks, Outage};
+
+use super::requests::Kind;
+use crate::platform::What;
+
+/// Something that bears on outages.
+#[derive(Clone, Debug)]
+pub enum Fact {
+    Change(What),
+    /// A sidecar's word on its model server.
+    Upstream {
+        uid: String,
+        ready: bool,
+    },
+    /// A planned fault, placed at the moment when it was asked for.
+    Fault(Planned),
+}
+
+/// A planned fault.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// Index into the report's faults.
+    pub index: u32,
+    /// When it took hold.
+    pub since: i64,
+    /// When it was over; pods that it touched and that were lost until then were lost by it.
+    pub until: Option<i64>,
+    /// It takes pods away, rather than making their work harder.
+    pub takes: bool,
+    pub pods: Vec<String>,
+    pub nodes: Vec<String>,
+    /// In words, for [`Outage::cause`].
+    pub cause: String,
+}
+
+/// An answer or its absence, as one pod's user saw it.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    pub sent: i64,
+    pub ended: i64,
+    pub kind: Kind,
+}
+
+/// What users and golden replays saw, by pod.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// By pod name, in order of `ended`.
+    pub by_pod: HashMap<String, Vec<Answer>>,
+    /// Requests that reached no pod, in order of `ended`.
+    pub nowhere: Vec<Answer>,
+    /// Moments of golden replays that matched, by UID, in order.
+    pub matches: HashMap<String, Vec<i64>>,
+}
+
+impl Traffic {
+    fn of(&self, name: &str) -> &[Answer] {
+        self.by_pod.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    fn any(&self) -> bool {
+        !self.by_pod.is_empty() || !self.nowhere.is_empty()
+    }
+}
+
+/// An outage in microseconds since the epoch, with the place it belongs to.
+#[derive(Clone, Debug)]
+pub struct Lost {
+    pub outage: Outage,
+    /// Between its last two marks that lie apart, for waterfalls and advice: begin of the recovery by the successor.
+    pub at: BTreeMap<Mark, i64>,
+    pub until: i64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Holder {
+    name: String,
+    uid: String,
+    node: String,
+}
+
+struct Open {
+    lost: Holder,
+    fault: Option<u32>,
+    cause: String,
+    at: BTreeMap<Mark, i64>,
+    /// When the holder's work on the recovery began: what it did before proves nothing.
+    since: i64,
+}
+
+#[derive(Default)]
+struct Place {
+    holder: Holder,
+    in_service: bool,
+    /// First sign that something is wrong with a pod in service.
+    suspect: Option<i64>,
+    open: Option<Open>,
+}
+
+/// Marks that a recovery must reach one after the other.
+const CHAIN: [Mark; 8] = [
+    Mark::ReplacementCreated,
+    Mark::Scheduled,
+    Mark::Initialized,
+    Mark::ContainerStarted,
+    Mark::ModelLoaded,
+    Mark::Ready,
+    Mark::EndpointAdded,
+    Mark::FirstGoodResponse,
+];
+
+struct Builder<'a> {
+    traffic: &'a Traffic,
+    hold: i64,
+    end: i64,
+    places: Vec<Place>,
+    by_uid: HashMap<String, usize>,
+    plans: Vec<Planned>,
+    done: Vec<Lost>,
+}
+
+/// Outages in order of t0. `facts` in order of time, those after `end` left out; `begin` is the run's zero, to which the outages' milliseconds refer.
+pub fn outages(facts: &[(i64, Fact)], traffic: &Traffic, hold: i64, begin: i64, end: i64) -> Vec<Lost> {
+    let mut builder = Builder { traffic, hold, end, places: Vec::new(), by_uid: HashMap::new(), plans: Vec::new(), done: Vec::new() };
+    for (at, fact) in facts.iter().filter(|(at, _)| *at <= end) {
+        match fact {
+            Fact::Change(what) => builder.change(*at, what),
+            Fact::Upstream { uid, ready } => builder.upstream(*at, uid, *ready),
+            Fact::Fault(planned) => builder.fault(planned),
+        }
+    }
+    for index in 0..builder.places.len() {
+        builder.close(index, end);
+    }
+    let mut lost = builder.done;
+    lost.sort_by_key(|lost| lost.at.get(&Mark::Fault).copied());
+    for (index, lost) in lost.iter_mut().enumerate() {
+        lost.outage.id = index as u32 + 1;
+        for (mark, at) in &lost.at {
+            lost.outage.marks.set(*mark, (at - begin) as f64 / 1000.0);
+        }
+    }
+    lost
+}
+
+impl Builder<'_> {
+    fn fault(&mut self, planned: &Planned) {
+        self.plans.push(planned.clone());
+        if !planned.takes {
+            return;
+        }
+        for index in 0..self.places.len() {
+            let holder = &self.places[index].holder;
+            if self.places[index].in_service && (planned.pods.contains(&holder.name) || planned.nodes.contains(&holder.node)) {
+                self.close(index, planned.since);
+                self.open(index, planned.since, Some(planned.index), planned.cause.clone());
+            }
+        }
+    }
+
+    fn change(&mut self, at: i64, what: &What) {
+        match what {
+            What::Created { pod, replaces } => {
+                let holder = Holder { name: pod.name.clone(), uid: pod.uid.clone(), node: pod.node.clone() };
+                let index = replaces.as_ref().and_then(|uid| self.by_uid.get(uid).copied()).unwrap_or_else(|| {
+                    self.places.push(Place::default());
+                    self.places.len() - 1
+                });
+                self.by_uid.insert(pod.uid.clone(), index);
+                if self.places[index].in_service {
+                    self.lost(index, at, "replaced while in service");
+                }
+                let place = &mut self.places[index];
+                place.holder = holder;
+                place.suspect = None;
+                if let Some(open) = &mut place.open {
+                    open.begin_anew(at);
+                    open.at.insert(Mark::ReplacementCreated, at);
+                }
+            }
+            What::Scheduled { uid, node } => {
+                if let Some(place) = self.held_by(uid) {
+                    place.holder.node.clone_from(node);
+                    place.mark(Mark::Scheduled, at);
+                }
+            }
+            What::Initialized { uid } => {
+                if let Some(place) = self.held_by(uid) {
+                    place.mark(Mark::Initialized, at);
+                }
+            }
+            What::ContainerStarted { uid, restarts } => {
+                if let Some(place) = self.held_by(uid).filter(|place| !place.in_service) {
+                    if let Some(open) = place.open.as_mut().filter(|_| *restarts > 0) {
+                        open.forget_from(Mark::ContainerStarted);
+                        open.since = at;
+                    }
+                    place.mark(Mark::ContainerStarted, at);
+                }
+            }
+            What::Ready { uid, ready } => self.ready(at, uid, *ready),
+            What::Endpoint { uid, present: true } => {
+                if let Some(place) = self.held_by(uid) {
+                    place.mark(Mark::EndpointAdded, at);
+                    place.in_service = true;
+                    place.suspect = None;
+                }
+            }
+            What::Endpoint { uid, present: false } => {
+                self.lost_by_uid(uid, at, "left the Service: its readiness probe failed");
+                if let Some(open) = self.lost_pod(uid) {
+                    open.at.entry(Mark::EndpointRemoved).or_insert(at);
+                }
+            }
+            What::Detected { uid, .. } => {
+                if let Some(open) = self.lost_pod(uid) {
+                    open.at.entry(Mark::Detected).or_insert(at);
+                }
+            }
+            What::BackOff { uid, reason, .. } => self.lost_by_uid(uid, at, reason),
+            What::Gone { uid, reason } => self.lost_by_uid(uid, at, reason),
+            What::Terminating { uid } => self.lost_by_uid(uid, at, "deleted"),
+            What::Node { node, ready } => {
+                if !*ready {
+                    for open in self.places.iter_mut().filter_map(|place| place.open.as_mut()).filter(|open| open.lost.node == *node) {
+                        open.at.entry(Mark::Detected).or_insert(at);
+                    }
+                }
+            }
+        }
+    }
+
+    fn ready(&mut self, at: i64, uid: &str, ready: bool) {
+        let Some(place) = self.held_by(uid) else { return };
+        if ready {
+            place.suspect = None;
+            place.mark(Mark::Ready, at);
+        } else if place.in_service {
+            place.suspect.get_or_insert(at);
+        } else if let Some(open) = &mut place.open {
+            open.at.remove(&Mark::Ready);
+        }
+    }
+
+    fn upstream(&mut self, at: i64, uid: &str, ready: bool) {
+        let Some(place) = self.held_by(uid) else { return };
+        if place.in_service {
+            place.suspect = if ready { None } else { Some(place.suspect.unwrap_or(at)) };
+        } else if ready {
+            place.mark(Mark::ModelLoaded, at);
+        } else if let Some(open) = &mut place.open {
+            open.at.remove(&Mark::ModelLoaded);
+        }
+    }
+
+    fn held_by(&mut self, uid: &str) -> Option<&mut Place> {
+        let index = *self.by_uid.get(uid)?;
+        let place = &mut self.places[index];
+        (place.holder.uid == uid).then_some(place)
+    }
+
+    fn lost_pod(&mut self, uid: &str) -> Option<&mut Open> {
+        let index = *self.by_uid.get(uid)?;
+        self.places[index].open.as_mut().filter(|open| open.lost.uid == uid)
+    }
+
+    fn lost_by_uid(&mut self, uid: &str, at: i64, cause: &str) {
+        if let Some(index) = self.by_uid.get(uid).copied().filter(|index| self.places[*index].in_service && self.places[*index].holder.uid == uid) {
+            self.lost(index, at, cause);
+        }
+    }
+
+    /// The holder left the Service, and nobody had planned it.
+    fn lost(&mut self, index: usize, at: i64, cause: &str) {
+        let since = self.places[index].suspect.unwrap_or(at);
+        if self.sustained(index, since).is_none()
+            && let Some(open) = &mut self.places[index].open
+        {
+            open.begin_anew(since);
+            self.places[index].in_service = false;
+            return;
+        }
+        let Holder { name, node, .. } = &self.places[index].holder;
+        // A fault that makes work harder is the cause of what it touched; one that took something else away is not.
+        let plan = self.plans.iter().rev().find(|plan| {
+            plan.since <= since && plan.until.is_none_or(|until| since <= until) && (plan.pods.contains(name) || plan.nodes.contains(node))
+        });
+        let cause = plan.map_or_else(|| cause.to_owned(), |plan| format!("{cause} (while {})", plan.cause));
+        let fault = plan.map(|plan| plan.index);
+        self.close(index, since);
+        self.open(index, since, fault, cause);
+    }
+
+    fn open(&mut self, index: usize, at: i64, fault: Option<u32>, cause: String) {
+        let place = &mut self.places[index];
+        place.in_service = false;
+        place.suspect = None;
+        place.open = Some(Open { lost: place.holder.clone(), fault, cause, at: BTreeMap::from([(Mark::Fault, at)]), since: at });
+    }
+
+    /// Since when the holder has served well, if that lasted for `hold` before `until`.
+    fn sustained(&self, index: usize, until: i64) -> Option<i64> {
+        let place = &self.places[index];
+        let open = place.open.as_ref()?;
+        let added = *open.at.get(&Mark::EndpointAdded)?;
+        let mut begin = if self.traffic.any() { None } else { Some(added) };
+        for answer in self.traffic.of(&place.holder.name).iter().filter(|answer| answer.sent >= open.since && answer.ended <= until) {
+            if answer.kind.good() {
+                begin.get_or_insert(answer.ended);
+            } else if begin.take_if(|begin| answer.ended - *begin < self.hold).is_none() && begin.is_some() {
+                break;
+            }
+        }
+        begin.filter(|begin| until - begin >= self.hold)
+    }
+
+    /// Ends the place's open outage at `until`, recovered or not.
+    fn close(&mut self, index: usize, until: i64) {
+        let sustained = self.sustained(index, until);
+        let place = &mut self.places[index];
+        let Some(open) = place.open.take() else { return };
+        let holder = &place.holder;
+        let mut at = open.at;
+        let t0 = at.get(&Mark::Fault).copied().unwrap_or(until);
+        let mine = || self.traffic.of(&holder.name).iter().filter(|answer| answer.sent >= open.since && answer.ended <= until && answer.kind.good());
+
+        if at.contains_key(&Mark::EndpointAdded) {
+            if let Some(first) = mine().next() {
+                at.insert(Mark::FirstGoodResponse, first.ended);
+            }
+        }
+        let right = mine().find(|answer| answer.kind == Kind::Right).map(|answer| answer.ended);
+        let matched = self.traffic.matches.get(&holder.uid).and_then(|matches| matches.iter().copied().find(|at| *at >= open.since && *at <= until));
+        if let Some(first) = right.into_iter().chain(matched).min() {
+            at.insert(Mark::FirstCorrectPrediction, first);
+        }
+        if let Some(sustained) = sustained {
+            at.insert(Mark::Sustained, sustained);
+        }
+        order(&mut at, t0);
+
+        let window_end = sustained.unwrap_or(until);
+        let replaced = holder.uid != open.lost.uid;
+        let failures = |answers: &[Answer], until: i64| {
+            let within: Vec<i64> = answers.iter().filter(|answer| !answer.kind.good() && answer.ended >= t0 && answer.ended <= until).map(|answer| answer.ended).collect();
+            within.first().copied().zip(within.last().copied())
+        };
+        let seen = [
+            failures(self.traffic.of(&open.lost.name), if replaced { self.end } else { window_end }),
+            if replaced { failures(self.traffic.of(&holder.name), window_end) } else { None },
+            failures(&self.traffic.nowhere, window_end),
+        ];
+        let first = seen.iter().flatten().map(|(first, _)| *first).min();
+        let last = seen.iter().flatten().map(|(_, last)| *last).max();
+        if let Some(first) = first {
+            at.insert(Mark::FirstFailure, first);
+        }
+
+        let ms = |us: i64| us as f64 / 1000.0;
+        let came_back = at.contains_key(&Mark::ReplacementCreated) || at.contains_key(&Mark::ContainerStarted) || at.contains_key(&Mark::EndpointAdded);
+        let outage = Outage {
+            id: 0,
+            pod: open.lost.name,
+            uid: open.lost.uid,
+            node: open.lost.node,
+            replacement: (replaced || came_back).then(|| holder.name.clone()),
+            replacement_node: (replaced || came_back).then(|| holder.node.clone()),
+            fault: open.fault,
+            cause: open.cause,
+            marks: Marks::default(),
+            routing_outage_ms: first.zip(last).map(|(first, last)| ms(last - first)),
+            capacity_outage_ms: ms(window_end - t0),
+            censored: sustained.is_none(),
+        };
+        self.done.push(Lost { outage, at, until });
+    }
+}
+
+impl Place {
+    fn mark(&mut self, mark: Mark, at: i64) {
+        if let Some(open) = self.open.as_mut().filter(|_| !self.in_service) {
+            open.at.entry(mark).or_insert(at);
+        }
+    }
+}
+
+impl Open {
+    fn begin_anew(&mut self, at: i64) {
+        self.forget_from(Mark::ReplacementCreated);
+        self.since = at;
+    }
+
+    fn forget_from(&mut self, mark: Mark) {
+        self.at.retain(|known, _| *known < mark);
+    }
+}
+
+/// See the module: what came later bounds what must come before, and nothing comes before t0.
+fn order(at: &mut BTreeMap<Mark, i64>, t0: i64) {
+    for moment in at.values_mut() {
+        *moment = (*moment).max(t0);
+    }
+    let mut latest = at.get(&Mark::Sustained).copied().unwrap_or(i64::MAX);
+    for mark in CHAIN.iter().rev() {
+        if *mark == Mark::ModelLoaded {
+            latest = latest.min(at.get(&Mark::FirstCorrectPrediction).copied().unwrap_or(i64::MAX));
+        }
+        if let Some(moment) = at.get_mut(mark) {
+            *moment = (*moment).min(latest);
+            latest = *moment;
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "marks_tests.rs"]
+mod tests;

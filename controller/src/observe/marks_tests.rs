@@ -1,0 +1,253 @@
+use proptest::prelude::*;
+use steadfast_api::Span;
+
+use super::*;
+use crate::observe::testing::{Story, uid};
+
+/// Pod `a` serves from 50 ms, is killed at 1,000 ms, and `b` serves from 1,250 ms.
+fn killed() -> Story {
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1");
+    story.requests(60, 1000, 10, "a", Kind::Right);
+    story.kill(1000, 0, &["a"]);
+    story.change(1002, What::Detected { uid: uid("a"), reason: "killed".to_owned() });
+    story.requests(1005, 1100, 10, "a", Kind::Silence).requests(1100, 1260, 10, "", Kind::Proxy);
+    story.endpoint(1100, "a", false);
+    story.created(1150, "b", "node-2", Some("a")).comes_up(1200, "b", "node-2");
+    story.requests(1260, 4000, 10, "b", Kind::Right);
+    story
+}
+
+#[test]
+fn a_killed_pod_has_every_mark_and_both_outages() {
+    let lost = killed().outages(500, 4000);
+    assert_eq!(lost.len(), 1);
+    let outage = &lost[0].outage;
+    let expected = [
+        (Mark::Fault, 1000.0),
+        (Mark::FirstFailure, 1006.0),
+        (Mark::Detected, 1002.0),
+        (Mark::EndpointRemoved, 1100.0),
+        (Mark::ReplacementCreated, 1150.0),
+        (Mark::Scheduled, 1200.0),
+        (Mark::Initialized, 1210.0),
+        (Mark::ContainerStarted, 1220.0),
+        (Mark::ModelLoaded, 1230.0),
+        (Mark::Ready, 1240.0),
+        (Mark::EndpointAdded, 1250.0),
+        (Mark::FirstGoodResponse, 1261.0),
+        (Mark::FirstCorrectPrediction, 1261.0),
+        (Mark::Sustained, 1261.0),
+    ];
+    assert_eq!(outage.marks.0.iter().map(|(mark, at)| (*mark, *at)).collect::<Vec<_>>(), expected);
+    assert_eq!((outage.routing_outage_ms, outage.capacity_outage_ms, outage.censored), (Some(245.0), 261.0, false));
+    assert_eq!((outage.replacement.as_deref(), outage.replacement_node.as_deref(), outage.fault), (Some("b"), Some("node-2"), Some(0)));
+}
+
+#[test]
+fn an_outage_that_has_not_held_long_enough_when_the_run_ends_is_censored_with_its_lower_bound() {
+    let lost = killed().outages(500, 1700);
+    assert_eq!((lost[0].outage.censored, lost[0].outage.capacity_outage_ms), (true, 700.0));
+    assert_eq!(lost[0].outage.marks.get(Mark::FirstGoodResponse), Some(1261.0), "what was seen is kept");
+}
+
+#[test]
+fn a_failure_by_the_successor_starts_the_hold_anew() {
+    let mut story = killed();
+    story.requests(1500, 1501, 1, "b", Kind::Upstream);
+    let outage = &story.outages(500, 4000)[0].outage;
+    assert_eq!(outage.marks.get(Mark::Sustained), Some(1511.0));
+    assert_eq!(outage.marks.get(Mark::FirstGoodResponse), Some(1261.0));
+    assert_eq!(outage.routing_outage_ms, Some(1501.0 - 1006.0), "clients saw it within the outage");
+}
+
+#[test]
+fn ready_but_wrong_is_a_first_response_long_before_a_first_correct_prediction() {
+    let mut story = killed();
+    story.traffic.by_pod.remove("b");
+    story.requests(1260, 2000, 10, "b", Kind::Wrong).requests(2000, 4000, 10, "b", Kind::Right);
+    story.traffic.matches.insert(uid("b"), vec![1_990_000, 2_500_000]);
+    story.traffic.matches.insert(uid("a"), vec![500_000, 1_300_000]);
+    let outage = &story.outages(500, 4000)[0].outage;
+    assert_eq!(outage.marks.get(Mark::FirstGoodResponse), Some(1261.0));
+    assert_eq!(outage.marks.get(Mark::FirstCorrectPrediction), Some(1990.0), "the golden replay saw it before the first user");
+}
+
+#[test]
+fn a_container_that_dies_and_comes_back_is_an_outage_of_the_same_pod() {
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").requests(60, 1000, 10, "a", Kind::Right);
+    story.change(1000, What::BackOff { uid: uid("a"), reason: "exit status 1".to_owned(), wait: Span::from_secs(1) });
+    story.upstream(1010, "a", false).endpoint(1020, "a", false);
+    story.change(2000, What::ContainerStarted { uid: uid("a"), restarts: 1 });
+    story.upstream(2100, "a", true).change(2150, What::Ready { uid: uid("a"), ready: true }).endpoint(2160, "a", true);
+    story.requests(2170, 4000, 10, "a", Kind::Right);
+    let lost = story.outages(500, 4000);
+    let outage = &lost[0].outage;
+    assert_eq!((lost.len(), outage.replacement.as_deref(), outage.fault, outage.cause.as_str()), (1, Some("a"), None, "exit status 1"));
+    assert_eq!(outage.marks.get(Mark::ContainerStarted), Some(2000.0));
+    assert_eq!((outage.marks.get(Mark::ReplacementCreated), outage.marks.get(Mark::Sustained)), (None, Some(2171.0)));
+}
+
+#[test]
+fn what_the_first_attempt_reached_does_not_count_for_the_second() {
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").kill(1000, 0, &["a"]).endpoint(1001, "a", false);
+    story.created(1100, "b", "node-1", Some("a")).comes_up(1200, "b", "node-1");
+    story.change(1400, What::Gone { uid: uid("b"), reason: "exit status 9".to_owned() });
+    story.created(2000, "c", "node-1", Some("b")).comes_up(2100, "c", "node-1");
+    let lost = story.outages(500, 4000);
+    assert_eq!(lost.len(), 1, "lost again before it was recovered: the same outage");
+    let outage = &lost[0].outage;
+    assert_eq!((outage.pod.as_str(), outage.replacement.as_deref()), ("a", Some("c")));
+    assert_eq!((outage.marks.get(Mark::ReplacementCreated), outage.marks.get(Mark::EndpointAdded)), (Some(2000.0), Some(2150.0)));
+    assert_eq!(outage.capacity_outage_ms, 1150.0, "without users, good service begins with the endpoint");
+}
+
+#[test]
+fn a_planned_fault_on_an_unrecovered_place_cuts_the_first_outage_off() {
+    let mut story = killed();
+    story.kill(1500, 1, &["b"]).endpoint(1501, "b", false);
+    let lost = story.outages(500, 4000);
+    assert_eq!(lost.iter().map(|lost| (lost.outage.fault, lost.outage.censored, lost.outage.capacity_outage_ms)).collect::<Vec<_>>(), [
+        (Some(0), true, 500.0),
+        (Some(1), true, 2500.0)
+    ]);
+}
+
+#[test]
+fn a_lost_node_takes_its_pods_and_a_slow_network_takes_none() {
+    let mut story = Story::default();
+    for (name, node) in [("a", "node-1"), ("b", "node-1"), ("c", "node-2")] {
+        story.created(0, name, node, None).comes_up(0, name, node);
+    }
+    story.planned(500, 0, false, &[], &["node-2"]).planned(1000, 1, true, &[], &["node-1"]);
+    story.change(1400, What::Node { node: "node-1".to_owned(), ready: false });
+    let lost = story.outages(500, 4000);
+    assert_eq!(lost.iter().map(|lost| (lost.outage.pod.as_str(), lost.outage.fault, lost.outage.marks.get(Mark::Detected))).collect::<Vec<_>>(), [
+        ("a", Some(1), Some(1400.0)),
+        ("b", Some(1), Some(1400.0))
+    ]);
+}
+
+#[test]
+fn readiness_that_is_lost_under_pressure_names_the_pressure_and_begins_with_its_first_sign() {
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").planned(500, 3, false, &[], &["node-1"]);
+    story.upstream(700, "a", false).change(800, What::Ready { uid: uid("a"), ready: false }).endpoint(801, "a", false);
+    story.upstream(1000, "a", true).change(1100, What::Ready { uid: uid("a"), ready: true }).endpoint(1101, "a", true);
+    let outage = &story.outages(500, 4000)[0].outage;
+    assert_eq!((outage.fault, outage.marks.get(Mark::Fault), outage.marks.get(Mark::EndpointRemoved)), (Some(3), Some(700.0), Some(801.0)));
+    assert!(outage.cause.contains("fault 3"), "{}", outage.cause);
+    assert_eq!((outage.marks.get(Mark::ModelLoaded), outage.marks.get(Mark::Sustained)), (Some(1000.0), Some(1101.0)));
+}
+
+#[test]
+fn a_probe_that_is_faster_than_the_sidecars_poll_bounds_when_the_model_was_loaded() {
+    let mut story = killed();
+    story.facts.retain(|(_, fact)| !matches!(fact, Fact::Upstream { uid, .. } if uid == "uid-b"));
+    story.upstream(1245, "b", true);
+    let outage = &story.outages(500, 4000)[0].outage;
+    assert_eq!((outage.marks.get(Mark::ModelLoaded), outage.marks.get(Mark::Ready)), (Some(1240.0), Some(1240.0)));
+}
+
+/// Any tangle of facts about three pods on two nodes and their successors.
+fn tangle() -> impl Strategy<Value = Vec<(i64, u8, usize)>> {
+    prop::collection::vec((1_i64..10_000, 0_u8..12, 0_usize..3), 0..120)
+}
+
+fn tell(tangle: &[(i64, u8, usize)]) -> (Story, usize) {
+    let mut story = Story::default();
+    let mut names: Vec<String> = (0..3).map(|place| format!("p{place}-0")).collect();
+    for (place, name) in names.iter().enumerate() {
+        story.created(0, name, &format!("node-{}", place % 2), None).comes_up(0, name, &format!("node-{}", place % 2));
+    }
+    let mut sorted = tangle.to_vec();
+    sorted.sort();
+    let mut kills = 0;
+    for (generation, (ms, what, place)) in sorted.into_iter().enumerate() {
+        let name = names[place].clone();
+        let uid = uid(&name);
+        match what {
+            0 => {
+                story.kill(ms, kills, &[&name]);
+                kills += 1;
+            }
+            1 => {
+                names[place] = format!("p{place}-{}", generation + 1);
+                story.created(ms, &names[place].clone(), "node-0", Some(&name));
+            }
+            2 => {
+                story.change(ms, What::ContainerStarted { uid, restarts: (generation % 2) as u32 });
+            }
+            3 => {
+                story.upstream(ms, &name, generation % 3 != 0);
+            }
+            4 => {
+                story.change(ms, What::Ready { uid, ready: generation % 3 != 0 });
+            }
+            5 => {
+                story.endpoint(ms, &name, true);
+            }
+            6 => {
+                story.endpoint(ms, &name, false);
+            }
+            7 => {
+                story.change(ms, What::Gone { uid, reason: "gone".to_owned() });
+            }
+            8 => {
+                story.change(ms, What::BackOff { uid, reason: "died".to_owned(), wait: Span::from_secs(1) });
+            }
+            9 => {
+                story.requests(ms, ms + 500, 10, &name, Kind::Right);
+            }
+            10 => {
+                story.requests(ms, ms + 50, 10, &name, Kind::Silence);
+            }
+            _ => {
+                story.requests(ms, ms + 50, 10, "", Kind::Proxy);
+            }
+        }
+    }
+    (story, kills as usize)
+}
+
+proptest! {
+    #[test]
+    fn marks_never_run_backwards_and_no_planned_loss_of_a_serving_pod_is_forgotten(tangle in tangle(), end in 1_i64..12_000) {
+        let (mut story, _) = tell(&tangle);
+        let lost = story.outages(300, end);
+        for lost in &lost {
+            let marks = &lost.outage.marks;
+            let t0 = marks.get(Mark::Fault).unwrap();
+            prop_assert!(marks.0.values().all(|at| *at >= t0 && *at <= end as f64), "{:?}", lost);
+            let chain: Vec<f64> = CHAIN.iter().filter_map(|mark| marks.get(*mark)).collect();
+            prop_assert!(chain.is_sorted(), "{:?}", lost);
+            prop_assert_eq!(lost.outage.censored, marks.get(Mark::Sustained).is_none());
+            if let Some(sustained) = marks.get(Mark::Sustained) {
+                prop_assert!((lost.outage.capacity_outage_ms - (sustained - t0)).abs() < 1e-6);
+                prop_assert!(sustained + 300.0 <= end as f64 && marks.get(Mark::EndpointAdded).unwrap() <= sustained);
+            }
+        }
+        prop_assert!(lost.is_sorted_by_key(|lost| lost.at[&Mark::Fault]));
+        // Whoever was in the Service when a fault took it has an outage of that fault.
+        let mut serving = std::collections::BTreeSet::from(["p0-0".to_owned(), "p1-0".to_owned(), "p2-0".to_owned()]);
+        for (at, fact) in story.facts.iter().filter(|(at, _)| *at <= end * 1000 && *at > 50_000) {
+            match fact {
+                Fact::Fault(planned) if serving.remove(&planned.pods[0]) => {
+                    prop_assert!(lost.iter().any(|lost| lost.outage.fault == Some(planned.index)), "lost at {at}: {planned:?}");
+                }
+                Fact::Change(What::Endpoint { uid, present: true }) => {
+                    serving.insert(uid.trim_start_matches("uid-").to_owned());
+                }
+                Fact::Change(What::Endpoint { uid, present: false } | What::Gone { uid, .. } | What::BackOff { uid, .. }) => {
+                    serving.remove(uid.trim_start_matches("uid-"));
+                }
+                Fact::Change(What::Created { replaces: Some(uid), .. }) => {
+                    serving.remove(uid.trim_start_matches("uid-"));
+                }
+                _ => (),
+            }
+        }
+    }
+}

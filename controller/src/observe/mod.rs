@@ -1,0 +1,267 @@
+//! What was seen, and what follows from it: pure data structures, fed with platform changes, sidecars' evidence and users' requests. No input or output, no
+//! clock of its own.
+//!
+//! [`History`] takes everything in while the run goes on and answers what has to be known at once ([`live`]). At the end, [`History::seal`] puts it in order,
+//! and the figures are computed from it: [`marks`] and [`recovery`] (outages), [`availability`] (availability, latency and consistency over any stretch),
+//! [`series`] (over time), [`endpoints`] (the pods' states). Every log has a bound, and what is dropped is counted.
+//!
+//! Times inside are microseconds since the epoch that the history was made with, on the machine's monotonic clock.
+
+pub mod availability;
+pub mod endpoints;
+pub mod live;
+pub mod marks;
+pub mod recovery;
+pub mod replays;
+pub mod requests;
+pub mod series;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::{collections::HashMap, sync::Arc, time::Instant};
+
+use steadfast_api::{golden::Outcome, report::Service, sidecar};
+
+use self::{
+    availability::Measured,
+    endpoints::Fleet,
+    live::Live,
+    marks::{Answer, Fact, Planned, Traffic},
+    replays::Replays,
+    requests::{Kind, PodName, Request, Requests},
+};
+use crate::{
+    load::Record,
+    platform::{Change, What},
+    serve::Seen,
+};
+
+/// Everything that was seen.
+pub struct History {
+    epoch: Instant,
+    pub fleet: Fleet,
+    pub requests: Requests,
+    pub replays: Replays,
+    pub live: Live,
+    facts: Vec<(i64, Fact)>,
+    dropped_facts: u64,
+}
+
+impl History {
+    const FACTS_MAX: usize = 1 << 20;
+
+    /// `keep_us`: how far back [`live`] will be asked, in microseconds.
+    pub fn new(epoch: Instant, keep_us: i64) -> Self {
+        Self {
+            epoch,
+            fleet: Fleet::default(),
+            requests: Requests::default(),
+            replays: Replays::default(),
+            live: Live::new(keep_us),
+            facts: Vec::new(),
+            dropped_facts: 0,
+        }
+    }
+
+    /// Microseconds since the epoch, negative before it.
+    pub fn us(&self, at: Instant) -> i64 {
+        match at.checked_duration_since(self.epoch) {
+            Some(since) => since.as_micros() as i64,
+            None => -(self.epoch.duration_since(at).as_micros() as i64),
+        }
+    }
+
+    pub fn change(&mut self, change: &Change) {
+        let at = self.us(change.at);
+        self.fleet.change(at, &change.what);
+        if let What::Endpoint { uid, present: false } | What::Gone { uid, .. } | What::BackOff { uid, .. } = &change.what {
+            self.out_of_service(uid);
+        }
+        self.fact(at, Fact::Change(change.what.clone()));
+    }
+
+    pub fn seen(&mut self, seen: &Seen) {
+        let at = self.us(seen.at);
+        let uid = &seen.pod.uid;
+        let pod = self.fleet.find(uid).map(|index| index as u32);
+        match &seen.what {
+            sidecar::What::Upstream { ready } => {
+                self.fleet.upstream(at, uid, *ready);
+                self.fact(at, Fact::Upstream { uid: uid.clone(), ready: *ready });
+            }
+            sidecar::What::Golden(replay) => {
+                if replay.outcome == Outcome::Mismatch {
+                    self.live.wrong(at);
+                }
+                if let Some(pod) = pod {
+                    self.replays.replayed(at, pod, replay);
+                }
+            }
+            sidecar::What::GoldenVerdict { set, verdict, .. } => {
+                if let Some(pod) = pod {
+                    self.replays.judged(at, pod, set, *verdict);
+                }
+            }
+            // The platform counts what was injected and proves it when a fault is undone; users see the requests themselves.
+            sidecar::What::Policy { .. } | sidecar::What::Requests(_) => (),
+        }
+    }
+
+    pub fn record(&mut self, record: &Record) {
+        let pod = record.pod.as_ref().map_or(PodName::NONE, |name| self.requests.name(name));
+        let request = Request::new(self.us(record.due), self.us(record.sent), self.us(record.ended), pod, Kind::of(record.end));
+        self.live.request(&request);
+        self.requests.push(request);
+    }
+
+    /// A planned fault was asked for at `at`; `planned.since` is when it took hold.
+    pub fn fault(&mut self, at: i64, planned: Planned) {
+        if planned.takes {
+            for node in &planned.nodes {
+                self.fleet.node(planned.since, node, true);
+            }
+            let hit = |pod: &&endpoints::Track| planned.pods.contains(&pod.name) || planned.nodes.contains(&pod.node);
+            let names: Vec<Arc<str>> = self.fleet.pods().iter().filter(hit).map(|pod| pod.name.as_str().into()).collect();
+            for name in names {
+                let name = self.requests.name(&name);
+                self.live.out_of_service(name);
+            }
+        }
+        self.fact(at, Fact::Fault(planned));
+    }
+
+    /// The fault `index` was over at `until`; nodes that it had silenced are heard again.
+    pub fn fault_over(&mut self, index: u32, until: i64) {
+        let mut heard = Vec::new();
+        for (_, fact) in &mut self.facts {
+            if let Fact::Fault(planned) = fact
+                && planned.index == index
+            {
+                planned.until = Some(until);
+                heard = if planned.takes { planned.nodes.clone() } else { Vec::new() };
+            }
+        }
+        for node in heard {
+            self.fleet.node(until, &node, false);
+        }
+    }
+
+    /// Since when all is well: `expected` pods are in the Service and, where there are users, have answered one; no request failed and no answer was wrong.
+    /// `None` while it is not.
+    pub fn well_since(&self, expected: usize, users: bool) -> Option<i64> {
+        let mut since = self.live.last_trouble().unwrap_or(i64::MIN);
+        let mut serving = 0;
+        for pod in self.fleet.serving() {
+            serving += 1;
+            since = since.max(pod.endpoint_since?);
+            if users {
+                since = since.max(self.live.first_good(self.requests.find(&pod.name)?)?);
+            }
+        }
+        (serving >= expected).then_some(since)
+    }
+
+    /// Every pod in the Service has answered a golden replay rightly.
+    pub fn replays_matched_on_all(&self) -> bool {
+        self.fleet.serving().all(|pod| {
+            let index = self.fleet.find(&pod.uid).map(|index| index as u32);
+            self.replays.log.iter().any(|replay| Some(replay.pod) == index && replay.outcome == Outcome::Match)
+        })
+    }
+
+    /// Puts everything in order; from then on the logs answer questions about any stretch of time.
+    pub fn seal(&mut self) {
+        self.facts.sort_by_key(|(at, _)| *at);
+        self.requests.seal();
+        self.replays.seal();
+    }
+
+    /// What users and golden replays saw in the given stretches of time, which must not overlap.
+    pub fn measure(&self, stretches: &[(i64, i64)]) -> Measured {
+        let mut measured = Measured::default();
+        for (from, until) in stretches {
+            for request in self.requests.due_in(*from, *until) {
+                measured.request(request);
+            }
+            for replay in self.replays.between(*from, *until) {
+                measured.replay(replay.outcome);
+            }
+        }
+        measured
+    }
+
+    /// The same by pod, in the order of the fleet.
+    pub fn measure_pods(&self, from: i64, until: i64) -> Vec<Service> {
+        let mut requests: HashMap<PodName, Vec<&Request>> = HashMap::new();
+        for request in self.requests.due_in(from, until) {
+            requests.entry(request.pod).or_default().push(request);
+        }
+        let mut replays: HashMap<u32, Vec<Outcome>> = HashMap::new();
+        for replay in self.replays.between(from, until) {
+            replays.entry(replay.pod).or_default().push(replay.outcome);
+        }
+        let pods = self.fleet.pods().iter().enumerate();
+        pods.map(|(index, pod)| {
+            // One at a time: a histogram is much larger than what becomes of it.
+            let mut measured = Measured::default();
+            for request in self.requests.find(&pod.name).and_then(|name| requests.get(&name)).into_iter().flatten() {
+                measured.request(request);
+            }
+            for outcome in replays.get(&(index as u32)).into_iter().flatten() {
+                measured.replay(*outcome);
+            }
+            measured.service()
+        })
+        .collect()
+    }
+
+    /// Outages of a sealed history between `begin` and `end`; `hold` is how long good service must last, in microseconds.
+    pub fn outages(&self, hold: i64, begin: i64, end: i64) -> Vec<marks::Lost> {
+        marks::outages(&self.facts, &self.traffic(begin), hold, begin, end)
+    }
+
+    /// What was dropped because a bound was reached, in words.
+    pub fn dropped(&self) -> Vec<String> {
+        let counts = [
+            (self.requests.dropped(), "requests"),
+            (self.replays.dropped(), "golden replays"),
+            (self.dropped_facts, "platform changes"),
+            (self.fleet.dropped(), "pods"),
+        ];
+        counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what} were more than is kept, and are in no figure")).collect()
+    }
+
+    fn traffic(&self, begin: i64) -> Traffic {
+        let mut traffic = Traffic::default();
+        for request in self.requests.all().iter().filter(|request| request.ended() >= begin) {
+            let answer = Answer { sent: request.sent(), ended: request.ended(), kind: request.kind };
+            match self.requests.text(request.pod) {
+                Some(name) => match traffic.by_pod.get_mut(name) {
+                    Some(answers) => answers.push(answer),
+                    None => drop(traffic.by_pod.insert(name.to_owned(), vec![answer])),
+                },
+                None => traffic.nowhere.push(answer),
+            }
+        }
+        for answers in traffic.by_pod.values_mut().chain([&mut traffic.nowhere]) {
+            answers.sort_by_key(|answer| answer.ended);
+        }
+        for replay in self.replays.log.iter().filter(|replay| replay.outcome == Outcome::Match) {
+            if let Some(pod) = self.fleet.pods().get(replay.pod as usize) {
+                traffic.matches.entry(pod.uid.clone()).or_default().push(replay.at);
+            }
+        }
+        traffic
+    }
+
+    fn out_of_service(&mut self, uid: &str) {
+        if let Some(index) = self.fleet.find(uid) {
+            let name = self.requests.name(&self.fleet.pods()[index].name.as_str().into());
+            self.live.out_of_service(name);
+        }
+    }
+
+    fn fact(&mut self, at: i64, fact: Fact) {
+        if self.facts.len() < Self::FACTS_MAX { self.facts.push((at, fact)) } else { self.dropped_facts += 1 }
+    }
+}

@@ -1,0 +1,119 @@
+//! Where pods and nodes live. The experiment speaks to this trait alone, so the same file runs on one machine and on a cluster.
+//!
+//! A platform does three things: it keeps the target running and tells every change (as [`Change`]s, each with the moment it happened), it carries out
+//! faults and takes them back, and it closes leaving nothing behind.
+
+pub mod local;
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Instant};
+
+use steadfast_api::{fault::Fault, Percent, Span};
+
+/// A pod of the target, as it stands now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    pub name: String,
+    pub uid: String,
+    pub node: String,
+    pub labels: BTreeMap<String, String>,
+    /// In the Service right now.
+    pub in_service: bool,
+}
+
+/// Something that happened on the platform, and when it did (not when somebody read about it).
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub at: Instant,
+    pub what: What,
+}
+
+/// The kinds of change. Pods are named by UID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Mark t4. `replaces` is the UID of the pod whose place it takes.
+    Created { pod: Pod, replaces: Option<String> },
+    /// Mark t5.
+    Scheduled { uid: String, node: String },
+    /// Mark t6: the sidecar listens.
+    Initialized { uid: String },
+    /// Mark t7: the model server's process runs. `restarts` counts earlier processes of the same pod.
+    ContainerStarted { uid: String, restarts: u32 },
+    /// Mark t9, or its loss.
+    Ready { uid: String, ready: bool },
+    /// Marks t10 and t3.
+    Endpoint { uid: String, present: bool },
+    /// Mark t2: the platform noticed that this pod or its node is in trouble.
+    Detected { uid: String, reason: String },
+    /// The model server's process ended by itself or was killed; it starts again in the same pod after `wait`.
+    BackOff { uid: String, reason: String, wait: Span },
+    Terminating { uid: String },
+    Gone { uid: String, reason: String },
+    Node { node: String, ready: bool },
+}
+
+/// What an experiment asks a platform to do. Selections have been drawn already: names here are exact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Arm `fault` for `share` of the user requests of these pods, and of pods that replace them on the same nodes. Golden replays are exempt, except from
+    /// `corrupt`, which they must see: a wrong answer is wrong for everybody.
+    Requests { pods: Vec<String>, nodes: Vec<String>, fault: Fault, share: Percent },
+    /// Delete pods: SIGTERM, SIGKILL after `grace` (zero: at once).
+    Kill { pods: Vec<String>, grace: Span },
+    /// Nodes fall silent.
+    LoseNodes { nodes: Vec<String> },
+    /// Burn CPU on nodes.
+    Burn { nodes: Vec<String>, load: Percent },
+}
+
+/// An order in force. Give it back to [`Platform::undo`].
+#[derive(Debug)]
+pub struct InForce {
+    pub id: u64,
+    /// When it took hold: the t0 of what follows.
+    pub since: Instant,
+}
+
+/// How an order ended.
+#[derive(Clone, Debug, Default)]
+pub struct Undone {
+    /// Proof that it happened, in words with counts.
+    pub evidence: Vec<String>,
+    /// What could not be undone.
+    pub left_behind: Vec<String>,
+}
+
+/// A platform could not do something.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct PlatformError {
+    pub what: String,
+    pub why: String,
+}
+
+impl PlatformError {
+    pub fn new(what: impl Into<String>, why: impl fmt::Display) -> Self {
+        Self { what: what.into(), why: why.to_string() }
+    }
+}
+
+/// See the module.
+pub trait Platform: Send + Sync + 'static {
+    /// Word for reports: `local`, `kubernetes`.
+    fn name(&self) -> &'static str;
+    /// Names of all nodes, in order.
+    fn nodes(&self) -> Vec<String>;
+    /// The target's pods now, in order of creation.
+    fn pods(&self) -> Vec<Pod>;
+    /// Where users send requests.
+    fn service(&self) -> SocketAddr;
+    /// Next change; `None` after close. Changes come in order and none is lost.
+    fn next_change(&self) -> impl Future<Output = Option<Change>> + Send;
+    /// Carries out `order` for at most `expires_after`; it ends by itself then, whatever happens to the caller.
+    fn apply(&self, order: Order, expires_after: Span) -> impl Future<Output = Result<InForce, PlatformError>> + Send;
+    /// Takes an order back and returns once its effect is gone. A lost node returns (empty), a burn stops, a policy is disarmed.
+    fn undo(&self, order: InForce) -> impl Future<Output = Undone> + Send;
+    /// Largest resident memory seen of each pod's sidecar, in bytes, by pod name.
+    fn sidecar_rss(&self) -> BTreeMap<String, u64>;
+    /// Undoes what is in force and stops everything. Returns what could not be undone.
+    fn close(&self) -> impl Future<Output = Vec<String>> + Send;
+}

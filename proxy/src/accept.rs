@@ -1,0 +1,232 @@
+//! Client connections: bounded in number, given a time to say something, served as HTTP/1.1 or HTTP/2 by their first bytes.
+//!
+//! Invariants: at most `max_connections` ÷ threads connections are open on a thread, the rest wait in the kernel's queue; no head is larger than
+//! [`HEAD_MAX`]; a connection that says nothing for `header_timeout` is closed.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::Sleep,
+};
+
+use crate::{
+    drain::{Phase, reached},
+    stack,
+    worker::{LocalExec, Worker},
+};
+
+/// Bytes of one request head.
+const HEAD_MAX: usize = 64 << 10;
+/// Fields of one request head.
+const FIELDS_MAX: usize = 128;
+/// Streams of one HTTP/2 connection at one moment.
+const STREAMS_MAX: u32 = 256;
+/// Connections that the kernel keeps for us.
+const BACKLOG: u32 = 1024;
+/// The connection preface of HTTP/2 (RFC 9113 §3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// One bound socket for each of `threads`, all on one port; port 0 becomes whichever is free.
+pub fn bind(address: SocketAddr, threads: usize) -> io::Result<(SocketAddr, Vec<TcpSocket>)> {
+    let socket = |address: SocketAddr| -> io::Result<TcpSocket> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        // Alone on a port it must stay alone: a second sidecar with the same address is a mistake that should be told.
+        if threads > 1 {
+            socket.set_reuseport(true)?;
+        }
+        socket.bind(address)?;
+        Ok(socket)
+    };
+    let first = socket(address)?;
+    let address = first.local_addr()?;
+    let sockets = std::iter::once(Ok(first)).chain((1..threads).map(|_| socket(address))).collect::<io::Result<_>>()?;
+    Ok((address, sockets))
+}
+
+/// Listens on a socket of [`bind`].
+pub fn listen(socket: TcpSocket) -> io::Result<TcpListener> {
+    socket.listen(BACKLOG)
+}
+
+/// Serves `listener` until the sidecar has drained.
+pub async fn accept(worker: Rc<Worker>, listener: TcpListener) {
+    let config = &worker.shared.config;
+    let most = (config.max_connections / config.threads).max(1);
+    let builder = Rc::new(builder(config.header_timeout));
+    let (mut leaving, mut gone) = (worker.shared.drain.subscribe(), worker.shared.drain.subscribe());
+    loop {
+        let next = async {
+            worker.connections.below(most).await;
+            listener.accept().await
+        };
+        tokio::select! {
+            biased;
+            () = reached(&mut gone, Phase::Gone) => return,
+            accepted = next => match accepted {
+                Ok((stream, peer)) => serve(&worker, &builder, stream, peer),
+                // Out of descriptors or the client gave up; neither is a reason to stop, and the first needs a moment.
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            },
+            // Only when nothing waits in the queue (`biased`): who connected before the end is served.
+            () = async { reached(&mut leaving, Phase::Leaving).await; worker.connections.below(1).await; tokio::time::sleep(Duration::from_millis(20)).await } => {
+                if worker.connections.get() == 0 {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn builder(header_timeout: Duration) -> auto::Builder<LocalExec> {
+    let mut builder = auto::Builder::new(LocalExec);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .max_buf_size(HEAD_MAX)
+        .max_headers(FIELDS_MAX)
+        // Answers pass as they are.
+        .auto_date_header(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_secs(30))
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_MAX as u32)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .auto_date_header(false);
+    builder
+}
+
+fn serve(worker: &Rc<Worker>, builder: &Rc<auto::Builder<LocalExec>>, stream: TcpStream, peer: SocketAddr) {
+    // Small answers must not wait for the acknowledgement of the last one. A socket that refuses this still works.
+    let _ = stream.set_nodelay(true);
+    let (worker, builder) = (Rc::clone(worker), Rc::clone(builder));
+    let open = worker.connections.enter();
+    worker.meter.metrics.connections.inc();
+    tokio::task::spawn_local(async move {
+        let service = TowerToHyperService::new(stack::stack(Rc::clone(&worker), peer.ip()));
+        let stream = FirstBytes::new(stream, worker.shared.config.header_timeout);
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        let (mut leaving, mut gone) = (worker.shared.drain.subscribe(), worker.shared.drain.subscribe());
+        let leave = reached(&mut leaving, Phase::Leaving);
+        tokio::pin!(leave);
+        let mut left = false;
+        loop {
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%peer, %error, "client connection ended");
+                    }
+                    break;
+                }
+                () = &mut leave, if !left => {
+                    left = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = reached(&mut gone, Phase::Gone) => break,
+            }
+        }
+        worker.meter.metrics.connections.dec();
+        drop(open);
+    });
+}
+
+/// A connection that must tell its protocol in time. hyper's own timeout begins only once the protocol is known.
+struct FirstBytes {
+    stream: TcpStream,
+    /// While the protocol is open: how many bytes of the preface were seen, and until when the rest must come.
+    waiting: Option<(usize, Pin<Box<Sleep>>)>,
+}
+
+impl FirstBytes {
+    fn new(stream: TcpStream, within: Duration) -> Self {
+        Self { stream, waiting: Some((0, Box::pin(tokio::time::sleep(within)))) }
+    }
+}
+
+impl AsyncRead for FirstBytes {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if let Some((seen, deadline)) = &mut self.waiting {
+            match &polled {
+                Poll::Ready(Ok(())) => {
+                    let new = &buffer.filled()[before..];
+                    let preface = PREFACE[*seen..].iter().zip(new).all(|(expected, found)| expected == found);
+                    *seen += new.len();
+                    if !preface || *seen >= PREFACE.len() {
+                        self.waiting = None;
+                    }
+                }
+                Poll::Pending if deadline.as_mut().poll(cx).is_ready() => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                Poll::Ready(Err(_)) | Poll::Pending => {}
+            }
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for FirstBytes {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffers: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_threads_share_one_port_even_when_any_will_do() {
+        let (address, sockets) = bind("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        assert!(address.port() > 0);
+        assert!(sockets.iter().all(|socket| socket.local_addr().unwrap() == address));
+        let listeners: Vec<_> = sockets.into_iter().map(|socket| listen(socket).unwrap()).collect();
+        assert_eq!(listeners.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_second_sidecar_cannot_take_the_port_unnoticed() {
+        let (address, sockets) = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let _first: Vec<_> = sockets.into_iter().map(|socket| listen(socket).unwrap()).collect();
+        assert!(bind(address, 1).and_then(|(_, mut sockets)| listen(sockets.remove(0))).is_err());
+    }
+}

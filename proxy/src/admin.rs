@@ -1,0 +1,214 @@
+//! The admin port, on loopback: `/metrics`, `/healthz`, `/readyz`, `/policy`.
+//!
+//! Loopback keeps other machines out but not web pages in this machine's browser, so a request must name a loopback host (which a rebound DNS name is not),
+//! and one that a page sent (it has `Origin`) may change nothing.
+
+use std::{convert::Infallible, fmt::Write, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Deserialize;
+use steadfast_api::{policy::{NamedPolicy, Origin, PolicySnapshot}, read};
+use tokio::net::TcpListener;
+
+use crate::{
+    clock,
+    fault::armed::Source,
+    measure::gather,
+    problem::{BadField, Dialect, Problem},
+    worker::{Counter, Shared},
+};
+
+/// A policy by hand.
+const BODY_MAX: usize = 1 << 20;
+const CONNECTIONS_MAX: usize = 64;
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
+
+/// Serves for as long as it is polled.
+pub async fn serve(shared: Arc<Shared>, listener: TcpListener) {
+    let connections = Rc::<Counter>::default();
+    loop {
+        connections.below(CONNECTIONS_MAX).await;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "an admin connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        let (shared, open) = (Arc::clone(&shared), connections.enter());
+        tokio::task::spawn_local(async move {
+            let _open = open;
+            let service = service_fn(move |request| {
+                let shared = Arc::clone(&shared);
+                async move { Ok::<_, Infallible>(answer(&shared, request).await.map(Full::new)) }
+            });
+            let served = http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = served.await {
+                tracing::debug!(%error, "admin connection ended");
+            }
+        });
+    }
+}
+
+async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Bytes> {
+    if let Err(problem) = allowed(&request) {
+        return problem.response(Dialect::Http, Origin::Proxy);
+    }
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => text(StatusCode::OK, gather::CONTENT_TYPE, metrics(shared)),
+        (&Method::GET, "/healthz") => text(StatusCode::OK, "text/plain", "ok\n"),
+        (&Method::GET, "/readyz") => {
+            let why = if shared.drain.is_draining() { "draining\n" } else { "model server not ready\n" };
+            if shared.is_ready() { text(StatusCode::OK, "text/plain", "ok\n") } else { text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", why) }
+        }
+        (&Method::GET, "/policy") => policies(shared),
+        (&Method::PUT, "/policy") => match put(shared, request).await {
+            Ok(()) => policies(shared),
+            Err(problem) => problem.response(Dialect::Http, Origin::Proxy),
+        },
+        (&Method::DELETE, "/policy") => {
+            shared.store.disarm();
+            policies(shared)
+        }
+        (_, "/metrics" | "/healthz" | "/readyz" | "/policy") => {
+            let allow = if request.uri().path() == "/policy" { "GET, PUT, DELETE" } else { "GET" };
+            let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "Method not allowed", format!("use {allow}"));
+            let mut response = problem.response(Dialect::Http, Origin::Proxy);
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+            response
+        }
+        (_, path) => {
+            let detail = format!("{path} is not here: there are /metrics, /healthz, /readyz and /policy");
+            Problem::new(StatusCode::NOT_FOUND, "path", "Not found", detail).response(Dialect::Http, Origin::Proxy)
+        }
+    }
+}
+
+fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn allowed<B>(request: &Request<B>) -> Result<(), Problem> {
+    let refuse = |detail: String| Problem::new(StatusCode::FORBIDDEN, "host", "Not from here", detail);
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.parse::<http::uri::Authority>().ok();
+    let name = name.as_ref().map_or("", http::uri::Authority::host).trim_start_matches('[').trim_end_matches(']');
+    if name != "localhost" && !name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback()) {
+        return Err(refuse(format!("Host {host:?} is not this machine's loopback: use 127.0.0.1, [::1] or localhost")));
+    }
+    if request.method() != Method::GET && request.headers().contains_key(header::ORIGIN) {
+        return Err(refuse("web pages may not change policies: use curl or the command line".to_owned()));
+    }
+    Ok(())
+}
+
+async fn put(shared: &Shared, request: Request<Incoming>) -> Result<(), Problem> {
+    let body = Limited::new(request.into_body(), BODY_MAX).collect();
+    let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "policy", "Policy refused", detail);
+    let body = tokio::time::timeout(HEAD_WITHIN, body).await.map_err(|_| bad("the body did not come in time".to_owned()))?;
+    let body = body.map_err(|error| bad(format!("the body could not be read (at most {BODY_MAX} bytes): {error}")))?.to_bytes();
+    let body = std::str::from_utf8(&body).map_err(|_| bad("the body is not UTF-8 text".to_owned()))?;
+    arm(shared, "body", body).map_err(|error| Problem { field: error.field, ..bad(error.message) })
+}
+
+/// Why policies were not armed.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct NotArmed {
+    pub message: String,
+    pub field: Option<BadField>,
+}
+
+/// Only which of the two forms it is; everything else is read by the form itself, which knows what would be right.
+#[derive(Deserialize)]
+struct Form {
+    policies: Option<serde::de::IgnoredAny>,
+    generation: Option<serde::de::IgnoredAny>,
+}
+
+/// Arms what `text` says, YAML or JSON: one named policy, or a snapshot, whose generation does not matter here and may be left out.
+pub fn arm(shared: &Shared, file: &str, text: &str) -> Result<(), NotArmed> {
+    let unreadable = |error: read::BadFile| {
+        let field = (!error.field.is_empty()).then(|| BadField { key: error.field.clone(), value: format!("line {}", error.line), expected: error.message.clone() });
+        NotArmed { message: error.to_string(), field }
+    };
+    let form = read::from_yaml::<Form>(file, text).ok();
+    let policies = match form {
+        Some(Form { policies: Some(_), generation: None }) => read::from_yaml::<Policies>(file, text).map_err(unreadable)?.policies,
+        Some(Form { generation: Some(_), .. }) => read::from_yaml::<PolicySnapshot>(file, text).map_err(unreadable)?.policies,
+        _ => vec![read::from_yaml::<NamedPolicy>(file, text).map_err(unreadable)?],
+    };
+    shared.store.from_hand(policies).map_err(|field| NotArmed { message: field.to_string(), field: Some(field) })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Policies {
+    policies: Vec<NamedPolicy>,
+}
+
+fn policies(shared: &Shared) -> Response<Bytes> {
+    let now_ns = clock::now_ns();
+    let policies: Vec<_> = shared
+        .store
+        .list()
+        .into_iter()
+        .map(|(source, policy)| {
+            serde_json::json!({
+                "name": *policy.name,
+                "source": match source { Source::Controller => "controller", Source::Manual => "manual" },
+                "expiresInMs": policy.expires_ns.saturating_sub(now_ns) / 1_000_000,
+                "active": policy.budget.active(),
+                "spec": policy.source.spec,
+            })
+        })
+        .collect();
+    let body = serde_json::json!({ "generation": shared.store.load().generation, "policies": policies });
+    text(StatusCode::OK, "application/json", body.to_string())
+}
+
+fn metrics(shared: &Shared) -> String {
+    let mut text = gather::text(&shared.all_metrics());
+    let armed = shared.store.load();
+    for (name, help, value) in [
+        ("steadfast_upstream_ready", "1 while the model server is ready by its own path.", u64::from(*shared.readiness.borrow())),
+        ("steadfast_policies_armed", "Policies in force.", armed.policies.len() as u64),
+        ("steadfast_policy_generation", "Generation of the controller's policies.", armed.generation),
+    ] {
+        // A String takes everything.
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_names_get_in_and_web_pages_change_nothing() {
+        let request = |method: &str, host: &str, origin: Option<&str>| {
+            let mut request = Request::builder().method(method).uri("/policy").header("host", host);
+            if let Some(origin) = origin {
+                request = request.header("origin", origin);
+            }
+            allowed(&request.body(()).unwrap())
+        };
+        for host in ["127.0.0.1:80", "localhost", "[::1]:9", "127.9.9.9"] {
+            assert!(request("PUT", host, None).is_ok(), "{host}");
+        }
+        for host in ["evil.example", "127.0.0.1.evil.example", "10.0.0.1:80", "", "localhost.evil.example"] {
+            assert_eq!(request("GET", host, None).unwrap_err().status, 403, "{host}");
+        }
+        assert!(request("PUT", "localhost", Some("http://evil.example")).is_err());
+        assert!(request("GET", "localhost", Some("http://evil.example")).is_ok());
+    }
+}

@@ -1,0 +1,213 @@
+//! Bodies on their way through. Nothing is gathered here: what arrives is passed on, and the receiver's pace is the sender's.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, Bytes};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::{fault::budget::ActiveFault, forward::pool::Lease, measure::request::Record};
+
+/// What a client sends, or the sidecar itself.
+pub enum RequestBody {
+    Client(Incoming),
+    Own(Bytes),
+    Empty,
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut *self {
+            Self::Client(incoming) => poll_filled(incoming, cx),
+            Self::Own(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *self = Self::Empty;
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Self::Empty => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Client(incoming) => incoming.is_end_stream(),
+            Self::Own(bytes) => bytes.is_empty(),
+            Self::Empty => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Client(incoming) => incoming.size_hint(),
+            Self::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Empty => SizeHint::with_exact(0),
+        }
+    }
+}
+
+/// The next frame that says something: HTTP/2 peers may count empty DATA frames as an attack, so none is passed on.
+fn poll_filled(incoming: &mut Incoming, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    loop {
+        match Pin::new(&mut *incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
+            other => return other,
+        }
+    }
+}
+
+/// What the model server sends. Its connection goes back to the pool at the end.
+pub struct UpstreamBody {
+    incoming: Incoming,
+    lease: Option<Lease>,
+}
+
+impl UpstreamBody {
+    pub fn new(incoming: Incoming, lease: Option<Lease>) -> Self {
+        let mut body = Self { incoming, lease };
+        body.end_if_ended();
+        body
+    }
+
+    fn end_if_ended(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = poll_filled(&mut self.incoming, cx);
+        match &polled {
+            Poll::Ready(None) => self.end(),
+            Poll::Ready(Some(Ok(_))) => self.end_if_ended(),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+/// Where a response's bytes come from.
+pub enum Source {
+    Upstream(UpstreamBody),
+    /// Made here, or changed here.
+    Own(Bytes),
+    /// Read ahead and found too large to change: what was read, then the rest.
+    Resumed(VecDeque<Frame<Bytes>>, UpstreamBody),
+    /// Changed here; the model server's trailers follow.
+    WithTrailers(Bytes, Option<http::HeaderMap>),
+}
+
+impl Body for Source {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut *self {
+            Self::Upstream(body) => Pin::new(body).poll_frame(cx),
+            Self::Own(bytes) => Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Resumed(read, rest) => match read.pop_front() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => Pin::new(rest).poll_frame(cx),
+            },
+            Self::WithTrailers(bytes, _) if bytes.has_remaining() => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::WithTrailers(_, trailers) => Poll::Ready(trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Upstream(body) => body.is_end_stream(),
+            Self::Own(bytes) => bytes.is_empty(),
+            Self::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),
+            Self::WithTrailers(bytes, trailers) => bytes.is_empty() && trailers.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Upstream(body) => body.size_hint(),
+            Self::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Resumed(read, rest) => {
+                let read: u64 = read.iter().filter_map(|frame| frame.data_ref()).map(|bytes| bytes.len() as u64).sum();
+                let mut hint = SizeHint::new();
+                hint.set_lower(read + rest.size_hint().lower());
+                if let Some(upper) = rest.size_hint().upper() {
+                    hint.set_upper(read + upper);
+                }
+                hint
+            }
+            Self::WithTrailers(bytes, None) => SizeHint::with_exact(bytes.len() as u64),
+            Self::WithTrailers(bytes, Some(_)) => {
+                let mut hint = SizeHint::new();
+                hint.set_lower(bytes.len() as u64);
+                hint
+            }
+        }
+    }
+}
+
+/// What the client gets: wrapped once, so that the fault stays active and the clock runs until the last byte is out.
+pub struct ResponseBody {
+    source: Source,
+    /// A fault that lasts as long as the answer.
+    _active: Option<ActiveFault>,
+    record: Record,
+}
+
+impl ResponseBody {
+    pub fn new(source: Source, active: Option<ActiveFault>, mut record: Record) -> Self {
+        if source.is_end_stream() {
+            record.finish();
+        }
+        Self { source, _active: active, record }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.source).poll_frame(cx);
+        match &polled {
+            Poll::Ready(None) => self.record.finish(),
+            Poll::Ready(Some(Ok(_))) if self.source.is_end_stream() => self.record.finish(),
+            Poll::Ready(Some(Err(_))) => self.record.cut_by_upstream(),
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.source.size_hint()
+    }
+}

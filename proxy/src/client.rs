@@ -1,0 +1,75 @@
+//! The sidecar's own requests: a look at the model server's readiness, a line to the controller. One connection each, opened when it is needed.
+
+use std::{io, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, time::timeout};
+
+/// Why there was no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("no connection to {authority}: {why}")]
+    Connect { authority: String, why: io::Error },
+    #[error("no answer from {authority} within {after:?}")]
+    Timeout { authority: String, after: Duration },
+    #[error("{authority}: {why}")]
+    Http { authority: String, why: hyper::Error },
+}
+
+/// A connection to one place, kept while it works.
+pub struct Client {
+    authority: String,
+    connection: Option<http1::SendRequest<Full<Bytes>>>,
+}
+
+impl Client {
+    /// `authority`: `host:port`.
+    pub fn new(authority: impl Into<String>) -> Self {
+        Self { authority: authority.into(), connection: None }
+    }
+
+    /// Sends `request` and waits for the response's head, both within `after`. The response's body must be read before the next call, or the connection is lost.
+    pub async fn send(&mut self, request: Request<Full<Bytes>>, after: Duration) -> Result<Response<Incoming>, ClientError> {
+        let authority = self.authority.clone();
+        match timeout(after, self.try_send(request)).await {
+            Ok(result) => result,
+            Err(_) => {
+                self.connection = None;
+                Err(ClientError::Timeout { authority, after })
+            }
+        }
+    }
+
+    async fn try_send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
+        let mut kept = self.connection.take();
+        if let Some(sender) = &mut kept {
+            if sender.ready().await.is_err() {
+                kept = None;
+            }
+        }
+        let mut sender = match kept {
+            Some(sender) => sender,
+            None => self.connect().await?,
+        };
+        let response = sender.send_request(request).await.map_err(|why| ClientError::Http { authority: self.authority.clone(), why })?;
+        self.connection = Some(sender);
+        Ok(response)
+    }
+
+    async fn connect(&self) -> Result<http1::SendRequest<Full<Bytes>>, ClientError> {
+        let authority = || self.authority.clone();
+        let stream = TcpStream::connect(&self.authority).await.map_err(|why| ClientError::Connect { authority: authority(), why })?;
+        let _ = stream.set_nodelay(true);
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|why| ClientError::Http { authority: authority(), why })?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "own connection ended");
+            }
+        });
+        Ok(sender)
+    }
+}

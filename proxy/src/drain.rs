@@ -1,0 +1,54 @@
+//! Leaving without losing a request: readiness off → grace (connections are accepted, every answer closes its connection) → leaving (GOAWAY, idle
+//! connections closed, still accepting what stands in the queue) → gone when nothing is open, or when the timeout has passed.
+
+use tokio::sync::watch;
+
+/// How far it has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Serving,
+    /// Readiness is off and answers say `Connection: close`; nothing else has changed.
+    Grace,
+    /// Connections are asked to end.
+    Leaving,
+    /// Time is up.
+    Gone,
+}
+
+/// The sidecar's phase, seen by all threads. It only moves on.
+pub struct Drain(watch::Sender<Phase>);
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drain {
+    pub fn new() -> Self {
+        Self(watch::Sender::new(Phase::Serving))
+    }
+
+    pub fn enter(&self, phase: Phase) {
+        self.0.send_if_modified(|current| {
+            let later = phase > *current;
+            *current = phase.max(*current);
+            later
+        });
+    }
+
+    pub fn is_draining(&self) -> bool {
+        *self.0.borrow() > Phase::Serving
+    }
+
+    pub fn subscribe(&self) -> watch::Receiver<Phase> {
+        self.0.subscribe()
+    }
+}
+
+/// Returns once `phase` is reached. Never, if whoever says so is gone.
+pub async fn reached(receiver: &mut watch::Receiver<Phase>, phase: Phase) {
+    if receiver.wait_for(|current| *current >= phase).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

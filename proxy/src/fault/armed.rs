@@ -1,0 +1,238 @@
+//! What is armed right now. One [`ArcSwap`] load tells a request; changes come from the controller, from `/policy`, and from the clock.
+//!
+//! Invariants: an older or equal generation of the controller is ignored; a policy that comes again unchanged keeps its deadline and its budget, so nothing
+//! outlives the deadline that it was first given; a policy that has expired or was disarmed by hand stays so until it comes changed. Policies set by hand
+//! stand beside the controller's and know no generations.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use steadfast_api::{
+    policy::{NamedPolicy, PolicySnapshot},
+    sidecar::What,
+};
+use tokio::sync::Notify;
+
+use super::{
+    burners::Burners,
+    policy::{CompiledPolicy, POLICIES_MAX},
+};
+use crate::{clock, control::report::Evidence, problem::BadField};
+
+/// Who armed a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    Controller,
+    Manual,
+}
+
+/// What is in force.
+#[derive(Debug, Default)]
+pub struct Armed {
+    pub generation: u64,
+    /// Not expired when this was made; a request still looks at each one's deadline.
+    pub policies: Vec<Arc<CompiledPolicy>>,
+}
+
+#[derive(Default)]
+struct State {
+    generation: u64,
+    controller: Vec<Arc<CompiledPolicy>>,
+    manual: Vec<Arc<CompiledPolicy>>,
+    /// Policies that were disarmed by hand: the controller's next snapshot does not bring them back.
+    disarmed: Vec<NamedPolicy>,
+}
+
+/// The place where arming, disarming and expiry happen.
+pub struct Store {
+    armed: ArcSwap<Armed>,
+    state: Mutex<State>,
+    pub burners: Burners,
+    evidence: Evidence,
+    changed: Notify,
+}
+
+impl Store {
+    pub fn new(evidence: Evidence) -> Self {
+        Self { armed: ArcSwap::default(), state: Mutex::default(), burners: Burners::default(), evidence, changed: Notify::new() }
+    }
+
+    /// What is armed. Never hold the guard across an `.await`.
+    pub fn load(&self) -> arc_swap::Guard<Arc<Armed>> {
+        self.armed.load()
+    }
+
+    /// Arms exactly what the controller says. `false`: not newer than what is armed, ignored.
+    pub fn from_controller(&self, snapshot: PolicySnapshot) -> Result<bool, BadField> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if snapshot.generation <= state.generation {
+            return Ok(false);
+        }
+        let policies = compile(snapshot.policies, &state.controller)?;
+        // What was disarmed by hand is remembered for as long as the controller goes on saying it.
+        state.disarmed.retain(|disarmed| policies.iter().any(|policy| policy.source == *disarmed));
+        state.generation = snapshot.generation;
+        state.controller = policies;
+        self.publish(&state);
+        Ok(true)
+    }
+
+    /// Arms exactly `policies` beside what the controller says.
+    pub fn from_hand(&self, policies: Vec<NamedPolicy>) -> Result<(), BadField> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // A deadline counts from arming, and arming by hand again is arming.
+        state.manual = compile(policies, &[])?;
+        self.publish(&state);
+        Ok(())
+    }
+
+    /// Disarms everything, whoever armed it.
+    pub fn disarm(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.manual.clear();
+        state.disarmed = state.controller.iter().map(|policy| policy.source.clone()).collect();
+        self.publish(&state);
+    }
+
+    /// Every policy in force with who armed it.
+    pub fn list(&self) -> Vec<(Source, Arc<CompiledPolicy>)> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        in_force(&state, clock::now_ns()).collect()
+    }
+
+    fn publish(&self, state: &State) {
+        let policies: Vec<_> = in_force(state, clock::now_ns()).map(|(_, policy)| policy).collect();
+        let armed = !policies.is_empty();
+        self.burners.keep(&policies);
+        tracing::info!(generation = state.generation, policies = policies.len(), "policies in force");
+        self.armed.store(Arc::new(Armed { generation: state.generation, policies }));
+        self.evidence.urgent(What::Policy { generation: state.generation, armed });
+        self.changed.notify_one();
+    }
+
+    /// Takes away what has expired, for as long as it is polled.
+    pub async fn expire(&self) {
+        loop {
+            let next = self.armed.load().policies.iter().map(|policy| policy.expires_ns).min();
+            let due = async {
+                match next {
+                    Some(at_ns) => tokio::time::sleep_until(clock::instant(at_ns).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => {
+                    let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                    if self.armed.load().policies.iter().any(|policy| policy.is_expired(clock::now_ns())) {
+                        tracing::info!("a policy has expired");
+                        self.publish(&state);
+                    }
+                }
+                () = self.changed.notified() => {}
+            }
+        }
+    }
+}
+
+fn in_force(state: &State, now_ns: u64) -> impl Iterator<Item = (Source, Arc<CompiledPolicy>)> {
+    let manual = state.manual.iter().map(|policy| (Source::Manual, policy));
+    let controller = state.controller.iter().filter(|policy| !state.disarmed.contains(&policy.source)).map(|policy| (Source::Controller, policy));
+    manual.chain(controller).filter(move |(_, policy)| !policy.is_expired(now_ns)).map(|(source, policy)| (source, Arc::clone(policy)))
+}
+
+fn compile(policies: Vec<NamedPolicy>, before: &[Arc<CompiledPolicy>]) -> Result<Vec<Arc<CompiledPolicy>>, BadField> {
+    if policies.len() > POLICIES_MAX {
+        return Err(BadField { key: "policies".into(), value: format!("{} policies", policies.len()), expected: format!("at most {POLICIES_MAX}") });
+    }
+    let now_ns = clock::now_ns();
+    let mut compiled: Vec<Arc<CompiledPolicy>> = Vec::with_capacity(policies.len());
+    for (i, policy) in policies.into_iter().enumerate() {
+        if compiled.iter().any(|other| *other.name == *policy.name) {
+            return Err(BadField { key: format!("policies[{i}].name"), value: policy.name, expected: "a name that no other policy has".into() });
+        }
+        let unchanged = before.iter().find(|before| before.source == policy);
+        compiled.push(match unchanged {
+            Some(unchanged) => Arc::clone(unchanged),
+            None => Arc::new(CompiledPolicy::new(policy, &format!("policies[{i}]"), now_ns)?),
+        });
+    }
+    Ok(compiled)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use steadfast_api::read::from_yaml;
+
+    use super::*;
+
+    fn policy(name: &str, expires: &str) -> NamedPolicy {
+        from_yaml("policy", &format!("{{name: {name}, spec: {{expiresAfter: {expires}, budget: {{concurrent: 1, share: 100%}}}}}}")).unwrap()
+    }
+
+    fn names(store: &Store) -> Vec<String> {
+        store.load().policies.iter().map(|policy| policy.name.to_string()).collect()
+    }
+
+    fn snapshot(generation: u64, policies: &[NamedPolicy]) -> PolicySnapshot {
+        PolicySnapshot { generation, policies: policies.to_vec() }
+    }
+
+    #[test]
+    fn only_a_newer_generation_counts() {
+        let store = Store::new(Evidence::new(100));
+        assert!(store.from_controller(snapshot(2, &[policy("a", "1h")])).unwrap());
+        assert!(!store.from_controller(snapshot(2, &[])).unwrap() && !store.from_controller(snapshot(1, &[])).unwrap());
+        assert_eq!(names(&store), ["a"]);
+        assert!(store.from_controller(snapshot(3, &[])).unwrap());
+        assert!(names(&store).is_empty());
+    }
+
+    #[test]
+    fn a_bad_policy_changes_nothing() {
+        let store = Store::new(Evidence::new(100));
+        store.from_controller(snapshot(1, &[policy("a", "1h")])).unwrap();
+        let error = store.from_controller(snapshot(2, &[policy("a", "1h"), policy("b", "0s")])).unwrap_err();
+        assert_eq!(error.key, "policies[1].spec.expiresAfter");
+        assert!(store.from_controller(snapshot(2, &[policy("a", "1h"), policy("a", "2h")])).unwrap_err().expected.contains("no other policy"));
+        assert_eq!((names(&store), store.load().generation), (vec!["a".to_owned()], 1));
+    }
+
+    #[test]
+    fn repeating_a_policy_does_not_move_its_deadline() {
+        let store = Store::new(Evidence::new(100));
+        store.from_controller(snapshot(1, &[policy("a", "50ms")])).unwrap();
+        let deadline = store.load().policies[0].expires_ns;
+        store.from_controller(snapshot(2, &[policy("a", "50ms"), policy("b", "1h")])).unwrap();
+        assert_eq!(store.load().policies[0].expires_ns, deadline);
+        std::thread::sleep(Duration::from_millis(60));
+        store.from_controller(snapshot(3, &[policy("a", "50ms"), policy("b", "1h")])).unwrap();
+        assert_eq!(names(&store), ["b"]);
+    }
+
+    #[test]
+    fn policies_set_by_hand_stand_beside_the_controllers_and_disarming_takes_both() {
+        let store = Store::new(Evidence::new(100));
+        store.from_controller(snapshot(7, &[policy("a", "1h")])).unwrap();
+        store.from_hand(vec![policy("mine", "1h")]).unwrap();
+        assert_eq!(names(&store), ["mine", "a"]);
+        store.from_controller(snapshot(8, &[policy("a", "1h")])).unwrap();
+        assert_eq!(names(&store), ["mine", "a"]);
+        store.disarm();
+        assert!(names(&store).is_empty());
+        store.from_controller(snapshot(9, &[policy("a", "1h"), policy("new", "1h")])).unwrap();
+        assert_eq!(names(&store), ["new"]);
+    }
+
+    #[test]
+    fn expiry_needs_nobody() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let store = Store::new(Evidence::new(100));
+            store.from_hand(vec![policy("short", "30ms"), policy("long", "1h")]).unwrap();
+            let _ = tokio::time::timeout(Duration::from_millis(200), store.expire()).await;
+            assert_eq!(names(&store), ["long"]);
+        });
+    }
+}

@@ -1,0 +1,211 @@
+//! Connections to the model server: one pool a thread, nothing shared.
+//!
+//! Invariants: at most `most` HTTP/1.1 connections are open; a connection is used again only after its response was read to the end and its request was
+//! sent to the end; a request that was never written to a connection that had died in the pool is sent again on another one, and no other is.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+
+use super::ForwardError;
+use crate::{
+    body::{RequestBody, UpstreamBody},
+    clock,
+    worker::LocalExec,
+};
+
+/// An idle connection older than this is not used again: servers close theirs after 5 s and more, and a request must not meet that.
+const IDLE_NS_MAX: u64 = 4_000_000_000;
+/// Idle connections kept.
+const IDLE_MAX: usize = 256;
+
+type Sender = http1::SendRequest<RequestBody>;
+
+/// See the module. Clones share it.
+#[derive(Clone)]
+pub struct Pool(Rc<Inner>);
+
+struct Inner {
+    upstream: SocketAddr,
+    connect_timeout: Duration,
+    most: usize,
+    open: Cell<usize>,
+    /// Most recently used last.
+    idle: RefCell<Vec<(Sender, u64)>>,
+    h2: RefCell<Option<http2::SendRequest<RequestBody>>>,
+    /// One connects, the others wait for it.
+    h2_connecting: tokio::sync::Mutex<()>,
+}
+
+/// The right to put a connection back.
+pub struct Lease {
+    pool: Pool,
+    sender: Sender,
+}
+
+impl Lease {
+    /// The response has been read to the end.
+    pub fn give_back(mut self) {
+        if self.sender.is_ready() {
+            self.pool.put(self.sender);
+        } else if !self.sender.is_closed() {
+            // The connection learns of the end in its own task, or the request is still being sent.
+            tokio::task::spawn_local(async move {
+                if self.sender.ready().await.is_ok() {
+                    self.pool.put(self.sender);
+                }
+            });
+        }
+    }
+}
+
+impl Pool {
+    pub fn new(upstream: SocketAddr, connect_timeout: Duration, most: usize) -> Self {
+        let (open, idle, h2) = (Cell::new(0), RefCell::default(), RefCell::default());
+        Self(Rc::new(Inner { upstream, connect_timeout, most, open, idle, h2, h2_connecting: tokio::sync::Mutex::new(()) }))
+    }
+
+    /// Sends `request` and waits for the head of its response.
+    pub async fn send(&self, mut request: Request<RequestBody>, over_h2: bool) -> Result<Response<UpstreamBody>, ForwardError> {
+        if over_h2 {
+            return self.send_h2(request).await;
+        }
+        loop {
+            let idle = self.take();
+            let used_before = idle.is_some();
+            let mut sender = match idle {
+                Some(sender) => sender,
+                None => self.connect().await?,
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    let switched = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
+                    let lease = (!switched).then(|| Lease { pool: self.clone(), sender });
+                    return Ok(response.map(|body| UpstreamBody::new(body, lease)));
+                }
+                Err(error) => request = again(error, used_before)?,
+            }
+        }
+    }
+
+    async fn send_h2(&self, mut request: Request<RequestBody>) -> Result<Response<UpstreamBody>, ForwardError> {
+        loop {
+            let shared = self.0.h2.borrow().clone().filter(|sender| !sender.is_closed());
+            let used_before = shared.is_some();
+            let mut sender = match shared {
+                Some(sender) => sender,
+                None => self.connect_h2().await?,
+            };
+            if sender.ready().await.is_err() {
+                self.0.h2.borrow_mut().take();
+                continue;
+            }
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok(response.map(|body| UpstreamBody::new(body, None))),
+                Err(error) => request = again(error, used_before)?,
+            }
+        }
+    }
+
+    /// Drops connections that have been idle for too long. Call it now and then.
+    pub fn sweep(&self) {
+        let now = clock::now_ns();
+        self.0.idle.borrow_mut().retain(|(sender, since)| !sender.is_closed() && now - since < IDLE_NS_MAX);
+    }
+
+    fn take(&self) -> Option<Sender> {
+        let now = clock::now_ns();
+        let mut idle = self.0.idle.borrow_mut();
+        while let Some((sender, since)) = idle.pop() {
+            if sender.is_ready() && now - since < IDLE_NS_MAX {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    fn put(&self, sender: Sender) {
+        let mut idle = self.0.idle.borrow_mut();
+        if idle.len() < IDLE_MAX {
+            idle.push((sender, clock::now_ns()));
+        }
+    }
+
+    async fn dial(&self) -> Result<TcpStream, ForwardError> {
+        let (upstream, after) = (self.0.upstream, self.0.connect_timeout);
+        let connected = tokio::time::timeout(after, TcpStream::connect(upstream)).await.map_err(|_| ForwardError::ConnectTimeout { upstream, after })?;
+        let stream = connected.map_err(|why| ForwardError::Refused { upstream, why })?;
+        // Small answers must not wait for the acknowledgement of the last one. A socket that refuses this still works.
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
+
+    async fn connect(&self) -> Result<Sender, ForwardError> {
+        if self.0.open.get() >= self.0.most {
+            return Err(ForwardError::Exhausted { most: self.0.most });
+        }
+        self.0.open.set(self.0.open.get() + 1);
+        let open = Open(Rc::clone(&self.0));
+        let stream = self.dial().await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ForwardError::Broken)?;
+        tokio::task::spawn_local(async move {
+            let _open = open;
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "connection to the model server ended");
+            }
+        });
+        Ok(sender)
+    }
+
+    async fn connect_h2(&self) -> Result<http2::SendRequest<RequestBody>, ForwardError> {
+        let _one = self.0.h2_connecting.lock().await;
+        if let Some(sender) = self.0.h2.borrow().clone().filter(|sender| !sender.is_closed()) {
+            return Ok(sender);
+        }
+        let stream = self.dial().await?;
+        let (sender, connection) = http2::Builder::new(LocalExec)
+            .timer(TokioTimer::new())
+            // A model server that died without a word is noticed while streams wait for it.
+            .keep_alive_interval(Duration::from_secs(20))
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(ForwardError::Broken)?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "HTTP/2 connection to the model server ended");
+            }
+        });
+        *self.0.h2.borrow_mut() = Some(sender.clone());
+        Ok(sender)
+    }
+}
+
+/// A connection is open for as long as this lives.
+struct Open(Rc<Inner>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+    }
+}
+
+/// The request again, if nothing of it was sent on a connection that had served before; otherwise why it failed.
+fn again(mut error: TrySendError<Request<RequestBody>>, used_before: bool) -> Result<Request<RequestBody>, ForwardError> {
+    match error.take_message() {
+        Some(request) if used_before => Ok(request),
+        _ => {
+            let error = error.into_error();
+            Err(if error.is_user() { ForwardError::Client(error) } else { ForwardError::Broken(error) })
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Starting and stopping: threads, the one line on standard output, signals, the order of leaving.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    rc::Rc,
+    sync::{Arc, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
+
+use steadfast_golden_sets::SetError;
+use tokio::{
+    net::TcpSocket,
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+    task::LocalSet,
+};
+
+use crate::{
+    accept, admin, clock,
+    config::{Args, BadFlag, Config, TOKEN_VARIABLE},
+    control::{
+        report::{self, Evidence, Reporter},
+        watch,
+    },
+    drain::Phase,
+    golden, ready,
+    worker::{Shared, Worker},
+};
+
+/// Evidence that waits for the controller.
+const EVIDENCE_MAX: usize = 10_000;
+/// A policy in a file.
+const POLICY_BYTES_MAX: u64 = 1 << 20;
+/// How often threads hand over what they counted, and drop idle connections.
+const HAND_OVER: Duration = Duration::from_millis(250);
+
+/// Why the sidecar could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Flag(#[from] BadFlag),
+    #[error("--policy: {0}")]
+    Policy(String),
+    #[error("--golden: {0}")]
+    Golden(#[from] SetError),
+    #[error("{what} {address}: {why}")]
+    Listen { what: &'static str, address: SocketAddr, why: io::Error },
+    #[error("{what}: {why}")]
+    Start { what: &'static str, why: io::Error },
+    #[error("a thread that forwards requests ended by itself; see the log")]
+    Thread,
+}
+
+fn start<T>(what: &'static str, result: io::Result<T>) -> Result<T, RunError> {
+    result.map_err(|why| RunError::Start { what, why })
+}
+
+/// Runs a sidecar until SIGTERM or SIGINT has drained it. Takes over the calling thread and prints one line of JSON when it listens.
+pub fn run(args: Args) -> Result<(), RunError> {
+    // A program that has set up logging already keeps its own.
+    let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).try_init();
+    clock::since_start_ns();
+    let config = Config::new(args, std::env::var(TOKEN_VARIABLE).ok())?;
+    let policy = config.policy.as_ref().map(read_policy).transpose()?;
+    let sets = config.golden.iter().map(|directory| golden::load(directory)).collect::<Result<Vec<_>, _>>()?;
+    let listen = |what, address, why| RunError::Listen { what, address, why };
+    let (data, sockets) = accept::bind(config.listen, config.threads).map_err(|why| listen("--listen", config.listen, why))?;
+    let admin = std::net::TcpListener::bind(config.admin).map_err(|why| listen("--admin", config.admin, why))?;
+    let shared = Shared::new(config, Evidence::new(EVIDENCE_MAX));
+    if let (Some(text), Some(file)) = (policy, &shared.config.policy) {
+        admin::arm(&shared, &file.display().to_string(), &text).map_err(|error| RunError::Policy(error.message))?;
+    }
+    let runtime = start("no runtime", tokio::runtime::Builder::new_current_thread().enable_all().build())?;
+    LocalSet::new().block_on(&runtime, main(shared, data, sockets, admin, sets))
+}
+
+fn read_policy(file: &PathBuf) -> Result<String, RunError> {
+    let fail = |why: &dyn std::fmt::Display| RunError::Policy(format!("{}: {why}", file.display()));
+    let size = std::fs::metadata(file).map_err(|error| fail(&error))?.len();
+    if size > POLICY_BYTES_MAX {
+        return Err(fail(&format!("has {size} bytes; at most {POLICY_BYTES_MAX} are read")));
+    }
+    std::fs::read_to_string(file).map_err(|error| fail(&error))
+}
+
+/// The main thread: everything that is not a request of a user.
+async fn main(shared: Arc<Shared>, data: SocketAddr, sockets: Vec<TcpSocket>, admin: std::net::TcpListener, sets: Vec<golden::Loaded>) -> Result<(), RunError> {
+    // Before anybody can know that we run, so that no signal finds the default action.
+    let mut terminate = start("SIGTERM", signal(SignalKind::terminate()))?;
+    let mut interrupt = start("SIGINT", signal(SignalKind::interrupt()))?;
+    let admin_address = start("admin port", admin.local_addr())?;
+    start("admin port", admin.set_nonblocking(true))?;
+    let admin = start("admin port", tokio::net::TcpListener::from_std(admin))?;
+    let mut threads = Vec::new();
+    let (done, ended) = (Arc::new(Notify::new()), Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+    let count = sockets.len();
+    for (index, socket) in sockets.into_iter().enumerate() {
+        threads.push(spawn(&shared, index as u64, socket, Arc::clone(&done), Arc::clone(&ended))?);
+    }
+    tokio::task::spawn_local(admin::serve(Arc::clone(&shared), admin));
+    tokio::task::spawn_local(ready::watch(Arc::clone(&shared)));
+    tokio::task::spawn_local({
+        let shared = Arc::clone(&shared);
+        async move { shared.store.expire().await }
+    });
+    tokio::task::spawn_local(report::windows(Arc::clone(&shared)));
+    let last = Arc::new(Notify::new());
+    let reporter = shared.config.controller.clone().map(|controller| {
+        tokio::task::spawn_local(watch::follow(Arc::clone(&shared), controller.clone()));
+        tokio::task::spawn_local(Reporter::new(Arc::clone(&shared), controller).run(Arc::clone(&last)))
+    });
+    if !sets.is_empty() {
+        let shared = Arc::clone(&shared);
+        let run = move || {
+            if let Err(error) = golden::run(&shared, sets, u64::MAX) {
+                tracing::error!(%error, "golden replays could not start");
+            }
+        };
+        start("golden thread", thread::Builder::new().name("golden".into()).spawn(run))?;
+    }
+    // Whoever started us may not listen; then nobody needs it.
+    let _ = writeln!(io::stdout(), "{}", serde_json::json!({ "data": data.to_string(), "admin": admin_address.to_string() }));
+    let _ = io::stdout().flush();
+    tracing::info!(%data, admin = %admin_address, upstream = %shared.config.upstream, threads = count, "listening");
+
+    let mut failed = false;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        // No thread ends before it is asked to.
+        () = done.notified() => failed = true,
+    }
+    tracing::info!("draining");
+    shared.drain.enter(Phase::Grace);
+    let all_gone = async {
+        tokio::time::sleep(shared.config.drain_grace).await;
+        shared.drain.enter(Phase::Leaving);
+        while ended.load(std::sync::atomic::Ordering::Acquire) < count {
+            done.notified().await;
+        }
+    };
+    tokio::select! {
+        () = all_gone => {}
+        () = tokio::time::sleep(shared.config.drain_grace + shared.config.drain_timeout) => tracing::warn!("time to drain is over; what is still open is cut"),
+        _ = terminate.recv() => tracing::warn!("second signal: what is still open is cut"),
+        _ = interrupt.recv() => tracing::warn!("second signal: what is still open is cut"),
+    }
+    shared.drain.enter(Phase::Gone);
+    for thread in threads {
+        failed |= thread.join().is_err();
+    }
+    shared.store.disarm();
+    report::close_window(&shared);
+    last.notify_one();
+    if let Some(reporter) = reporter {
+        // It has a deadline of its own.
+        let _ = reporter.await;
+    }
+    if failed { Err(RunError::Thread) } else { Ok(()) }
+}
+
+/// A thread that serves `socket`. Returns once it listens.
+fn spawn(shared: &Arc<Shared>, index: u64, socket: TcpSocket, done: Arc<Notify>, ended: Arc<std::sync::atomic::AtomicUsize>) -> Result<thread::JoinHandle<()>, RunError> {
+    let (listening, listens) = mpsc::channel();
+    let shared = Arc::clone(shared);
+    let serve = move || {
+        // Also when this thread panics.
+        let _told = Told(done, ended);
+        let result = tokio::runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
+            LocalSet::new().block_on(&runtime, async {
+                let worker = Worker::new(Arc::clone(&shared), index)?;
+                let listener = accept::listen(socket)?;
+                let _ = listening.send(Ok(()));
+                tokio::task::spawn_local(hand_over(Rc::clone(&worker)));
+                accept::accept(Rc::clone(&worker), listener).await;
+                flush(&worker);
+                Ok(())
+            })
+        });
+        if let Err(error) = result {
+            let _ = listening.send(Err(error));
+        }
+    };
+    let thread = start("data thread", thread::Builder::new().name(format!("data-{index}")).spawn(serve))?;
+    match listens.recv() {
+        Ok(listens) => start("data port", listens)?,
+        Err(_) => return Err(RunError::Thread),
+    }
+    Ok(thread)
+}
+
+struct Told(Arc<Notify>, Arc<std::sync::atomic::AtomicUsize>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.1.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+        self.0.notify_one();
+    }
+}
+
+async fn hand_over(worker: Rc<Worker>) {
+    let mut every = tokio::time::interval(HAND_OVER);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        flush(&worker);
+        worker.pool.sweep();
+    }
+}
+
+fn flush(worker: &Worker) {
+    worker.meter.flush(&mut worker.shared.window.lock().unwrap_or_else(PoisonError::into_inner));
+}

@@ -1,0 +1,149 @@
+//! What one thread has for itself, and what all share. Nothing is shared on the request path but the armed policies.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    rc::Rc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use hyper::rt::Executor;
+use rand::{SeedableRng, rngs::StdRng};
+use tokio::sync::Notify;
+
+use crate::{
+    config::Config,
+    control::report::Evidence,
+    drain::Drain,
+    fault::{armed::Store, timer::Timer},
+    forward::pool::Pool,
+    measure::{Meter, Metrics, window::Window},
+};
+
+/// Spawns on the thread's own [`tokio::task::LocalSet`].
+#[derive(Clone, Copy, Debug)]
+pub struct LocalExec;
+
+impl<F: Future + 'static> Executor<F> for LocalExec {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+/// What all threads share.
+pub struct Shared {
+    pub config: Config,
+    pub store: Store,
+    pub evidence: Evidence,
+    pub drain: Drain,
+    /// The model server's readiness, by its own path.
+    pub upstream_ready: AtomicBool,
+    /// A request could not be forwarded: look at the model server now.
+    pub suspect: Notify,
+    /// Wakes the golden thread when readiness changes.
+    pub readiness: tokio::sync::watch::Sender<bool>,
+    /// One registry a thread.
+    metrics: Mutex<Vec<Metrics>>,
+    /// What passed since the last report, over all threads.
+    pub window: Mutex<Window>,
+}
+
+impl Shared {
+    pub fn new(config: Config, evidence: Evidence) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            store: Store::new(evidence.clone()),
+            evidence,
+            drain: Drain::new(),
+            upstream_ready: AtomicBool::new(false),
+            suspect: Notify::new(),
+            readiness: tokio::sync::watch::Sender::new(false),
+            metrics: Mutex::default(),
+            window: Mutex::new(Window::new()),
+        })
+    }
+
+    /// A registry for the calling thread.
+    pub fn metrics(&self) -> Metrics {
+        let metrics = Metrics::new();
+        self.metrics.lock().unwrap_or_else(PoisonError::into_inner).push(metrics.clone());
+        metrics
+    }
+
+    pub fn all_metrics(&self) -> Vec<Metrics> {
+        self.metrics.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// User requests in progress.
+    pub fn in_progress(&self) -> i64 {
+        self.metrics.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|metrics| metrics.in_progress.get()).sum()
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.upstream_ready.load(Ordering::Acquire) && !self.drain.is_draining()
+    }
+}
+
+/// One thread's own.
+pub struct Worker {
+    pub shared: Arc<Shared>,
+    pub meter: Meter,
+    pub timer: Timer,
+    pub pool: Pool,
+    pub rng: RefCell<StdRng>,
+    pub connections: Rc<Counter>,
+}
+
+impl Worker {
+    /// On the calling thread's runtime, inside its `LocalSet`. `index` sets threads' draws apart.
+    pub fn new(shared: Arc<Shared>, index: u64) -> io::Result<Rc<Self>> {
+        let timer = Timer::new()?;
+        tokio::task::spawn_local(timer.clone().drive());
+        let config = &shared.config;
+        let pool = Pool::new(config.upstream, config.connect_timeout, config.max_connections);
+        let rng = RefCell::new(StdRng::seed_from_u64(config.seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15))));
+        let meter = Meter::new(shared.metrics());
+        Ok(Rc::new(Self { meter, timer, pool, rng, connections: Rc::default(), shared }))
+    }
+}
+
+/// Counts what is open.
+#[derive(Default)]
+pub struct Counter {
+    open: Cell<usize>,
+    changed: Notify,
+}
+
+impl Counter {
+    pub fn enter(self: &Rc<Self>) -> Entered {
+        self.open.set(self.open.get() + 1);
+        Entered(Rc::clone(self))
+    }
+
+    pub fn get(&self) -> usize {
+        self.open.get()
+    }
+
+    /// Returns once fewer than `most` are open.
+    pub async fn below(&self, most: usize) {
+        while self.open.get() >= most {
+            self.changed.notified().await;
+        }
+    }
+}
+
+/// Counted until it is dropped.
+pub struct Entered(Rc<Counter>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        self.0.changed.notify_waiters();
+        self.0.changed.notify_one();
+    }
+}

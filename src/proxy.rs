@@ -1,0 +1,16 @@
+//! `steadfast proxy`: the sidecar, in the same program as everything else. See the crate `steadfast-proxy`.
+
+use std::process::ExitCode;
+
+pub use steadfast_proxy::config::Args;
+use steadfast_proxy::RunError;
+
+use crate::exit;
+
+pub fn main(args: Args) -> ExitCode {
+    match steadfast_proxy::run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ (RunError::Flag(_) | RunError::Policy(_) | RunError::Golden(_))) => exit::bad_input(error),
+        Err(error) => exit::failed(error),
+    }
+}

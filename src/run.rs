@@ -1,0 +1,208 @@
+//! `steadfast run`, and what `steadfast demo` shares with it: lead a plan to its report, show progress, keep the report, say how it went.
+
+mod summary;
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::ValueEnum;
+use steadfast_api::report::Report;
+use steadfast_controller::{
+    experiment::{
+        Plan, Progress,
+        local::{Options, run_local},
+        plan::{Target, dry_run},
+        sets::Finder,
+    },
+    report::{json, store},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use crate::{exit, progress};
+
+/// Run an experiment.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  steadfast run examples/pod-kill.yaml --seed 7\n\nExit status: 0 pass, 1 fail, 2 bad input, 3 inconclusive, 4 halted.")]
+pub struct Args {
+    /// The experiment: a ResilienceTest in YAML. Relative paths in it are taken from the working directory.
+    file: PathBuf,
+    /// Where to run it.
+    #[arg(long, value_enum, default_value_t = Platform::Local)]
+    platform: Platform,
+    /// Only check the file; print it with every default written out, and the plan.
+    #[arg(long)]
+    dry_run: bool,
+    /// Draw nodes, pods and inputs from this instead of the file's seed.
+    #[arg(long)]
+    seed: Option<u64>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Platform {
+    /// This machine: pods are processes, nodes are groups of them.
+    Local,
+}
+
+/// Options of every command that leads a run.
+#[derive(clap::Args)]
+pub struct Common {
+    /// Where the report goes [default: steadfast-reports/NAME-TIME].
+    #[arg(long, value_name = "DIR")]
+    pub report_dir: Option<PathBuf>,
+    /// A summary for people, or the report as JSON.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// Folder that holds golden sets by name [default: golden-sets/sets, here or where Steadfast was built].
+    #[arg(long, value_name = "DIR")]
+    pub golden_sets: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+pub fn main(args: Args) -> ExitCode {
+    let Platform::Local = args.platform;
+    let finder = match finder(args.common.golden_sets.as_deref()) {
+        Ok(finder) => finder,
+        Err(error) => return exit::failed(error),
+    };
+    let (name, text) = match read(&args.file) {
+        Ok(read) => read,
+        Err(error) => return exit::bad_input(error),
+    };
+    let mut plan = match Plan::read(&name, &text, Target::Local, &finder) {
+        Ok(plan) => plan,
+        Err(errors) => return refuse(&errors),
+    };
+    if let Some(seed) = args.seed {
+        plan.test.spec.seed = seed;
+    }
+    if args.dry_run {
+        return match dry_run(&plan) {
+            Ok(text) => print(&text),
+            Err(error) => exit::failed(error),
+        };
+    }
+    let rerun = format!("steadfast run {name} --seed {}", plan.test.spec.seed);
+    lead(&plan, rerun, finder.work_dir, &args.common)
+}
+
+/// Prints every problem of a file.
+pub fn refuse(errors: &[impl std::fmt::Display]) -> ExitCode {
+    for error in errors {
+        eprintln!("steadfast: {error}");
+    }
+    ExitCode::from(2)
+}
+
+/// A file's name as it is shown, and its text. At most 1 MiB: nobody writes more by hand.
+pub fn read(file: &Path) -> Result<(String, String), String> {
+    const BYTES_MAX: u64 = 1 << 20;
+    let name = file.display().to_string();
+    let length = std::fs::metadata(file).map_err(|error| format!("{name}: {error}"))?.len();
+    if length > BYTES_MAX {
+        return Err(format!("{name}: {length} bytes are too many for an experiment: at most {BYTES_MAX}"));
+    }
+    std::fs::read_to_string(file).map(|text| (name.clone(), text)).map_err(|error| format!("{name}: {error}"))
+}
+
+/// Where golden sets are looked for, and where commands run.
+pub fn finder(golden_sets: Option<&Path>) -> Result<Finder, String> {
+    let work_dir = std::env::current_dir().map_err(|error| format!("there is no working directory: {error}"))?;
+    let shelves = match golden_sets {
+        Some(shelf) => vec![work_dir.join(shelf)],
+        None => vec![work_dir.join("golden-sets/sets"), Path::new(env!("CARGO_MANIFEST_DIR")).join("golden-sets/sets")],
+    };
+    Ok(Finder { shelves, work_dir })
+}
+
+/// Runs a plan on this machine, keeps its report, and says how it went.
+pub fn lead(plan: &Plan, rerun: String, work_dir: PathBuf, common: &Common) -> ExitCode {
+    let exe = match std::env::current_exe() {
+        Ok(exe) => exe,
+        Err(error) => return exit::failed(format!("this program cannot be found, and child processes are started from it: {error}")),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::failed(format!("no runtime: {error}")),
+    };
+    let report = runtime.block_on(async {
+        let interrupt = interrupts()?;
+        let (told, hear) = watch::channel(Progress::default());
+        let view = tokio::spawn(progress::show(plan.test.metadata.name.clone(), hear, common.output == Output::Json));
+        let report = run_local(plan, Options { exe, work_dir, rerun }, interrupt, &told).await.map_err(|error| error.to_string());
+        drop(told);
+        // It ends with the sender; its last frame must not come after the summary.
+        let _ = view.await;
+        report
+    });
+    let report = match report {
+        Ok(report) => report,
+        // Nothing was tested: not the target's failure.
+        Err(error) => {
+            eprintln!("steadfast: the local platform could not start: {error}");
+            return ExitCode::from(3);
+        }
+    };
+    let directory = common.report_dir.clone().unwrap_or_else(|| store::default_directory(&report));
+    let stored = match store::write(&report, &directory) {
+        Ok(stored) => stored,
+        Err(error) => {
+            say(common.output, &report, &summary::text(&report, None));
+            return exit::failed(format!("the report could not be written: {error}"));
+        }
+    };
+    say(common.output, &report, &summary::text(&report, Some(&stored)));
+    ExitCode::from(report.verdict.outcome.exit_code())
+}
+
+fn say(output: Output, report: &Report, summary: &str) {
+    match output {
+        Output::Text => drop(print(summary)),
+        Output::Json => match json::render(report) {
+            Ok(text) => drop(print(&text)),
+            Err(error) => eprintln!("steadfast: {error}"),
+        },
+    }
+}
+
+/// Standard output may be a pipe that nobody reads any more: no reason to fail.
+fn print(text: &str) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    ExitCode::SUCCESS
+}
+
+/// Turns true at the first SIGINT, SIGTERM or SIGHUP; at the second, this process ends at once (and the keeper cleans up).
+fn interrupts() -> Result<watch::Receiver<bool>, String> {
+    let (asked, interrupt) = watch::channel(false);
+    let fail = |error| format!("signals cannot be caught: {error}");
+    let mut int = signal(SignalKind::interrupt()).map_err(fail)?;
+    let mut term = signal(SignalKind::terminate()).map_err(fail)?;
+    let mut hup = signal(SignalKind::hangup()).map_err(fail)?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = int.recv() => {}
+                _ = term.recv() => {}
+                _ = hup.recv() => {}
+            }
+            if asked.send_replace(true) {
+                std::process::exit(130);
+            }
+            eprintln!("\nsteadfast: undoing everything and writing the report; once more ends it at once");
+        }
+    });
+    Ok(interrupt)
+}

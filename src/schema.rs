@@ -1,0 +1,31 @@
+//! `steadfast schema`: the JSON schemas of what Steadfast reads and writes.
+
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use steadfast_controller::report::json;
+
+/// Print a JSON schema.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  steadfast schema test > resilience-test.schema.json")]
+pub struct Args {
+    #[arg(value_enum)]
+    of: Of,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Of {
+    /// report.json
+    Report,
+    /// An experiment file.
+    Test,
+}
+
+pub fn main(args: Args) -> ExitCode {
+    let schema = match args.of {
+        Of::Report => json::report_schema(),
+        Of::Test => json::test_schema(),
+    };
+    println!("{schema:#}");
+    ExitCode::SUCCESS
+}

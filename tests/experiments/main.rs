@@ -1,0 +1,233 @@
+//! Does an experiment do what its file says, tell the truth about it, and leave nothing behind? Real runs of the real program.
+
+mod bad_files;
+mod harness;
+
+use std::process::Command;
+
+use harness::{Run, STEADFAST, Started, experiment, repository};
+use nix::sys::signal::Signal;
+use steadfast_api::{
+    mark::Mark,
+    report::{PhaseKind, Report, RunOutcome},
+};
+
+/// What every report must be, whatever happened.
+fn assert_sound(report: &Report) {
+    for pair in report.phases.windows(2) {
+        assert!((pair[0].end_ms - pair[1].start_ms).abs() < 1.0, "phases without a gap: {:?} {:?}", pair[0].end_ms, pair[1].start_ms);
+    }
+    let buckets: u64 = report.series.all.iter().map(|bucket| u64::from(bucket.attempted)).sum();
+    assert_eq!(buckets, report.total.availability.attempted, "buckets sum to the total");
+    let counts = &report.total.availability;
+    assert_eq!(counts.good + counts.failed_upstream + counts.failed_injected + counts.failed_proxy + counts.failed_silence, counts.attempted);
+    for outage in &report.outages {
+        let t0 = outage.marks.get(Mark::Fault).expect("t0 is known");
+        assert!(outage.marks.0.values().all(|at| *at >= t0 && *at <= report.run.duration_ms), "{outage:?}");
+    }
+    assert!(report.run.left_behind.is_empty(), "{:?}", report.run.left_behind);
+}
+
+#[test]
+fn killed_pods_are_replaced_and_every_mark_stands_in_order() {
+    let spec = "  baseline: 2s
+  steps: [{name: killed, podKill: {pods: {mode: one}}}]
+  stable: {within: 30s, hold: 1s}
+  hypothesis:
+    - availability: {atLeast: 50%}
+    - recovery: {atMost: 20s, until: firstCorrectPrediction}
+    - consistency: {atLeast: 99%}
+  rounds: 2
+  seed: 3
+";
+    let ended = Run::start(&experiment("killed", ", --load-seconds, '0.3'", spec), &[]).ended();
+    assert_eq!(ended.code, Some(0), "{}", ended.all());
+    let report = ended.report();
+    assert_sound(&report);
+    assert_eq!((report.verdict.outcome, report.outages.len(), report.recovery.censored), (RunOutcome::Pass, 2, 0));
+    for outage in &report.outages {
+        let marks = [
+            Mark::Fault,
+            Mark::ReplacementCreated,
+            Mark::Scheduled,
+            Mark::Initialized,
+            Mark::ContainerStarted,
+            Mark::ModelLoaded,
+            Mark::Ready,
+            Mark::EndpointAdded,
+            Mark::FirstGoodResponse,
+            Mark::Sustained,
+        ];
+        let times: Vec<f64> = marks.iter().map(|mark| outage.marks.get(*mark).unwrap_or_else(|| panic!("no {mark:?}: {outage:?}"))).collect();
+        assert!(times.is_sorted(), "{outage:?}");
+        assert!(outage.marks.get(Mark::EndpointRemoved).is_some() && outage.marks.get(Mark::FirstCorrectPrediction).is_some(), "{outage:?}");
+        let loading = outage.marks.between(Mark::ContainerStarted, Mark::ModelLoaded).expect("both are there");
+        assert!(loading >= 290.0, "loading takes 300 ms, and {loading} ms were seen");
+        assert_ne!(outage.replacement.as_deref(), Some(outage.pod.as_str()));
+    }
+    assert!(report.faults.iter().all(|fault| !fault.evidence.is_empty() && fault.undone_ms.is_some()), "{:?}", report.faults);
+    assert!(report.pods.iter().all(|pod| pod.sidecar_rss_bytes.is_some_and(|bytes| bytes > 0)), "the sidecars' memory is known");
+    for file in ["report.html", "junit.xml"] {
+        assert!(ended.folder.path().join("report").join(file).exists(), "{file}");
+        assert!(ended.stdout.contains(file), "the summary says where it is: {}", ended.stdout);
+    }
+    ended.assert_no_files();
+}
+
+#[test]
+fn a_lost_node_is_noticed_and_its_pods_come_up_elsewhere() {
+    let spec = "  baseline: 2s
+  steps: [{name: lost, nodeFailure: {nodes: {mode: one}}, for: 5s}]
+  stable: {within: 30s, hold: 1s}
+  seed: 1
+";
+    let ended = Run::start(&experiment("lost", ", --load-seconds, '0.2'", spec), &[]).ended();
+    assert_eq!(ended.code, Some(0), "{}", ended.all());
+    let report = ended.report();
+    assert_sound(&report);
+    let [outage] = report.outages.as_slice() else { panic!("one pod stood on it: {:?}", report.outages) };
+    let detected = outage.marks.between(Mark::Fault, Mark::Detected).expect("it was noticed");
+    assert!((900.0..2500.0).contains(&detected), "the grace period is 1 s, and {detected} ms passed");
+    let replaced = outage.marks.between(Mark::EndpointRemoved, Mark::ReplacementCreated).expect("it was replaced");
+    assert!((900.0..2500.0).contains(&replaced), "the toleration is 1 s, and {replaced} ms passed");
+    assert_ne!(outage.replacement_node.as_deref(), Some(outage.node.as_str()));
+    assert!(outage.routing_outage_ms.is_some_and(|ms| ms > 100.0), "users were sent to a silent pod: {outage:?}");
+    let faults = report.phases.iter().find(|phase| phase.kind == PhaseKind::Fault).expect("a phase");
+    assert!(faults.service.availability.failed_silence > 0, "silence is unavailable: {:?}", faults.service.availability);
+}
+
+#[test]
+fn wrong_answers_fail_the_run_although_every_request_was_answered() {
+    let spec = "  baseline: 2s
+  steps: [{name: wrong, corrupt: {pods: {mode: one}, magnitude: 80%}, for: 3s}]
+  stable: {within: 30s, hold: 1s}
+  hypothesis:
+    - availability: {atLeast: 99%}
+    - consistency: {atLeast: 99.9%}
+  seed: 1
+";
+    let ended = Run::start(&experiment("wrong", "", spec), &[]).ended();
+    assert_eq!(ended.code, Some(1), "{}", ended.all());
+    let report = ended.report();
+    assert_sound(&report);
+    assert_eq!(report.hypothesis.iter().map(|result| result.outcome).collect::<Vec<_>>(), [RunOutcome::Pass, RunOutcome::Fail]);
+    assert!(report.verdict.reason.contains("consistency"), "{}", report.verdict.reason);
+    let during = |kind| report.phases.iter().find(|phase| phase.kind == kind).expect("a phase").service.consistency.clone();
+    let (before, wrong) = (during(PhaseKind::Baseline), during(PhaseKind::Fault));
+    assert_eq!(before.ratio, Some(1.0), "{before:?}");
+    assert!(wrong.replays_mismatched > 0 && wrong.answers_right < wrong.answers_checked, "users and golden replays both saw it: {wrong:?}");
+    assert!(!report.faults[0].evidence.is_empty());
+    assert!(report.outages.is_empty(), "no pod was lost: {:?}", report.outages);
+}
+
+#[test]
+fn a_slow_network_is_felt_for_as_long_as_it_lasts_and_proven() {
+    let spec = "  baseline: 2s
+  steps: [{name: slow, networkLatency: {nodes: {mode: one}, delay: 300ms}, for: 3s}]
+  stable: {within: 30s, hold: 1s}
+  hypothesis:
+    - latency: {quantile: 99%, atMost: 250ms, during: baseline}
+    - latency: {quantile: 99%, atMost: 250ms, during: faults}
+  seed: 1
+";
+    let ended = Run::start(&experiment("slow", "", spec), &["--output", "json"]).ended();
+    assert_eq!(ended.code, Some(1), "{}", ended.all());
+    let report: Report = serde_json::from_str(&ended.stdout).expect("standard output is the report and nothing else");
+    assert_eq!(report, ended.report());
+    assert_sound(&report);
+    assert_eq!(report.hypothesis.iter().map(|result| result.outcome).collect::<Vec<_>>(), [RunOutcome::Pass, RunOutcome::Fail]);
+    let slow = report.phases.iter().find(|phase| phase.kind == PhaseKind::Fault).expect("a phase");
+    assert!((300.0..400.0).contains(&slow.service.latency.p90_ms), "{:?}", slow.service.latency);
+    assert!(slow.service.latency.p50_ms < 301.0);
+}
+
+#[test]
+fn a_halt_undoes_everything_and_exits_4() {
+    let spec = "  baseline: 2s
+  steps: [{name: all gone, nodeFailure: {nodes: {mode: all}}, for: 60s}]
+  stable: {within: 60s, hold: 1s}
+  halt: [{availability: {below: 50%, for: 2s}}]
+";
+    let mut run = Run::start(&experiment("halted", "", spec), &[]);
+    run.wait_for("baseline");
+    let started = Started::by(run.pid());
+    let ended = run.ended();
+    assert_eq!(ended.code, Some(4), "{}", ended.all());
+    let report = ended.report();
+    assert_sound(&report);
+    assert_eq!(report.verdict.outcome, RunOutcome::Halted);
+    assert!(report.verdict.reason.contains("below the halt at 50%"), "{}", report.verdict.reason);
+    assert!(report.run.duration_ms < 20_000.0, "it stopped at once: {} ms", report.run.duration_ms);
+    started.assert_gone();
+    ended.assert_no_files();
+}
+
+/// Baseline, then a fault long enough to be interrupted in.
+const LONG: &str = "  baseline: 1s
+  steps: [{name: slow, networkLatency: {nodes: {mode: all}, delay: 50ms}, for: 60s}]
+  stable: {within: 60s, hold: 1s}
+  hypothesis: [{availability: {atLeast: 1%}}]
+";
+
+#[test]
+fn an_interrupted_run_writes_what_it_saw_leaves_nothing_and_exits_3() {
+    let mut run = Run::start(&experiment("interrupted", "", LONG), &[]);
+    run.wait_for("slow on");
+    let started = Started::by(run.pid());
+    assert!(started.processes.len() >= 5, "keeper, two servers, two sidecars: {started:?}");
+    run.signal(Signal::SIGINT);
+    let ended = run.ended();
+    assert_eq!(ended.code, Some(3), "{}", ended.all());
+    let report = ended.report();
+    assert_sound(&report);
+    assert_eq!(report.verdict.outcome, RunOutcome::Inconclusive);
+    assert!(report.verdict.reason.starts_with("Interrupted") && report.total.availability.good > 0);
+    started.assert_gone();
+    ended.assert_no_files();
+}
+
+#[test]
+fn a_killed_runner_leaves_no_process_no_port_and_no_file() {
+    let mut run = Run::start(&experiment("killed-runner", "", LONG), &[]);
+    run.wait_for("slow on");
+    let started = Started::by(run.pid());
+    assert!(started.processes.len() >= 5 && !started.ports.is_empty() && !started.runs.is_empty(), "{started:?}");
+    run.signal(Signal::SIGKILL);
+    let ended = run.ended();
+    assert_eq!(ended.code, None, "{}", ended.all());
+    started.assert_gone();
+    ended.assert_no_files();
+}
+
+#[test]
+fn a_dry_run_writes_every_default_and_the_plan_and_starts_nothing() {
+    let output = Command::new(STEADFAST)
+        .current_dir(repository("."))
+        .args(["run", "examples/case-study.yaml", "--dry-run", "--seed", "11"])
+        .output()
+        .expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    for default in ["failureThreshold", "maxInFlight", "nodeMonitorGracePeriod", "terminationGracePeriod", "rounds", "seed: 11", "until:"] {
+        assert!(text.contains(default), "{default}: {text}");
+    }
+    assert!(text.contains("# Round 1, \"node lost\": nodeFailure for 1m on node") && text.contains("# The plan: about"), "{text}");
+    let again = tempfile::TempDir::new().expect("a folder");
+    let file = again.path().join("again.yaml");
+    std::fs::write(&file, text.as_bytes()).expect("written");
+    let lint = Command::new(STEADFAST).current_dir(repository(".")).arg("lint").arg(&file).output().expect("it runs");
+    assert!(lint.status.success(), "what it prints is a file: {}", String::from_utf8_lossy(&lint.stderr));
+}
+
+#[test]
+fn a_report_is_drawn_again_from_its_json() {
+    let sample = tempfile::TempDir::new().expect("a folder");
+    let spec = "  baseline: 1s\n";
+    let ended = Run::start(&experiment("redrawn", "", spec), &[]).ended();
+    assert_eq!(ended.code, Some(0), "{}", ended.all());
+    let page = sample.path().join("again.html");
+    let drawn = Command::new(STEADFAST).arg("report").arg(ended.folder.path().join("report/report.json")).arg("--html").arg(&page).output().expect("it runs");
+    assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).expect("a page");
+    assert_eq!(read(&page), read(&ended.folder.path().join("report/report.html")));
+}

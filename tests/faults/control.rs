@@ -1,0 +1,241 @@
+//! The controller's side, played by the test: policies down, evidence up, golden replays told as they happen.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::{
+    body::{Body, Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use steadfast_api::{
+    golden::{Outcome, Verdict},
+    sidecar::{SidecarReport, What},
+};
+use steadfast_golden_sets::{GoldenSet, oip};
+use tokio::{net::TcpListener, sync::mpsc};
+
+use crate::harness::{PATIENCE, Server, Sidecar, ask, client, get};
+
+/// A controller that remembers what it is told, with the time at which it was told.
+struct Controller {
+    address: SocketAddr,
+    reports: Arc<Mutex<Vec<(Instant, SidecarReport)>>>,
+    /// Reports to refuse before the next is taken.
+    refuse: Arc<AtomicUsize>,
+    policies: mpsc::Sender<String>,
+}
+
+struct Lines(mpsc::Receiver<String>);
+
+impl Body for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(cx).map(|line| line.map(|line| Ok(Frame::data(Bytes::from(line + "\n")))))
+    }
+}
+
+impl Controller {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (policies, stream) = mpsc::channel(8);
+        let (reports, refuse, stream) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicUsize>::default(), Arc::new(Mutex::new(Some(stream))));
+        let (kept, refusing) = (Arc::clone(&reports), Arc::clone(&refuse));
+        tokio::spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                let (kept, refusing, stream) = (Arc::clone(&kept), Arc::clone(&refusing), Arc::clone(&stream));
+                tokio::spawn(async move {
+                    let service = service_fn(move |request: Request<Incoming>| {
+                        let (kept, refusing, stream) = (Arc::clone(&kept), Arc::clone(&refusing), Arc::clone(&stream));
+                        async move {
+                            assert_eq!(request.headers()["authorization"], "Bearer secret");
+                            if request.uri().path() == "/v1alpha1/policies" {
+                                assert_eq!(request.uri().query(), Some("uid=uid-1"));
+                                let stream = stream.lock().unwrap().take().expect("one connection for policies");
+                                return Ok::<Response<BoxBody<Bytes, Infallible>>, Infallible>(Response::new(Lines(stream).boxed()));
+                            }
+                            let body = request.into_body().collect().await.unwrap().to_bytes();
+                            let mut response = Response::new(Full::default().boxed());
+                            if refusing.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok() {
+                                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                            } else {
+                                let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+                                kept.lock().unwrap().extend(lines.map(|line| (Instant::now(), serde_json::from_slice(line).unwrap())));
+                            }
+                            Ok(response)
+                        }
+                    });
+                    let _ = http1::Builder::new().serve_connection(TokioIo::new(connection), service).await;
+                });
+            }
+        });
+        Self { address, reports, refuse, policies }
+    }
+
+    fn sidecar(&self, upstream: SocketAddr, flags: &[&str]) -> Sidecar {
+        let url = format!("http://{}", self.address);
+        let own = ["--controller", &url, "--pod-name", "pod-1", "--pod-uid", "uid-1", "--node-name", "node-1"];
+        Sidecar::start_with_token(upstream, &[&own, flags].concat(), "secret")
+    }
+
+    /// Waits for evidence, and gives it with the time at which it arrived.
+    async fn told<T>(&self, what: &str, wanted: impl Fn(&What) -> Option<T>) -> (Instant, T) {
+        let begun = Instant::now();
+        loop {
+            let found = self.reports.lock().unwrap().iter().find_map(|(at, report)| Some((*at, report.evidence.iter().find_map(|evidence| wanted(&evidence.what))?)));
+            if let Some(found) = found {
+                return found;
+            }
+            assert!(begun.elapsed() < PATIENCE, "was never told: {what}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn policies_come_down_and_what_happened_goes_up_without_a_gap() {
+    let server = Server::start().await;
+    let controller = Controller::start().await;
+    let sidecar = controller.sidecar(server.address, &[]);
+    controller.told("ready", |what| matches!(what, What::Upstream { ready: true }).then_some(())).await;
+    let line = |generation: u64, policies: &str| format!(r#"{{"generation":{generation},"policies":[{policies}]}}"#);
+    let abort = r#"{"name":"down","spec":{"expiresAfter":"1h","budget":{"concurrent":9,"share":"100%"},"rules":[{"faults":[{"abort":{"httpStatus":503}}]}]}}"#;
+    let sent = Instant::now();
+    controller.policies.send(line(3, abort)).await.unwrap();
+    let (told, ()) = controller.told("armed", |what| matches!(what, What::Policy { generation: 3, armed: true }).then_some(())).await;
+    assert!(told - sent < Duration::from_millis(250), "{:?}", told - sent);
+    assert_eq!(ask(&client(), get(&sidecar.url("/"), &[])).await.status, 503);
+    // The next two are never taken; everything must come again.
+    controller.refuse.store(2, Ordering::Release);
+    controller.policies.send(line(2, "")).await.unwrap();
+    controller.policies.send("not json".into()).await.unwrap();
+    assert_eq!(ask(&client(), get(&sidecar.url("/"), &[])).await.status, 503, "an older generation or a bad line disarmed");
+    controller.policies.send(line(4, "")).await.unwrap();
+    controller.told("disarmed", |what| matches!(what, What::Policy { generation: 4, armed: false }).then_some(())).await;
+    assert_eq!(ask(&client(), get(&sidecar.url("/"), &[])).await.status, 200);
+    let counted = |what: &What| match what {
+        What::Requests(window) if window.injected.iter().any(|count| count.policy == "down" && count.count >= 1) => Some(window.responses.len()),
+        _ => None,
+    };
+    controller.told("a window with what was injected", counted).await;
+    let reports = controller.reports.lock().unwrap();
+    let sequences: Vec<u64> = reports.iter().map(|(_, report)| report.sequence).collect();
+    assert_eq!(sequences, (1..=sequences.len() as u64).collect::<Vec<_>>());
+    let (_, first) = &reports[0];
+    assert_eq!((first.pod.name.as_str(), first.pod.uid.as_str(), first.pod.node.as_str()), ("pod-1", "uid-1", "node-1"));
+    assert!(reports.iter().all(|(_, report)| report.dropped == 0 && report.evidence.iter().all(|evidence| evidence.at_ns <= report.sent_ns)));
+}
+
+/// A server that knows the set's answers by heart. Not ready before `ready`; `wrong` makes its answers wrong, `broken` gives none.
+struct Knows {
+    address: SocketAddr,
+    ready: Arc<AtomicBool>,
+    broken: Arc<AtomicBool>,
+    ready_told: Arc<AtomicU64>,
+}
+
+impl Knows {
+    async fn start(set: GoldenSet) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ready, broken, ready_told) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (set, state) = (Arc::new(set), (Arc::clone(&ready), Arc::clone(&broken), Arc::clone(&ready_told)));
+        tokio::spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                let (set, (ready, broken, told)) = (Arc::clone(&set), state.clone());
+                tokio::spawn(async move {
+                    let service = service_fn(move |request: Request<Incoming>| {
+                        let (set, ready, broken, told) = (Arc::clone(&set), Arc::clone(&ready), Arc::clone(&broken), Arc::clone(&told));
+                        async move {
+                            let mut response = Response::new(Full::<Bytes>::default());
+                            if request.uri().path() == "/v2/health/ready" {
+                                if ready.load(Ordering::Acquire) {
+                                    let _ = told.compare_exchange(0, steadfast_proxy::clock::now_ns(), Ordering::AcqRel, Ordering::Acquire);
+                                } else {
+                                    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                                }
+                            } else if broken.load(Ordering::Acquire) {
+                                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                            } else {
+                                let inputs = oip::decode_request(None, &request.into_body().collect().await.unwrap().to_bytes()).unwrap().inputs;
+                                let sample = set.samples().iter().find(|sample| sample.inputs == inputs).expect("a sample of the set");
+                                let head = oip::ResponseHead { model: &set.manifest().model, version: "1", id: "" };
+                                let message = oip::encode_response(head, &sample.outputs, |_| false).unwrap();
+                                response.headers_mut().insert("content-type", message.content_type.parse().unwrap());
+                                *response.body_mut() = Full::from(message.body);
+                            }
+                            Ok::<_, Infallible>(response)
+                        }
+                    });
+                    let _ = http1::Builder::new().serve_connection(TokioIo::new(connection), service).await;
+                });
+            }
+        });
+        Self { address, ready, broken, ready_told }
+    }
+}
+
+const SET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden-sets/sets/digits");
+
+fn corrupting(golden_replays: bool) -> String {
+    format!("name: wrong\nspec:\n  expiresAfter: 1h\n  budget: {{concurrent: 100, share: 100%}}\n  goldenReplays: {golden_replays}\n  rules: [{{faults: [{{corrupt: {{magnitude: 50%}}}}]}}]\n")
+}
+
+#[tokio::test]
+async fn golden_replays_begin_with_readiness_and_tell_wrong_answers_from_none() {
+    let _server = Server::start().await;
+    let controller = Controller::start().await;
+    let server = Knows::start(steadfast_golden_sets::set::read(SET).unwrap()).await;
+    let sidecar = controller.sidecar(server.address, &["--golden", SET, "--golden-every", "20ms", "--engine", "rten"]);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(sidecar.metric("steadfast_golden_replays_total", &[]).await, 0.0, "replayed before the server was ready");
+
+    server.ready.store(true, Ordering::Release);
+    let (arrived, ()) = controller.told("a right replay", |what| matches!(what, What::Golden(replay) if replay.outcome == Outcome::Match).then_some(())).await;
+    let since_ready = steadfast_proxy::clock::instant(server.ready_told.load(Ordering::Acquire));
+    println!("first right replay was told {:?} after the server said that it is ready", arrived - since_ready);
+    assert!(arrived - since_ready < Duration::from_secs(1), "{:?}", arrived - since_ready);
+
+    // A fault that replays are not to see changes nothing for them.
+    sidecar.arm(&corrupting(false)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(sidecar.metric("steadfast_golden_replays_total", &[r#"outcome="mismatch""#]).await, 0.0);
+
+    // A server that gives no answer is not wrong.
+    server.broken.store(true, Ordering::Release);
+    let (_, detail) = controller.told("no answer", |what| if let What::Golden(replay) = what { (replay.outcome == Outcome::NoAnswer).then(|| replay.detail.clone()) } else { None }).await;
+    assert!(detail.unwrap().contains("500"));
+    server.broken.store(false, Ordering::Release);
+    assert_eq!(sidecar.metric("steadfast_golden_replays_total", &[r#"outcome="mismatch""#]).await, 0.0);
+
+    // One that is wrong for everybody is.
+    sidecar.arm(&corrupting(true)).await;
+    controller.told("the verdict Fail", |what| matches!(what, What::GoldenVerdict { verdict: Verdict::Fail, .. }).then_some(())).await;
+    let (_, detail) = controller.told("what differed", |what| if let What::Golden(replay) = what { (replay.outcome == Outcome::Mismatch).then(|| replay.detail.clone()) } else { None }).await;
+    println!("{}", detail.unwrap());
+
+    // And once it is right again, the question is open again.
+    sidecar.admin("DELETE", "/policy", "").await;
+    let begun = Instant::now();
+    while sidecar.metric("steadfast_golden_verdict", &[r#"verdict="Fail""#]).await > 0.0 {
+        assert!(begun.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(sidecar.metric("steadfast_requests_total", &[]).await, 0.0, "replays count as users' requests");
+}

@@ -1,0 +1,85 @@
+//! Leaving: no request is lost, over either protocol, and readiness goes first.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::harness::{Http, Server, Sidecar, client, client_h2, get, try_ask};
+
+/// Clients ask without a pause while the sidecar drains. A client stops when it cannot get a new connection: that is told, not lost.
+async fn nobody_is_lost(make: fn() -> Http) {
+    let server = Server::start().await;
+    let mut sidecar = Sidecar::start(server.address, &["--drain-grace", "300ms"]);
+    let (answered, lost) = (Arc::new(AtomicUsize::new(0)), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let stop = Arc::new(AtomicBool::new(false));
+    let askers: Vec<_> = (0..8)
+        .map(|i| {
+            let (client, url, answered, lost, stop) = (make(), sidecar.url(&format!("/slow?{}", 5 + i * 7)), Arc::clone(&answered), Arc::clone(&lost), Arc::clone(&stop));
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Acquire) {
+                    match try_ask(&client, get(&url, &[])).await {
+                        Ok(reply) if reply.status == 200 => drop(answered.fetch_add(1, Ordering::AcqRel)),
+                        Ok(reply) => lost.lock().unwrap().push(format!("{} {}", reply.status, reply.text())),
+                        Err(error) if error.contains("ConnectionRefused") => return,
+                        Err(error) => lost.lock().unwrap().push(error),
+                    }
+                }
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    sidecar.terminate();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(sidecar.admin("GET", "/readyz", "").await.status, 503, "readiness must be off while connections are still taken");
+    // Whoever routes here has noticed by the end of the grace and sends nothing new.
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    stop.store(true, Ordering::Release);
+    assert_eq!(sidecar.ended().await, 0);
+    for asker in askers {
+        asker.await.unwrap();
+    }
+    let lost = lost.lock().unwrap();
+    assert!(lost.is_empty() && answered.load(Ordering::Acquire) > 50, "{} answered, lost: {lost:?}", answered.load(Ordering::Acquire));
+}
+
+#[tokio::test]
+async fn draining_loses_no_request_over_http1() {
+    nobody_is_lost(client).await;
+}
+
+#[tokio::test]
+async fn draining_loses_no_request_over_http2() {
+    nobody_is_lost(client_h2).await;
+}
+
+#[tokio::test]
+async fn a_request_in_progress_is_waited_for_and_an_endless_one_is_not() {
+    let server = Server::start().await;
+    let mut sidecar = Sidecar::start(server.address, &["--drain-grace", "0s", "--drain-timeout", "700ms"]);
+    let (short, long) = (sidecar.url("/slow?400"), sidecar.url("/slow?30000"));
+    let asked = tokio::spawn(async move { try_ask(&client(), get(&short, &[])).await });
+    let endless = tokio::spawn(async move { try_ask(&client(), get(&long, &[])).await });
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    sidecar.terminate();
+    let begun = std::time::Instant::now();
+    assert_eq!(sidecar.ended().await, 0);
+    assert!((Duration::from_millis(600)..Duration::from_secs(3)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    assert_eq!(asked.await.unwrap().unwrap().status, 200);
+    assert!(endless.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn an_idle_sidecar_leaves_at_once() {
+    let server = Server::start().await;
+    let mut sidecar = Sidecar::start(server.address, &["--drain-grace", "0s"]);
+    let client = client();
+    assert!(try_ask(&client, get(&sidecar.url("/x"), &[])).await.is_ok());
+    sidecar.terminate();
+    let begun = std::time::Instant::now();
+    assert_eq!(sidecar.ended().await, 0);
+    assert!(begun.elapsed() < Duration::from_secs(2), "an idle kept-alive connection held it for {:?}", begun.elapsed());
+}

@@ -1,0 +1,10 @@
+//! The sidecar as it runs: the real program in front of a real server, asked by real clients on 127.0.0.1.
+
+mod control;
+mod corrupt;
+mod drain;
+mod exact;
+mod harness;
+mod header;
+mod pass;
+mod policy;
