@@ -9,7 +9,7 @@ The pipeline (scaling, one hidden layer) is written out in plain ONNX operators,
 
 import os
 
-os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")  # sums in one order: the same files everywhere
+os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")  # sums in one order: the same files on one kind of processor
 
 import argparse
 import sys

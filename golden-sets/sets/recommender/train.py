@@ -1,4 +1,4 @@
-"""Trains the recommender and writes its golden set. Deterministic: run twice, and the files are the same to the byte.
+"""Trains the recommender and writes its golden set. Deterministic: run twice on one machine, and the files are the same to the byte.
 
     python3 -m venv /tmp/recommender && /tmp/recommender/bin/pip install -r requirements.txt
     /tmp/recommender/bin/python train.py
@@ -13,7 +13,7 @@ own vector pushes down what they liked in training, which the few recent likes i
 
 import os
 
-os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")  # sums in one order: the same files everywhere
+os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")  # sums in one order: the same files on one kind of processor
 
 import sys
 from pathlib import Path

@@ -27,7 +27,7 @@ const plain = (text) => text.replace(/[{}|\n]/g, " ");
 // A figure that somebody chose: `4 s`, where a measured one is `4.00 s`.
 const round = (ms) => span(ms).replace(/\.(\d*?)0+(?= )/, (_, rest) => (rest ? `.${rest}` : ""));
 // A long name keeps its end, which tells it from its siblings.
-const short = (name, most = 24) => (name.length <= most ? name : `${name.slice(0, most - 11)}…${name.slice(-10)}`);
+const short = (name, most = 22) => (name.length <= most ? name : `${name.slice(0, most - 11)}…${name.slice(-10)}`);
 const tip = (...lines) => `<div class="tip">${lines.filter(Boolean).join("<br>")}</div>`;
 
 const STATE = {

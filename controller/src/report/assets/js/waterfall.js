@@ -37,7 +37,7 @@ const waterfallChart = (narrow, width) => {
       tooltip: { ...tooltipStyle(), trigger: "item" },
       xAxis: { type: "value", min: 0, max: longest, interval: step, axisLabel: { color: colour("muted"), fontSize: 11, formatter: (ms) => (ms === 0 ? "t0" : `+${round(ms)}`), showMaxLabel: longest % step === 0, hideOverlap: true }, axisLine: { show: true, lineStyle: { color: colour("strong-line") } }, splitLine: { lineStyle: { color: colour("line") } } },
       yAxis: {
-        type: "category", inverse: true, data: bars.map((outage) => `{name|#${outage.id} ${plain(short(outage.pod))}}\n{node|${plain(`${outage.node} · ${outage.cause}`)}}`), axisLine: { show: false }, axisTick: { show: false },
+        type: "category", inverse: true, data: bars.map((outage) => `{name|#${outage.id} ${plain(short(outage.pod, 21))}}\n{node|${plain(`${outage.node} · ${outage.cause}`)}}`), axisLine: { show: false }, axisTick: { show: false },
         axisLabel: { show: !narrow, interval: 0, width: left - 16, overflow: "truncate", rich: { name: { color: colour("ink"), fontSize: 12, lineHeight: 16 }, node: { color: colour("muted"), fontSize: 11, lineHeight: 14, align: "right" } } },
       },
       series: [
