@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-pub use steadfast_proxy::config::Args;
 use steadfast_proxy::RunError;
+pub use steadfast_proxy::config::Args;
 
 use crate::exit;
 

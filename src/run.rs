@@ -122,7 +122,11 @@ pub fn finder(golden_sets: Option<&Path>) -> Result<Finder, String> {
     let work_dir = std::env::current_dir().map_err(|error| format!("there is no working directory: {error}"))?;
     let shelves = match golden_sets {
         Some(shelf) => vec![work_dir.join(shelf)],
-        None => vec![work_dir.join("golden-sets/sets"), Path::new(env!("CARGO_MANIFEST_DIR")).join("golden-sets/sets")],
+        None => {
+            let mut shelves = vec![work_dir.join("golden-sets/sets"), Path::new(env!("CARGO_MANIFEST_DIR")).join("golden-sets/sets")];
+            shelves.dedup();
+            shelves
+        }
     };
     Ok(Finder { shelves, work_dir })
 }

@@ -25,7 +25,13 @@ fn main() -> std::io::Result<()> {
         match Burn::start(&Target { load, threads: 1, pin: vec![], duration: Duration::from_secs(10) }) {
             Ok(mut burn) => {
                 let outcome = burn.join();
-                println!("{:>8.1} {:>10.2} {:>12.3} {}", load * 100.0, outcome.achieved * 100.0, (outcome.achieved - load) * 100.0, outcome.limited_by.unwrap_or_default());
+                println!(
+                    "{:>8.1} {:>10.2} {:>12.3} {}",
+                    load * 100.0,
+                    outcome.achieved * 100.0,
+                    (outcome.achieved - load) * 100.0,
+                    outcome.limited_by.unwrap_or_default()
+                );
             }
             Err(error) => println!("{:>8.1} {error}", load * 100.0),
         }

@@ -68,7 +68,7 @@ pub async fn accept(worker: Rc<Worker>, listener: TcpListener) {
     let config = &worker.shared.config;
     let most = (config.max_connections / config.threads).max(1);
     let builder = Rc::new(builder(config.header_timeout));
-    let (mut leaving, mut gone) = (worker.shared.drain.subscribe(), worker.shared.drain.subscribe());
+    let (mut leaving, mut gone) = (worker.drain.subscribe(), worker.drain.subscribe());
     loop {
         let next = async {
             worker.connections.below(most).await;
@@ -128,7 +128,7 @@ fn serve(worker: &Rc<Worker>, builder: &Rc<auto::Builder<LocalExec>>, stream: Tc
         let stream = FirstBytes::new(stream, worker.shared.config.header_timeout);
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
-        let (mut leaving, mut gone) = (worker.shared.drain.subscribe(), worker.shared.drain.subscribe());
+        let (mut leaving, mut gone) = (worker.drain.subscribe(), worker.drain.subscribe());
         let leave = reached(&mut leaving, Phase::Leaving);
         tokio::pin!(leave);
         let mut left = false;

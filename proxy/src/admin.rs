@@ -11,7 +11,10 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
-use steadfast_api::{policy::{NamedPolicy, Origin, PolicySnapshot}, read};
+use steadfast_api::{
+    policy::{NamedPolicy, Origin, PolicySnapshot},
+    read,
+};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -124,7 +127,7 @@ async fn put(shared: &Shared, request: Request<Incoming>) -> Result<(), Problem>
 #[error("{message}")]
 pub struct NotArmed {
     pub message: String,
-    pub field: Option<BadField>,
+    pub field: Option<Box<BadField>>,
 }
 
 /// Only which of the two forms it is; everything else is read by the form itself, which knows what would be right.
@@ -137,7 +140,8 @@ struct Form {
 /// Arms what `text` says, YAML or JSON: one named policy, or a snapshot, whose generation does not matter here and may be left out.
 pub fn arm(shared: &Shared, file: &str, text: &str) -> Result<(), NotArmed> {
     let unreadable = |error: read::BadFile| {
-        let field = (!error.field.is_empty()).then(|| BadField { key: error.field.clone(), value: format!("line {}", error.line), expected: error.message.clone() });
+        let field = BadField { key: error.field.clone(), value: format!("line {}", error.line), expected: error.message.clone() };
+        let field = (!error.field.is_empty()).then(|| Box::new(field));
         NotArmed { message: error.to_string(), field }
     };
     let form = read::from_yaml::<Form>(file, text).ok();
@@ -146,7 +150,7 @@ pub fn arm(shared: &Shared, file: &str, text: &str) -> Result<(), NotArmed> {
         Some(Form { generation: Some(_), .. }) => read::from_yaml::<PolicySnapshot>(file, text).map_err(unreadable)?.policies,
         _ => vec![read::from_yaml::<NamedPolicy>(file, text).map_err(unreadable)?],
     };
-    shared.store.from_hand(policies).map_err(|field| NotArmed { message: field.to_string(), field: Some(field) })
+    shared.store.from_hand(policies).map_err(|field| NotArmed { message: field.to_string(), field: Some(Box::new(field)) })
 }
 
 #[derive(Deserialize)]

@@ -151,7 +151,7 @@ impl Body for Source {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Upstream(body) => body.size_hint(),
-            Self::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Own(bytes) | Self::WithTrailers(bytes, None) => SizeHint::with_exact(bytes.len() as u64),
             Self::Resumed(read, rest) => {
                 let read: u64 = read.iter().filter_map(|frame| frame.data_ref()).map(|bytes| bytes.len() as u64).sum();
                 let mut hint = SizeHint::new();
@@ -161,7 +161,6 @@ impl Body for Source {
                 }
                 hint
             }
-            Self::WithTrailers(bytes, None) => SizeHint::with_exact(bytes.len() as u64),
             Self::WithTrailers(bytes, Some(_)) => {
                 let mut hint = SizeHint::new();
                 hint.set_lower(bytes.len() as u64);

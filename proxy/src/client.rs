@@ -35,21 +35,19 @@ impl Client {
     /// Sends `request` and waits for the response's head, both within `after`. The response's body must be read before the next call, or the connection is lost.
     pub async fn send(&mut self, request: Request<Full<Bytes>>, after: Duration) -> Result<Response<Incoming>, ClientError> {
         let authority = self.authority.clone();
-        match timeout(after, self.try_send(request)).await {
-            Ok(result) => result,
-            Err(_) => {
-                self.connection = None;
-                Err(ClientError::Timeout { authority, after })
-            }
+        if let Ok(result) = timeout(after, self.try_send(request)).await {
+            return result;
         }
+        self.connection = None;
+        Err(ClientError::Timeout { authority, after })
     }
 
     async fn try_send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
         let mut kept = self.connection.take();
-        if let Some(sender) = &mut kept {
-            if sender.ready().await.is_err() {
-                kept = None;
-            }
+        if let Some(sender) = &mut kept
+            && sender.ready().await.is_err()
+        {
+            kept = None;
         }
         let mut sender = match kept {
             Some(sender) => sender,

@@ -14,7 +14,9 @@ const THREADS_MAX: usize = 256;
 ///
 /// When it listens it prints one line of JSON with its addresses on standard output; logs go to standard error.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = "Example:\n  steadfast proxy --listen 127.0.0.1:9000 --upstream 127.0.0.1:8000 --golden golden-sets/sets/recommender\n  curl -T policy.yaml http://127.0.0.1:ADMIN/policy      arm faults by hand; DELETE disarms everything")]
+#[command(
+    after_help = "Example:\n  steadfast proxy --listen 127.0.0.1:9000 --upstream 127.0.0.1:8000 --golden golden-sets/sets/recommender\n  curl -T policy.yaml http://127.0.0.1:ADMIN/policy      arm faults by hand; DELETE disarms everything"
+)]
 pub struct Args {
     /// Address that users reach. Port 0: any free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
@@ -180,7 +182,11 @@ impl Config {
                 };
                 let token = token.unwrap_or_default();
                 if http::HeaderValue::try_from(&token).is_err() {
-                    return Err(BadFlag { flag: "controller", value: url, why: format!("the token in {TOKEN_VARIABLE} has characters that no header can carry") });
+                    return Err(BadFlag {
+                        flag: "controller",
+                        value: url,
+                        why: format!("the token in {TOKEN_VARIABLE} has characters that no header can carry"),
+                    });
                 }
                 Some(Controller { authority: authority.to_string(), token })
             }

@@ -41,6 +41,19 @@ impl Drain {
         *self.0.borrow() > Phase::Serving
     }
 
+    /// Enters every phase of `other` as it comes, for as long as it is polled. A thread follows the sidecar's phase into one of its own, so that its requests
+    /// share no lock with those of other threads.
+    pub async fn follow(&self, other: &Self) {
+        let mut phases = other.subscribe();
+        loop {
+            let phase = *phases.borrow_and_update();
+            self.enter(phase);
+            if phases.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     pub fn subscribe(&self) -> watch::Receiver<Phase> {
         self.0.subscribe()
     }

@@ -26,7 +26,7 @@ pub struct Problem {
     pub title: &'static str,
     pub detail: String,
     /// For a refused field: its key, its value, what would be right.
-    pub field: Option<BadField>,
+    pub field: Option<Box<BadField>>,
 }
 
 /// Something that a client wrote and that cannot be.

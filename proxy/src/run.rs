@@ -163,7 +163,13 @@ async fn main(shared: Arc<Shared>, data: SocketAddr, sockets: Vec<TcpSocket>, ad
 }
 
 /// A thread that serves `socket`. Returns once it listens.
-fn spawn(shared: &Arc<Shared>, index: u64, socket: TcpSocket, done: Arc<Notify>, ended: Arc<std::sync::atomic::AtomicUsize>) -> Result<thread::JoinHandle<()>, RunError> {
+fn spawn(
+    shared: &Arc<Shared>,
+    index: u64,
+    socket: TcpSocket,
+    done: Arc<Notify>,
+    ended: Arc<std::sync::atomic::AtomicUsize>,
+) -> Result<thread::JoinHandle<()>, RunError> {
     let (listening, listens) = mpsc::channel();
     let shared = Arc::clone(shared);
     let serve = move || {

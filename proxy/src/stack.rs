@@ -50,7 +50,9 @@ pub fn inside(worker: Rc<Worker>) -> impl Stage<Clean, Answer> {
         .service(forward_to_upstream(worker))
 }
 
-fn sanitize<S: Stage<Result<Clean, Refusal>, Response<ResponseBody>>>(peer: IpAddr) -> impl Layer<S, Service = impl Stage<Request<Incoming>, Response<ResponseBody>>> {
+fn sanitize<S: Stage<Result<Clean, Refusal>, Response<ResponseBody>>>(
+    peer: IpAddr,
+) -> impl Layer<S, Service = impl Stage<Request<Incoming>, Response<ResponseBody>>> {
     layer_fn(move |inner: S| {
         service_fn(move |request: Request<Incoming>| {
             let sanitized = Sanitized::user(request.map(RequestBody::Client), peer);

@@ -97,6 +97,8 @@ pub struct Worker {
     pub pool: Pool,
     pub rng: RefCell<StdRng>,
     pub connections: Rc<Counter>,
+    /// [`Shared::drain`] as this thread knows it.
+    pub drain: Drain,
 }
 
 impl Worker {
@@ -108,7 +110,10 @@ impl Worker {
         let pool = Pool::new(config.upstream, config.connect_timeout, config.max_connections);
         let rng = RefCell::new(StdRng::seed_from_u64(config.seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15))));
         let meter = Meter::new(shared.metrics());
-        Ok(Rc::new(Self { meter, timer, pool, rng, connections: Rc::default(), shared }))
+        let worker = Rc::new(Self { meter, timer, pool, rng, connections: Rc::default(), drain: Drain::new(), shared });
+        let own = Rc::clone(&worker);
+        tokio::task::spawn_local(async move { own.drain.follow(&own.shared.drain).await });
+        Ok(worker)
     }
 }
 

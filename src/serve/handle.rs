@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
+    header::{ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER},
+    request::Parts,
 };
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -26,6 +27,9 @@ use super::{
 
 /// A body must arrive within this.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is read of the body of a request that is refused without it.
+const DISCARD_MAX: usize = 1 << 20;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) struct Server {
     life: Arc<Life>,
@@ -70,20 +74,28 @@ impl Server {
     }
 
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        self.route(request).await.unwrap_or_else(|Refusal { status, why, header }| {
-            let mut response = json(status, &ErrorBody { error: why });
-            response.headers_mut().extend(header);
-            response
-        })
+        let (request, mut body) = request.into_parts();
+        match self.route(&request, &mut body).await {
+            Ok(response) => response,
+            Err(Refusal { status, why, header }) => {
+                // A client that waits to be told to send its body is not told to.
+                if !request.headers.contains_key(EXPECT) {
+                    discard(&mut body).await;
+                }
+                let mut response = json(status, &ErrorBody { error: why });
+                response.headers_mut().extend(header);
+                response
+            }
+        }
     }
 
-    async fn route(&self, request: Request<Incoming>) -> Answer {
-        let path = request.uri().path();
+    async fn route(&self, request: &Parts, body: &mut Incoming) -> Answer {
+        let path = request.uri.path();
         let route = Route::parse(path).ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, format!("{path} is not part of the Open Inference Protocol")))?;
         let allowed: &[Method] = if matches!(route, Route::Infer { .. }) { &[Method::POST] } else { &[Method::GET, Method::HEAD] };
-        if !allowed.contains(request.method()) {
+        if !allowed.contains(&request.method) {
             let allow = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-            let why = format!("{} is not for {path}; use {allow}", request.method());
+            let why = format!("{} is not for {path}; use {allow}", request.method);
             let header = HeaderValue::from_str(&allow).ok().map(|allow| (ALLOW, allow));
             return Err(Refusal { header, ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, why) });
         }
@@ -107,7 +119,7 @@ impl Server {
             }
             Route::Infer { model, version } => {
                 self.check(&model, &version)?;
-                self.infer(request).await
+                self.infer(request, body).await
             }
         }
     }
@@ -147,7 +159,7 @@ impl Server {
         }
     }
 
-    async fn infer(&self, request: Request<Incoming>) -> Answer {
+    async fn infer(&self, request: &Parts, body: &mut Incoming) -> Answer {
         self.life.request();
         let loaded = match self.life.phase() {
             Phase::Loading => return Err(self.loading()),
@@ -155,8 +167,8 @@ impl Server {
         };
         // Taken before the body is read: what waits in memory is bounded as well.
         let _inside = self.room.try_acquire().map_err(|_| Refusal::unavailable(format!("{} requests are inside already; try again", self.max_concurrency)))?;
-        let header = self.check_headers(&request)?;
-        let body = self.body(request).await?;
+        let header = self.check_headers(request)?;
+        let body = self.body(body).await?;
         let asked = oip::decode_request(header, &body).map_err(|error| Refusal::bad(error.to_string()))?;
         drop(body);
         check_tensors(&asked, loaded)?;
@@ -182,9 +194,9 @@ impl Server {
     }
 
     /// The length of the body's JSON part, if it was sent; refuses what is no message of the protocol, and what is known to be too large.
-    fn check_headers(&self, request: &Request<Incoming>) -> Result<Option<usize>, Refusal> {
+    fn check_headers(&self, request: &Parts) -> Result<Option<usize>, Refusal> {
         let unsupported = |why: String| Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why);
-        let text = |name: http::HeaderName| request.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let text = |name: http::HeaderName| request.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
         if let Some(coding) = text(CONTENT_ENCODING).filter(|coding| !coding.eq_ignore_ascii_case("identity")) {
             return Err(unsupported(format!("content-encoding {coding:?} is not understood; send the body as it is")));
         }
@@ -197,7 +209,7 @@ impl Server {
         if let Some(length) = text(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok()).filter(|length| *length > self.max_body) {
             return Err(self.too_large(&format!("has {length} bytes")));
         }
-        let header = request.headers().get(oip::INFERENCE_HEADER_LENGTH);
+        let header = request.headers.get(oip::INFERENCE_HEADER_LENGTH);
         let length = header.map(|value| value.to_str().ok().and_then(|value| value.trim().parse().ok()));
         match length {
             Some(None) => Err(Refusal::bad(format!("the header {} is no number of bytes", oip::INFERENCE_HEADER_LENGTH))),
@@ -209,8 +221,8 @@ impl Server {
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body {what}; at most {} are taken (--max-body)", self.max_body))
     }
 
-    async fn body(&self, request: Request<Incoming>) -> Result<Bytes, Refusal> {
-        let limited = Limited::new(request.into_body(), usize::try_from(self.max_body).unwrap_or(usize::MAX));
+    async fn body(&self, body: &mut Incoming) -> Result<Bytes, Refusal> {
+        let limited = Limited::new(body, usize::try_from(self.max_body).unwrap_or(usize::MAX));
         match tokio::time::timeout(BODY_TIMEOUT, limited.collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(self.too_large("is too long")),
@@ -218,6 +230,22 @@ impl Server {
             Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()))),
         }
     }
+}
+
+/// Takes in what is left of a refused request's body, as far as that is cheap. HTTP/1.1 closes a connection with an unread body, and the reset that may
+/// follow can reach the client before the answer does.
+async fn discard(body: &mut Incoming) {
+    let all = async {
+        let mut left = DISCARD_MAX;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // Too slow or too long: the connection closes then.
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, all).await;
 }
 
 #[derive(Serialize)]

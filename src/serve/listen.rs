@@ -8,7 +8,7 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{Semaphore, oneshot, watch},
 };
 
@@ -22,11 +22,21 @@ const STREAMS_MAX: u32 = 256;
 /// How long requests that are inside may take once the server is told to end.
 const DRAIN: Duration = Duration::from_secs(30);
 
+/// SIGTERM and SIGINT. Taken over before anybody can know that the server listens: before that, they end it at once.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(super) fn handle() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+}
+
 /// Serves until SIGTERM or SIGINT, or until loading failed.
-pub(super) async fn run(listener: TcpListener, server: Arc<Server>, mut failed: oneshot::Receiver<String>) -> ExitCode {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        return exit::failed("signals cannot be handled here");
-    };
+pub(super) async fn run(listener: TcpListener, signals: Signals, server: Arc<Server>, mut failed: oneshot::Receiver<String>) -> ExitCode {
+    let Signals { mut terminate, mut interrupt } = signals;
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let (drain, drained) = watch::channel(false);
     let mut loading = true;

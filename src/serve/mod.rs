@@ -86,6 +86,7 @@ fn start(args: Args) -> Result<ExitCode, ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(exit::failed)?;
     runtime.block_on(async move {
         let cannot = |error| exit::bad_input(format!("cannot listen on {}:{}: {error}", args.host, args.port));
+        let signals = listen::Signals::handle().map_err(exit::failed)?;
         let listener = TcpListener::bind((args.host, args.port)).await.map_err(cannot)?;
         let address = listener.local_addr().map_err(exit::failed)?;
         eprintln!("steadfast serve: model {:?} on http://{address} (for demo and tests)", found.name);
@@ -99,6 +100,6 @@ fn start(args: Args) -> Result<ExitCode, ExitCode> {
             ready: args.ready_seconds,
             wrong: args.wrong_seconds,
         });
-        Ok(listen::run(listener, server, failed).await)
+        Ok(listen::run(listener, signals, server, failed).await)
     })
 }

@@ -62,7 +62,7 @@ fn it_listens_at_once_and_answers_when_it_is_loaded() {
     let before = monotonic();
     let server = Server::start(
         &process::set("digits"),
-        &["--engine", "rten", "--load-seconds", "1.5", "--ready-seconds", "0.3", "--wrong-seconds", "0.5", "--truth-file", &file.display().to_string()],
+        &["--engine", "rten", "--load-seconds", "1.5", "--ready-seconds", "0.3", "--wrong-seconds", "2", "--truth-file", &file.display().to_string()],
     );
     assert_eq!(
         (get(server.port, "/v2/health/live"), get(server.port, "/v2/health/ready"), get(server.port, "/v2/models/digits/ready")),
@@ -73,7 +73,11 @@ fn it_listens_at_once_and_answers_when_it_is_loaded() {
     server.wait_until_ready();
     let seen_ready = monotonic();
     let wrong = infer(server.port);
-    std::thread::sleep(Duration::from_millis(700));
+    let began = Instant::now();
+    while !std::fs::read_to_string(&file).unwrap().contains("correctFrom") {
+        assert!(began.elapsed() < Duration::from_secs(20), "it never became correct");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let right = infer(server.port);
     assert!(wrong.starts_with("HTTP/1.1 200") && right.starts_with("HTTP/1.1 200"), "{wrong}\n{right}");
     assert_ne!(wrong, right, "until correctFrom answers are well-formed and wrong");
@@ -81,11 +85,11 @@ fn it_listens_at_once_and_answers_when_it_is_loaded() {
     let at = |name: &str| events.iter().find(|(event, _)| event == name).unwrap_or_else(|| panic!("{name}: {events:?}")).1;
     let seconds = |from: &str, to: &str| (at(to) - at(from)) as f64 / 1e9;
     assert!(before <= at("started") && at("ready") <= seen_ready);
-    assert!((1.5..1.7).contains(&seconds("started", "loaded")), "{events:?}");
-    assert!((0.3..0.5).contains(&seconds("loaded", "ready")), "{events:?}");
-    assert!((0.499..0.501).contains(&seconds("ready", "correctFrom")), "{events:?}");
+    assert!((1.5..3.0).contains(&seconds("started", "loaded")), "{events:?}");
+    assert!((0.3..1.5).contains(&seconds("loaded", "ready")), "{events:?}");
+    assert!((1.999..2.001).contains(&seconds("ready", "correctFrom")), "{events:?}");
     assert!(at("firstRequest") < at("ready") && at("ready") < at("firstAnswer"), "{events:?}");
-    assert!(seen_ready - at("ready") < 1_000_000_000, "ready is told when it can be seen");
+    assert!(seen_ready - at("ready") < 5_000_000_000, "ready is told when it can be seen");
 }
 
 #[test]

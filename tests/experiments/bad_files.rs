@@ -31,28 +31,116 @@ spec:
 
 /// What is exchanged for what in [`GOOD`], and what `steadfast lint` then says after the file's name.
 const BAD: &[(&str, &str, &str)] = &[
-    ("name: good", "name: Good_Name", ""),
-    ("matchLabels: {app: digits}", "matchLabels: {app: other}", ""),
-    ("nodes: 2", "nodes: 65", ""),
-    ("replicas: 2", "replicas: 0", ""),
-    ("[steadfast, serve, golden-sets/sets/digits, --port, $(PORT)]", "[no-such-server, --port, $(PORTS)]", ""),
-    ("rate: 100/s", "rate: 100", ""),
-    ("inputs: {goldenSet: digits}", "inputs: {goldenSet: numbers}", ""),
-    ("every: 1s", "every: 1ms", ""),
-    ("baseline: 5s", "baseline: 5", ""),
-    ("baseline: 5s", "baselin: 5s", ""),
-    ("delay: 500ms", "delay: 0s", ""),
-    (", for: 5s}", ", for: 5s, podKill: {pods: {mode: one}}}", ""),
-    ("delay: 500ms}, for: 5s}", "delay: 500ms}}", ""),
-    ("value: 2", "value: 3", ""),
-    ("name: killed", "name: slow", ""),
-    ("hold: 10s", "hold: 1m", ""),
-    ("atLeast: 99%", "atLeast: 990%", ""),
-    ("quantile: 99%", "quantile: 0%", ""),
-    ("during: baseline", "during: faultss", ""),
-    ("below: 20%", "below: 0%", ""),
-    ("  load: [{name: users, rate: 100/s, inputs: {goldenSet: digits}}]\n", "", ""),
-    ("kind: ResilienceTest", "kind: Pod", ""),
+    (
+        "name: good",
+        "name: Good_Name",
+        "3:18: metadata.name: \"Good_Name\" is not a name: write lower case letters, digits and `-`, at most 63, a letter or digit first and last",
+    ),
+    (
+        "matchLabels: {app: digits}",
+        "matchLabels: {app: other}",
+        "10:15: spec.local.pods.labels: {app: digits} are not selected by spec.target.selector: the pods must carry {app: other}",
+    ),
+    (
+        "nodes: 2",
+        "nodes: 65",
+        "7:12: spec.local.nodes: 65 is out of bounds: write 1 to 64",
+    ),
+    (
+        "replicas: 2",
+        "replicas: 0",
+        "9:17: spec.local.pods.replicas: 0 is out of bounds: write 1 to 256",
+    ),
+    (
+        "[steadfast, serve, golden-sets/sets/digits, --port, $(PORT)]",
+        "[no-such-server, --port, $(PORTS)]",
+        "11:16: spec.local.pods.command: does not name $(PORT): several servers run on one machine, so each must be told its own port, in `command` or in `env`\n11:17: spec.local.pods.command[0]: there is no program \"no-such-server\", neither in PATH nor from REPOSITORY\n11:41: spec.local.pods.command[2]: $(PORTS) is not known: $(PORT), $(POD_NAME) and $(NODE_NAME) are",
+    ),
+    (
+        "rate: 100/s",
+        "rate: 100",
+        "13:30: spec.load[0].rate: \"100\" is not a rate: write a rate such as 200/s, 0.5/s or 90/m, more than zero and at most 100000/s",
+    ),
+    (
+        "inputs: {goldenSet: digits}",
+        "inputs: {goldenSet: numbers}",
+        "13:57: spec.load[0].inputs.goldenSet: \"numbers\" cannot be used: no golden set of this name in REPOSITORY/golden-sets/sets: give its directory, or name the folder that holds it with --golden-sets",
+    ),
+    (
+        "every: 1s",
+        "every: 1ms",
+        "14:33: spec.golden[0].every: 1ms is too often: write 10ms or more, such as 1s",
+    ),
+    (
+        "baseline: 5s",
+        "baseline: 5",
+        "15:13: spec.baseline: \"5\" is not a duration: write a duration such as 500ms, 60s, 2m or 1h 30m, at most a year",
+    ),
+    (
+        "baseline: 5s",
+        "baselin: 5s",
+        "15:3: spec.baselin: unknown field `baselin`, expected one of target, local, load, golden, baseline, steps, stable, hypothesis, halt, rounds, seed",
+    ),
+    (
+        "delay: 500ms",
+        "delay: 0s",
+        "17:64: spec.steps[0].networkLatency.delay: 0s is too short: write more than zero, such as 500ms",
+    ),
+    (
+        ", for: 5s}",
+        ", for: 5s, podKill: {pods: {mode: one}}}",
+        "17:7: spec.steps[0]: step \"slow\" has both networkLatency and podKill: give it exactly one of networkLatency, podKill, nodeFailure, cpuPressure, corrupt",
+    ),
+    (
+        "delay: 500ms}, for: 5s}",
+        "delay: 500ms}}",
+        "17:7: spec.steps[0]: step \"slow\": networkLatency lasts for a while: say how long, such as `for: 60s`",
+    ),
+    (
+        "value: 2",
+        "value: 3",
+        "18:59: spec.steps[1].podKill.pods.value: 3 of 2 pods cannot be chosen: write 1 to 2, or mode all",
+    ),
+    (
+        "name: killed",
+        "name: slow",
+        "18:14: spec.steps[1].name: \"slow\" is there twice: give every step its own name",
+    ),
+    (
+        "hold: 10s",
+        "hold: 1m",
+        "19:30: spec.stable.hold: 1m is not shorter than `within`, 1m: no system could ever be called stable",
+    ),
+    (
+        "atLeast: 99%",
+        "atLeast: 990%",
+        "21:31: spec.hypothesis[0].availability.atLeast: \"990%\" is not a percentage: write a percentage from 0% to 100% with at most four decimals, such as 99.9%",
+    ),
+    (
+        "quantile: 99%",
+        "quantile: 0%",
+        "22:27: spec.hypothesis[1].latency.quantile: 0% is no quantile: write above 0% up to 100%, such as 99%",
+    ),
+    (
+        "during: baseline",
+        "during: faultss",
+        "22:55: spec.hypothesis[1].latency.during: unknown variant `faultss`, expected one of run, baseline, faults, recovery",
+    ),
+    (
+        "below: 20%",
+        "below: 0%",
+        "23:33: spec.halt[0].availability.below: 0%: availability is never below that: write more, such as 20%",
+    ),
+    (
+        "  load: [{name: users, rate: 100/s, inputs: {goldenSet: digits}}]\n",
+        "",
+        "20:21: spec.hypothesis[0].availability: is what users see, and `load` has none: add one, such as {name: users, rate: 200/s, inputs: {goldenSet: recommender}}\n21:16: spec.hypothesis[1].latency: is what users see, and `load` has none: add one, such as {name: users, rate: 200/s, inputs: {goldenSet: recommender}}\n22:25: spec.halt[0].availability: is what users see, and `load` has none: add one",
+    ),
+    (
+        "kind: ResilienceTest",
+        "kind: Pod",
+        "2:7: kind: unknown variant `Pod`, expected one of ResilienceTest",
+    ),
 ];
 
 fn lint(text: &str) -> (Option<i32>, String) {

@@ -138,7 +138,7 @@ fn a_slow_network_is_felt_for_as_long_as_it_lasts_and_proven() {
     assert_eq!(report.hypothesis.iter().map(|result| result.outcome).collect::<Vec<_>>(), [RunOutcome::Pass, RunOutcome::Fail]);
     let slow = report.phases.iter().find(|phase| phase.kind == PhaseKind::Fault).expect("a phase");
     assert!((300.0..400.0).contains(&slow.service.latency.p90_ms), "{:?}", slow.service.latency);
-    assert!(slow.service.latency.p50_ms < 301.0);
+    assert!(slow.service.latency.mean_ms < 250.0, "the other pod is as fast as ever: {:?}", slow.service.latency);
 }
 
 #[test]
@@ -229,5 +229,5 @@ fn a_report_is_drawn_again_from_its_json() {
     let drawn = Command::new(STEADFAST).arg("report").arg(ended.folder.path().join("report/report.json")).arg("--html").arg(&page).output().expect("it runs");
     assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
     let read = |path: &std::path::Path| std::fs::read_to_string(path).expect("a page");
-    assert_eq!(read(&page), read(&ended.folder.path().join("report/report.html")));
+    assert!(read(&page) == read(&ended.folder.path().join("report/report.html")), "not the same page");
 }

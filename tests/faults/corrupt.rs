@@ -28,7 +28,7 @@ async fn json_answers_keep_their_form_and_lose_their_values() {
         }
         assert_eq!(wrong, right);
     }
-    sidecar.metric_reaches("steadfast_faults_injected_total", &[r#"kind="corrupt""#], 2.0).await;
+    sidecar.metric_reaches("steadfast_faults_injected_total", &[r#"kind="corrupt""#], 2).await;
 }
 
 #[tokio::test]
@@ -56,7 +56,9 @@ async fn what_is_too_large_or_not_understood_passes_unharmed_and_is_counted() {
     let sidecar = Sidecar::start(server.address, &["--corrupt-max-bytes", "1000"]);
     sidecar.arm(TRUSTING).await;
     let client = client();
-    let echo = |content_type: &str, body: String| Request::post(sidecar.url("/echo")).header("content-type", content_type).header("steadfast-fault", "corrupt=0.5").body(Full::from(body)).unwrap();
+    let echo = |content_type: &str, body: String| {
+        Request::post(sidecar.url("/echo")).header("content-type", content_type).header("steadfast-fault", "corrupt=0.5").body(Full::from(body)).unwrap()
+    };
     let large = format!("[{}1]", "1,".repeat(5000));
     let reply = ask(&client, echo("application/json", large.clone())).await;
     assert_eq!((reply.text(), reply.header("steadfast-injected")), (large, ""));
@@ -64,5 +66,5 @@ async fn what_is_too_large_or_not_understood_passes_unharmed_and_is_counted() {
     assert_eq!((reply.text().as_str(), reply.header("steadfast-injected")), ("[1, 2]", ""));
     let reply = ask(&client, echo("application/json", "[1,2]".into())).await;
     assert_eq!((reply.text().as_str(), reply.header("steadfast-injected")), ("[2,1]", "corrupt;magnitude=0.5"));
-    sidecar.metric_reaches("steadfast_corrupt_skipped_total", &[], 2.0).await;
+    sidecar.metric_reaches("steadfast_corrupt_skipped_total", &[], 2).await;
 }

@@ -18,7 +18,8 @@ async fn nobody_is_lost(make: fn() -> Http) {
     let stop = Arc::new(AtomicBool::new(false));
     let askers: Vec<_> = (0..8)
         .map(|i| {
-            let (client, url, answered, lost, stop) = (make(), sidecar.url(&format!("/slow?{}", 5 + i * 7)), Arc::clone(&answered), Arc::clone(&lost), Arc::clone(&stop));
+            let (client, url, answered, lost, stop) =
+                (make(), sidecar.url(&format!("/slow?{}", 5 + i * 7)), Arc::clone(&answered), Arc::clone(&lost), Arc::clone(&stop));
             tokio::spawn(async move {
                 while !stop.load(Ordering::Acquire) {
                     match try_ask(&client, get(&url, &[])).await {

@@ -214,7 +214,8 @@ impl Sidecar {
 
     /// A request to the admin port.
     pub(crate) async fn admin(&self, method: &str, path: &str, body: &str) -> Reply {
-        ask(&client(), Request::builder().method(method).uri(format!("http://{}{path}", self.admin)).body(Full::new(Bytes::from(body.to_owned()))).unwrap()).await
+        ask(&client(), Request::builder().method(method).uri(format!("http://{}{path}", self.admin)).body(Full::new(Bytes::from(body.to_owned()))).unwrap())
+            .await
     }
 
     /// Arms `policy` by hand.
@@ -224,18 +225,18 @@ impl Sidecar {
     }
 
     /// The sum of all lines of a metric that contain every one of `labels`.
-    pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+    pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> u64 {
         let text = self.admin("GET", "/metrics", "").await.text();
         let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|label| line.contains(label)));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
     }
 
     /// Waits until a metric has reached `value`: a response is counted when its last byte is out, which a client may see first.
-    pub(crate) async fn metric_reaches(&self, name: &str, labels: &[&str], value: f64) {
+    pub(crate) async fn metric_reaches(&self, name: &str, labels: &[&str], value: u64) {
         let begun = Instant::now();
         loop {
             let now = self.metric(name, labels).await;
-            if (now - value).abs() < f64::EPSILON {
+            if now == value {
                 return;
             }
             assert!(begun.elapsed() < PATIENCE && now < value, "{name}{labels:?} is {now} and not {value}");

@@ -28,10 +28,10 @@ async fn a_trusted_header_gets_what_it_asks_for_and_the_server_never_sees_it() {
     let reply = ask(&client, get(&sidecar.url("/x"), &[("steadfast-fault", "cpu=0.2;for=100")])).await;
     assert_eq!((reply.status, reply.header("steadfast-injected")), (200, "cpu;load=0.2;cores=1;for=100"));
 
-    sidecar.metric_reaches("steadfast_requests_total", &[r#"origin="upstream""#, r#"code="200""#], 2.0).await;
-    sidecar.metric_reaches("steadfast_requests_total", &[r#"origin="injected""#], 2.0).await;
-    sidecar.metric_reaches("steadfast_faults_injected_total", &[r#"policy="header""#, r#"kind="delay""#], 2.0).await;
-    sidecar.metric_reaches("steadfast_faults_injected_total", &[r#"policy="header""#, r#"kind="abort""#], 2.0).await;
+    sidecar.metric_reaches("steadfast_requests_total", &[r#"origin="upstream""#, r#"code="200""#], 2).await;
+    sidecar.metric_reaches("steadfast_requests_total", &[r#"origin="injected""#], 2).await;
+    sidecar.metric_reaches("steadfast_faults_injected_total", &[r#"policy="header""#, r#"kind="delay""#], 2).await;
+    sidecar.metric_reaches("steadfast_faults_injected_total", &[r#"policy="header""#, r#"kind="abort""#], 2).await;
 }
 
 #[tokio::test]
@@ -40,14 +40,21 @@ async fn a_bad_header_is_a_400_that_says_what_would_be_right() {
     let sidecar = Sidecar::start(server.address, &[]);
     sidecar.arm(TRUSTING).await;
     let client = client();
-    for (header, key, value) in [("delay=soon", "delay", "soon"), ("abort=999", "abort", "999"), ("delay=2500", "delay", "2500"), ("cpu=0.5", "cpu;for", "nothing"), ("latency=5", "latency", "latency"), ("delay=1;q=2", "delay;q", "2")] {
+    for (header, key, value) in [
+        ("delay=soon", "delay", "soon"),
+        ("abort=999", "abort", "999"),
+        ("delay=2500", "delay", "2500"),
+        ("cpu=0.5", "cpu;for", "nothing"),
+        ("latency=5", "latency", "latency"),
+        ("delay=1;q=2", "delay;q", "2"),
+    ] {
         let reply = ask(&client, get(&sidecar.url("/x"), &[("steadfast-fault", header)])).await;
         assert_eq!((reply.status, reply.header("content-type"), reply.header("steadfast-origin")), (400, "application/problem+json", "proxy"), "{header}");
         let problem = reply.json();
         assert_eq!((problem["key"].as_str(), problem["value"].as_str()), (Some(key), Some(value)), "{problem}");
         assert!(problem["expected"].as_str().is_some_and(|expected| expected.len() > 5), "{problem}");
     }
-    sidecar.metric_reaches("steadfast_fault_headers_rejected_total", &[], 6.0).await;
+    sidecar.metric_reaches("steadfast_fault_headers_rejected_total", &[], 6).await;
     assert_eq!(server.seen.requests.load(std::sync::atomic::Ordering::Acquire), 0);
 }
 
@@ -66,7 +73,7 @@ async fn an_untrusted_header_is_stripped_and_counted_whatever_it_says() {
             assert!(!server.seen.headers.lock().unwrap().contains_key("steadfast-fault"));
         }
     }
-    sidecar.metric_reaches("steadfast_fault_headers_stripped_total", &[r#"reason="untrusted""#], 4.0).await;
+    sidecar.metric_reaches("steadfast_fault_headers_stripped_total", &[r#"reason="untrusted""#], 4).await;
 }
 
 #[tokio::test]

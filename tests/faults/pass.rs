@@ -32,7 +32,7 @@ async fn disarmed_the_answer_is_the_servers_own_over_both_protocols() {
         assert_eq!(ours, 0, "{:?}", reply.headers);
         assert_eq!(ask(&client, get(&sidecar.url("/refuse"), &[])).await.status, 418);
     }
-    sidecar.metric_reaches("steadfast_requests_total", &[r#"origin="upstream""#, r#"code="418""#], 2.0).await;
+    sidecar.metric_reaches("steadfast_requests_total", &[r#"origin="upstream""#, r#"code="418""#], 2).await;
 }
 
 #[tokio::test]
@@ -40,7 +40,10 @@ async fn fields_of_the_hop_stay_on_the_hop() {
     let server = Server::start().await;
     let sidecar = Sidecar::start(server.address, &[]);
     let mut stream = TcpStream::connect(sidecar.data).await.unwrap();
-    stream.write_all(b"GET /x HTTP/1.1\r\nHost: model\r\nConnection: close, X-Secret\r\nX-Secret: 1\r\nTE: trailers\r\nUpgrade: h2c\r\nX-Kept: 1\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET /x HTTP/1.1\r\nHost: model\r\nConnection: close, X-Secret\r\nX-Secret: 1\r\nTE: trailers\r\nUpgrade: h2c\r\nX-Kept: 1\r\n\r\n")
+        .await
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -109,7 +112,10 @@ async fn a_client_that_leaves_cancels_its_request_at_the_server() {
     let sidecar = Sidecar::start(server.address, &[]);
     for (number, client) in [client(), client_h2()].into_iter().enumerate() {
         let begun = Instant::now();
-        let asked = tokio::spawn(async move { let url = sidecar_url(sidecar.data); let _ = ask(&client, get(&url, &[])).await; });
+        let asked = tokio::spawn(async move {
+            let url = sidecar_url(sidecar.data);
+            let _ = ask(&client, get(&url, &[])).await;
+        });
         while server.seen.requests.load(Ordering::Acquire) <= number {
             assert!(begun.elapsed() < PATIENCE);
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -138,7 +144,7 @@ async fn without_a_server_the_sidecar_says_so_itself() {
     assert!(reply.status == 503 && reply.json()["error"].is_string());
     assert_eq!(sidecar.admin("GET", "/readyz", "").await.status, 503);
     assert_eq!(sidecar.admin("GET", "/healthz", "").await.status, 200);
-    sidecar.metric_reaches("steadfast_requests_total", &[r#"origin="proxy""#, r#"code="503""#], 2.0).await;
+    sidecar.metric_reaches("steadfast_requests_total", &[r#"origin="proxy""#, r#"code="503""#], 2).await;
 }
 
 #[tokio::test]
@@ -178,11 +184,14 @@ async fn no_more_clients_at_once_than_allowed_and_those_in_the_queue_are_served_
     let sidecar = Sidecar::start(server.address, &["--max-connections", "2"]);
     let (first, second) = (TcpStream::connect(sidecar.data).await.unwrap(), TcpStream::connect(sidecar.data).await.unwrap());
     let begun = Instant::now();
-    while sidecar.metric("steadfast_connections", &[]).await < 2.0 {
+    while sidecar.metric("steadfast_connections", &[]).await < 2 {
         assert!(begun.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let waiting = tokio::spawn({ let url = sidecar.url("/x"); async move { ask(&client(), get(&url, &[])).await.status } });
+    let waiting = tokio::spawn({
+        let url = sidecar.url("/x");
+        async move { ask(&client(), get(&url, &[])).await.status }
+    });
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!waiting.is_finished());
     drop((first, second));
@@ -193,7 +202,8 @@ async fn no_more_clients_at_once_than_allowed_and_those_in_the_queue_are_served_
 async fn what_cannot_be_forwarded_is_refused_by_the_sidecar() {
     let server = Server::start().await;
     let sidecar = Sidecar::start(server.address, &[]);
-    for (request, status) in [("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", "400"), ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nConnection: close\r\n\r\n", "501")] {
+    for (request, status) in [("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", "400"), ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nConnection: close\r\n\r\n", "501")]
+    {
         let mut stream = TcpStream::connect(sidecar.data).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = vec![0; 512];
@@ -202,6 +212,45 @@ async fn what_cannot_be_forwarded_is_refused_by_the_sidecar() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains("steadfast-origin: proxy"), "{answer}");
     }
     assert_eq!(server.seen.requests.load(Ordering::Acquire), 0);
+}
+
+#[tokio::test]
+async fn a_websocket_passes_through_and_counts_while_draining() {
+    let _server = Server::start().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = vec![0; 4096];
+                let read = stream.read(&mut head).await.unwrap_or(0);
+                if !String::from_utf8_lossy(&head[..read]).to_lowercase().contains("upgrade: websocket") {
+                    return stream.write_all(b"HTTP/1.1 400 no\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+                }
+                stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await.unwrap();
+                let (mut from, mut to) = stream.split();
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+            });
+        }
+    });
+    let mut sidecar = Sidecar::start(address, &["--drain-grace", "0s"]);
+    let mut stream = TcpStream::connect(sidecar.data).await.unwrap();
+    stream.write_all(b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\r\n").await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(tokio::time::timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    sidecar.terminate();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for word in [b"ping", b"pong"] {
+        stream.write_all(word).await.unwrap();
+        let mut echoed = [0; 4];
+        tokio::time::timeout(PATIENCE, stream.read_exact(&mut echoed)).await.unwrap().unwrap();
+        assert_eq!(&echoed, word);
+    }
+    drop(stream);
+    assert_eq!(sidecar.ended().await, 0);
 }
 
 #[tokio::test]
@@ -216,7 +265,13 @@ async fn grpc_goes_on_as_http2_with_its_trailers() {
     send.send(Frame::data(Bytes::from_static(b"\0\0\0\0\x01a"))).await.unwrap();
     send.send(Frame::trailers(trailers)).await.unwrap();
     drop(send);
-    let request = Request::builder().method(Method::POST).uri(sidecar.url("/echo")).header("content-type", "application/grpc").header("te", "trailers").body(Pieces(receive)).unwrap();
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(sidecar.url("/echo"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Pieces(receive))
+        .unwrap();
     let reply = tokio::time::timeout(PATIENCE, client.request(request)).await.unwrap().unwrap();
     assert_eq!(reply.status(), 200);
     let collected = tokio::time::timeout(PATIENCE, reply.into_body().collect()).await.unwrap().unwrap();

@@ -14,7 +14,9 @@ const PLENTY: &str = "{concurrent: 1000, share: 100%}";
 async fn only_what_matches_is_faulted_and_disarming_ends_it() {
     let server = Server::start().await;
     let sidecar = Sidecar::start(server.address, &[]);
-    sidecar.arm(&policy("team", "1h", PLENTY, "[{match: {methods: [GET], path: {prefix: /a}, headers: {x-team: blue}}, faults: [{abort: {httpStatus: 429}}]}]")).await;
+    sidecar
+        .arm(&policy("team", "1h", PLENTY, "[{match: {methods: [GET], path: {prefix: /a}, headers: {x-team: blue}}, faults: [{abort: {httpStatus: 429}}]}]"))
+        .await;
     let client = client();
     assert_eq!(ask(&client, get(&sidecar.url("/a/b"), &[("x-team", "blue")])).await.status, 429);
     assert_eq!(ask(&client, get(&sidecar.url("/a/b"), &[("x-team", "red")])).await.status, 200);
@@ -91,10 +93,18 @@ async fn never_more_faults_at_once_than_the_budget_and_the_rest_passes_unharmed(
         }
     }
     assert_eq!(delayed, 5);
-    sidecar.metric_reaches("steadfast_over_budget_total", &[r#"policy="five""#], 35.0).await;
+    sidecar.metric_reaches("steadfast_over_budget_total", &[r#"policy="five""#], 35).await;
     // Every place has been given back: as many again.
     let mut again = 0;
-    for asked in (0..10).map(|_| tokio::spawn({ let (client, url) = (client.clone(), sidecar.url("/")); async move { ask(&client, get(&url, &[])).await } })).collect::<Vec<_>>() {
+    for asked in (0..10)
+        .map(|_| {
+            tokio::spawn({
+                let (client, url) = (client.clone(), sidecar.url("/"));
+                async move { ask(&client, get(&url, &[])).await }
+            })
+        })
+        .collect::<Vec<_>>()
+    {
         again += usize::from(!asked.await.unwrap().header("steadfast-injected").is_empty());
     }
     assert_eq!(again, 5);

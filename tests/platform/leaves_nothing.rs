@@ -8,10 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use steadfast_api::{Percent, Span};
 use steadfast_controller::platform::{Order, Platform, local::scan};
 
-use crate::stage::{SERVE, STEADFAST, Stage, file};
+use crate::stage::{ONE, SERVE, STEADFAST, Stage, file, processes_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn closing_in_the_middle_of_everything_leaves_no_process_port_or_file() {
@@ -30,22 +34,35 @@ async fn closing_in_the_middle_of_everything_leaves_no_process_port_or_file() {
     assert_eq!(stage.platform.close().await, Vec::<String>::new(), "a second time there is nothing to do");
 }
 
-/// A run by the command line in a folder of its own, with its ID.
-fn runner(folder: &Path) -> (Child, String) {
-    let test = folder.join("test.yaml");
-    fs::write(&test, file(2, 2, SERVE).replace("  steps: []\n", "  baseline: 60s\n  steps: [{name: lost, nodeFailure: {nodes: {mode: one}}, for: 60s}]\n")).unwrap();
-    let mut command = Command::new(STEADFAST);
-    command.arg("run").arg(&test).arg("--report-dir").arg(folder.join("report")).current_dir(env!("CARGO_MANIFEST_DIR"));
-    let child = command.env("TMPDIR", folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    // Two sidecars and two servers.
-    loop {
-        let run = children_run(child.id());
-        if let Some(run) = run.filter(|run| scan::processes_of(run).len() >= 4) {
-            return (child, run);
+/// A run by the command line in a folder of its own. Killed with the test, should that fail.
+struct Runner(Child);
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Runner {
+    /// Returns once its pods' processes run, with the run's ID.
+    fn start(folder: &Path) -> (Self, String) {
+        let test = folder.join("test.yaml");
+        fs::write(&test, file(2, 2, SERVE).replace("  steps: []\n", "  baseline: 60s\n  steps: [{name: lost, nodeFailure: {nodes: {mode: one}}, for: 60s}]\n"))
+            .unwrap();
+        let mut command = Command::new(STEADFAST);
+        command.arg("run").arg(&test).arg("--report-dir").arg(folder.join("report")).current_dir(env!("CARGO_MANIFEST_DIR"));
+        let runner = Self(command.env("TMPDIR", folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            // Two sidecars and two servers.
+            if let Some(run) = children_run(runner.0.id()).filter(|run| scan::processes_of(run).len() >= 4) {
+                return (runner, run);
+            }
+            assert!(Instant::now() < deadline, "the runner does not start its pods");
+            std::thread::sleep(Duration::from_millis(20));
         }
-        assert!(Instant::now() < deadline, "the runner does not start its pods");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -69,12 +86,17 @@ fn run_folders(folder: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn sigkill_of_the_runner_leaves_no_process_and_no_file() {
+    let _one = ONE.blocking_lock();
     let folder = tempfile::tempdir().unwrap();
-    let (mut runner, run) = runner(folder.path());
-    assert_eq!(run_folders(folder.path()).len(), 1, "the run's folder");
+    let (mut runner, run) = Runner::start(folder.path());
+    assert_eq!(run_folders(folder.path()).len(), 1);
+    // As on a node that is lost: nobody there can act on anything any more.
+    for pid in processes_with(&format!("STEADFAST_RUN={run}"), "proxy") {
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    }
     let killed = Instant::now();
-    runner.kill().unwrap();
-    runner.wait().unwrap();
+    runner.0.kill().unwrap();
+    runner.0.wait().unwrap();
     while !(scan::processes_of(&run).is_empty() && run_folders(folder.path()).is_empty()) {
         assert!(killed.elapsed() < Duration::from_secs(5), "left: {:?}, {:?}", scan::processes_of(&run), run_folders(folder.path()));
         std::thread::sleep(Duration::from_millis(5));

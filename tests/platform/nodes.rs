@@ -39,7 +39,7 @@ async fn a_lost_node_is_silent_then_withdrawn_then_replaced_and_comes_back_empty
     let new = stage.serving_now().into_iter().find(|pod| pod.uid == new.uid).unwrap();
     assert_ne!(new.node, lost.node);
     let undone = stage.platform.undo(order).await;
-    assert!(undone.left_behind.is_empty() && undone.evidence[0].contains("2 processes of 1 pods stopped at once"), "{undone:?}");
+    assert!(undone.left_behind.is_empty() && undone.evidence[0].contains("2 processes (pods: 1) stopped at once"), "{undone:?}");
     stage.catch_up().await;
     assert_eq!(words(&of(&stage.told, &lost.uid))[6..], ["detected", "not ready", "out", "terminating", "gone"]);
     assert!(stage.told.iter().any(|change| change.what == What::Node { node: lost.node.clone(), ready: true }));
@@ -77,5 +77,20 @@ async fn a_lost_node_comes_back_when_its_time_is_up_whatever_the_caller_does() {
     let undone = stage.platform.undo(order).await;
     assert!(asked.elapsed() < Duration::from_millis(50) && undone.evidence.len() == 1, "{undone:?}");
     stage.until_serving(2).await;
+    stage.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_deleted_on_a_lost_node_is_replaced_and_gone_only_when_the_node_is_back() {
+    let mut stage = Stage::serving(2, 2).await;
+    let lost = stage.serving_now().remove(0);
+    let order = stage.platform.apply(Order::LoseNodes { nodes: vec![lost.node.clone()] }, LONG).await.unwrap();
+    stage.next(|what| matches!(what, What::Node { ready: false, .. })).await;
+    stage.platform.apply(Order::Kill { pods: vec![lost.name.clone()], grace: Span::ZERO }, LONG).await.unwrap();
+    stage.until_serving(2).await;
+    assert!(stage.platform.pods().iter().any(|pod| pod.uid == lost.uid), "terminating: its node does not say that it is gone");
+    stage.platform.undo(order).await;
+    stage.next(|what| matches!(what, What::Gone { uid, .. } if *uid == lost.uid)).await;
+    assert_eq!(stage.platform.pods().len(), 2);
     stage.close().await;
 }

@@ -3,10 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -31,14 +28,14 @@ use steadfast_golden_sets::{
     oip::{self, RequestOptions},
     set,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, MutexGuard, mpsc};
 
 pub(crate) const STEADFAST: &str = env!("CARGO_BIN_EXE_steadfast");
 /// Nothing here takes this long on a machine that works.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Platforms measure time: two at once would disturb each other.
-static ONE: Mutex<()> = Mutex::new(());
+pub(crate) static ONE: Mutex<()> = Mutex::const_new(());
 static RUNS: AtomicU32 = AtomicU32::new(0);
 
 /// See the module.
@@ -88,7 +85,7 @@ pub(crate) fn digits() -> GoldenSet {
 impl Stage {
     /// All pods are created, none need be ready.
     pub(crate) async fn set(nodes: usize, replicas: usize, command: &str) -> Self {
-        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = ONE.lock().await;
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let run = format!("platform-test-{}-{}", std::process::id(), RUNS.fetch_add(1, Ordering::Relaxed));
         let run_dir = std::env::temp_dir().join(&run);
@@ -122,6 +119,7 @@ impl Stage {
             let next = tokio::time::timeout(deadline.saturating_duration_since(Instant::now()), self.platform.next_change()).await;
             self.told.push(next.unwrap_or_else(|_| panic!("not {pods} pods in the Service: {:#?}", self.told)).unwrap());
         }
+        self.catch_up().await;
     }
 
     pub(crate) fn serving_now(&self) -> Vec<Pod> {
@@ -226,4 +224,3 @@ pub(crate) fn words(changes: &[&Change]) -> Vec<&'static str> {
     };
     changes.iter().map(word).collect()
 }
-

@@ -294,9 +294,10 @@ impl<P: Platform> Conductor<'_, P> {
             .await
             .map_err(|error| Ending::Broken(format!("step {:?} could not be carried out: {error}", step.name)))?;
 
-        let start = in_force.since.max(self.course.phases.last().map_or(in_force.since, |phase| phase.start));
-        let fault = self.course.faults.len();
         let takes = matches!(step.action, Action::PodKill(_) | Action::NodeFailure(_));
+        // Pods confirm a fault one after the other, and the first request is touched before the first of them has: nothing is before the moment of asking.
+        let start = if takes { in_force.since.max(asked) } else { asked };
+        let fault = self.course.faults.len();
         let mut history = lock(self.history);
         let planned = Planned {
             index: fault as u32,

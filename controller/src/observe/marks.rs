@@ -263,12 +263,18 @@ impl Builder<'_> {
 
     fn upstream(&mut self, at: i64, uid: &str, ready: bool) {
         let Some(place) = self.held_by(uid) else { return };
+        match (&mut place.open, ready) {
+            // Also when the probe was faster and the pod is in the Service already: see the last rule of the module.
+            (Some(open), true) => {
+                open.at.entry(Mark::ModelLoaded).or_insert(at);
+            }
+            (Some(open), false) if !place.in_service => {
+                open.at.remove(&Mark::ModelLoaded);
+            }
+            _ => (),
+        }
         if place.in_service {
             place.suspect = if ready { None } else { Some(place.suspect.unwrap_or(at)) };
-        } else if ready {
-            place.mark(Mark::ModelLoaded, at);
-        } else if let Some(open) = &mut place.open {
-            open.at.remove(&Mark::ModelLoaded);
         }
     }
 

@@ -146,7 +146,7 @@ fn readiness_that_is_lost_under_pressure_names_the_pressure_and_begins_with_its_
 fn a_probe_that_is_faster_than_the_sidecars_poll_bounds_when_the_model_was_loaded() {
     let mut story = killed();
     story.facts.retain(|(_, fact)| !matches!(fact, Fact::Upstream { uid, .. } if uid == "uid-b"));
-    story.upstream(1245, "b", true);
+    story.upstream(1255, "b", true);
     let outage = &story.outages(500, 4000)[0].outage;
     assert_eq!((outage.marks.get(Mark::ModelLoaded), outage.marks.get(Mark::Ready)), (Some(1240.0), Some(1240.0)));
 }

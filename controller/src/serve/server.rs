@@ -184,7 +184,7 @@ impl Service {
                 let text = buffer.split_to(end);
                 buffer.advance(1);
                 if let Err(refused) = self.report(received, line, &text) {
-                    return refused;
+                    return *refused;
                 }
                 line += 1;
             }
@@ -195,19 +195,19 @@ impl Service {
         // The last line may come without its end.
         match self.report(Instant::now(), line, &buffer) {
             Ok(()) => no_content(),
-            Err(refused) => refused,
+            Err(refused) => *refused,
         }
     }
 
-    fn report(&self, received: Instant, line: u64, text: &[u8]) -> Result<(), Response<Body>> {
+    fn report(&self, received: Instant, line: u64, text: &[u8]) -> Result<(), Box<Response<Body>>> {
         if text.trim_ascii().is_empty() {
             return Ok(());
         }
         let report: SidecarReport =
-            serde_json::from_slice(text).map_err(|error| problem(StatusCode::BAD_REQUEST, &format!("line {line} is not a report: {error}")))?;
+            serde_json::from_slice(text).map_err(|error| Box::new(problem(StatusCode::BAD_REQUEST, &format!("line {line} is not a report: {error}"))))?;
         match self.ingest.take(received, report) {
             Taken::Now | Taken::Before => Ok(()),
-            Taken::Refused => Err(problem(StatusCode::SERVICE_UNAVAILABLE, "too many pods report")),
+            Taken::Refused => Err(Box::new(problem(StatusCode::SERVICE_UNAVAILABLE, "too many pods report"))),
         }
     }
 }

@@ -54,7 +54,9 @@ async fn a_change_of_policy_arrives_within_100_ms() {
 async fn reports_are_lines_and_a_bad_one_is_named() {
     let (server, mut seen) = Server::start("secret").unwrap();
     let report = |sequence: u64| {
-        format!(r#"{{"pod":{{"name":"p","uid":"u","node":"n"}},"sequence":{sequence},"sentNs":5,"evidence":[{{"atNs":1,"upstream":{{"ready":true}}}}],"dropped":0}}"#)
+        format!(
+            r#"{{"pod":{{"name":"p","uid":"u","node":"n"}},"sequence":{sequence},"sentNs":5,"evidence":[{{"atNs":1,"upstream":{{"ready":true}}}}],"dropped":0}}"#
+        )
     };
     let send = |body: String| client().request(request("POST", &server, "/v1alpha1/reports", "secret", &body));
     assert_eq!(send(format!("{}\n{}", report(1), report(2))).await.unwrap().status(), 204);

@@ -16,7 +16,7 @@ use steadfast_api::sidecar::{self, SidecarReport, What};
 use tokio::sync::Notify;
 
 use super::Backoff;
-use crate::{clock, client::Client, config::Controller, worker::Shared};
+use crate::{client::Client, clock, config::Controller, worker::Shared};
 
 /// Evidence of one report.
 const REPORT_MAX: usize = 512;

@@ -1,6 +1,6 @@
 //! Policies from the controller: one long response of JSON lines. Each line is all that shall be armed.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Write, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, header};
@@ -33,7 +33,8 @@ async fn follow_once(shared: &Shared, controller: &Controller, backoff: &mut Bac
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
             query.push(char::from(byte));
         } else {
-            query.push_str(&format!("%{byte:02X}"));
+            // A String takes everything.
+            let _ = write!(query, "%{byte:02X}");
         }
     }
     let request = Request::get(format!("/v1alpha1/policies?uid={query}"))

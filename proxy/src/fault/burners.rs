@@ -33,7 +33,12 @@ struct Requested {
 }
 
 fn target(cpu: &Cpu, deadline_ns: u64) -> Target {
-    Target { load: cpu.load.ratio(), threads: usize::from(cpu.cores), pin: Vec::new(), duration: Duration::from_nanos(deadline_ns.saturating_sub(clock::now_ns())) }
+    Target {
+        load: cpu.load.ratio(),
+        threads: usize::from(cpu.cores),
+        pin: Vec::new(),
+        duration: Duration::from_nanos(deadline_ns.saturating_sub(clock::now_ns())),
+    }
 }
 
 impl Burners {
@@ -62,7 +67,9 @@ impl Burners {
         let deadline_ns = cpu.duration.map_or(policy.expires_ns, |duration| now_ns.saturating_add(clock::ns(duration.get())).min(policy.expires_ns));
         let mut requested = self.requested.lock().unwrap_or_else(PoisonError::into_inner);
         requested.retain(|requested| !requested.burn.is_over());
-        if let Some(same) = requested.iter().find(|requested| Arc::ptr_eq(&requested.policy, policy) && requested.cpu.load == cpu.load && requested.cpu.cores == cpu.cores) {
+        if let Some(same) =
+            requested.iter().find(|requested| Arc::ptr_eq(&requested.policy, policy) && requested.cpu.load == cpu.load && requested.cpu.cores == cpu.cores)
+        {
             same.burn.extend(deadline_ns);
             return true;
         }
@@ -71,7 +78,7 @@ impl Burners {
         if threads + usize::from(cpu.cores) > cores * THREADS_PER_CORE {
             return false;
         }
-        match Burn::start_holding(&target(cpu, deadline_ns), Arc::new(active)) {
+        match Burn::start_holding(&target(cpu, deadline_ns), &Arc::new(active)) {
             Ok(burn) => {
                 requested.push(Requested { policy: Arc::clone(policy), cpu: cpu.clone(), burn });
                 true

@@ -63,17 +63,17 @@ pub fn corrupt(kind: &Kind, body: &[u8], magnitude: f64, rng: &mut impl Rng) -> 
 }
 
 fn change_json(json: &mut Value, magnitude: f64, rng: &mut impl Rng) -> bool {
-    if let Some(outputs) = json.get_mut("outputs").and_then(Value::as_array_mut) {
-        if outputs.iter().all(|output| output.get("datatype").is_some()) {
-            let mut changed = false;
-            for output in outputs {
-                let float = output.get("datatype").and_then(Value::as_str).is_some_and(|datatype| datatype.starts_with("FP") || datatype == "BF16");
-                if let Some(data) = output.get_mut("data") {
-                    changed |= change_tensor(data, float, magnitude, rng);
-                }
+    if let Some(outputs) = json.get_mut("outputs").and_then(Value::as_array_mut)
+        && outputs.iter().all(|output| output.get("datatype").is_some())
+    {
+        let mut changed = false;
+        for output in outputs {
+            let float = output.get("datatype").and_then(Value::as_str).is_some_and(|datatype| datatype.starts_with("FP") || datatype == "BF16");
+            if let Some(data) = output.get_mut("data") {
+                changed |= change_tensor(data, float, magnitude, rng);
             }
-            return changed;
         }
+        return changed;
     }
     change_arrays(json, magnitude, rng)
 }
@@ -203,7 +203,9 @@ fn change_binary(json: &Value, tail: &mut [u8], magnitude: f64, rng: &mut impl R
 
 fn change_floats<const N: usize>(tensor: &mut [u8], mut moved: impl FnMut([u8; N]) -> [u8; N]) -> bool {
     let (values, _) = tensor.as_chunks_mut::<N>();
-    values.iter_mut().for_each(|value| *value = moved(*value));
+    for value in values.iter_mut() {
+        *value = moved(*value);
+    }
     !values.is_empty()
 }
 
@@ -223,7 +225,11 @@ fn change_places(tensor: &mut [u8], width: usize, grow: impl FnMut(&mut [u8])) -
         return false;
     }
     let all_equal = tensor.chunks_exact(width).all(|value| *value == tensor[..width]);
-    if all_equal { tensor.chunks_exact_mut(width).for_each(grow) } else { tensor.rotate_left(width) }
+    if all_equal {
+        tensor.chunks_exact_mut(width).for_each(grow);
+    } else {
+        tensor.rotate_left(width);
+    }
     true
 }
 
@@ -277,7 +283,7 @@ mod tests {
         let wrong = json(&answer, 0.1).unwrap();
         let data = |i: usize| &wrong["outputs"][i]["data"];
         assert_eq!((data(0), data(1)), (&json!([[2, 2, 1]]), &json!([6, 6])));
-        assert!((data(2)[0].as_f64().unwrap() - 0.5).abs() - 0.1 < 1e-9 && ((data(2)[1].as_f64().unwrap() + 20.0).abs() - 2.0).abs() < 1e-9, "{wrong}");
+        assert!(((data(2)[0].as_f64().unwrap() - 0.5).abs() - 0.1).abs() < 1e-9 && ((data(2)[1].as_f64().unwrap() + 20.0).abs() - 2.0).abs() < 1e-9, "{wrong}");
         assert!(((data(3)[0].as_f64().unwrap() - 3.0).abs() - 0.3).abs() < 1e-9, "{wrong}");
         assert_eq!((data(4), data(5)), (&json!(["dog", "cat"]), &json!([false])));
         let mut restored = wrong.clone();

@@ -84,11 +84,11 @@ struct Burned {
 impl Burn {
     /// Starts the threads. They end at `target.duration`, at [`Burn::stop`] or when this is dropped.
     pub fn start(target: &Target) -> Result<Self, BurnError> {
-        Self::start_holding(target, Arc::new(()))
+        Self::start_holding(target, &Arc::new(()))
     }
 
     /// As [`Burn::start`]; `held` is dropped when the last thread has ended.
-    pub fn start_holding<H: Send + Sync + 'static>(target: &Target, held: Arc<H>) -> Result<Self, BurnError> {
+    pub fn start_holding<H: Send + Sync + 'static>(target: &Target, held: &Arc<H>) -> Result<Self, BurnError> {
         if !(target.load > 0.0 && target.load <= 1.0) {
             return Err(BurnError::Load(target.load));
         }
@@ -105,12 +105,12 @@ impl Burn {
         let begun = Instant::now();
         let mut burn = Self { stop: Arc::clone(&stop), deadline_ns: Arc::clone(&deadline_ns), begun, asked: target.load, quota_note, threads: Vec::new() };
         for index in 0..count {
-            let (stop, deadline_ns, core, held) = (Arc::clone(&stop), Arc::clone(&deadline_ns), target.pin.get(index).copied(), Arc::clone(&held));
+            let (stop, deadline_ns, core, held) = (Arc::clone(&stop), Arc::clone(&deadline_ns), target.pin.get(index).copied(), Arc::clone(held));
             let thread = std::thread::Builder::new().name(format!("burner-{index}")).stack_size(64 * 1024).spawn(move || {
-                if let Some(set) = core.and_then(|core| cpu_set(core).ok()) {
-                    if let Err(why) = sched_setaffinity(Pid::from_raw(0), &set) {
-                        tracing::warn!(core, %why, "burner could not be pinned and runs where the kernel puts it");
-                    }
+                if let Some(set) = core.and_then(|core| cpu_set(core).ok())
+                    && let Err(why) = sched_setaffinity(Pid::from_raw(0), &set)
+                {
+                    tracing::warn!(core, %why, "burner could not be pinned and runs where the kernel puts it");
                 }
                 let burned = hold(load, &stop, &deadline_ns);
                 drop(held);
@@ -228,21 +228,22 @@ fn thread_cpu() -> Duration {
 /// Burns `load` of one core until told to stop. Works towards `load × time so far`, so an error of one window is made good in the next.
 fn hold(load: f64, stop: &AtomicBool, deadline_ns: &AtomicU64) -> Burned {
     let (begun, cpu_begun) = (Instant::now(), thread_cpu());
+    let burned = || thread_cpu().saturating_sub(cpu_begun);
     let mut window_end = begun;
     // CPU time that was written off because it could not be had.
     let mut forgiven = Duration::ZERO;
     while !stop.load(Ordering::Relaxed) && crate::clock::now_ns() < deadline_ns.load(Ordering::Relaxed) {
         window_end += WINDOW;
         let due = (window_end - begun).mul_f64(load);
-        let debt = due.saturating_sub((thread_cpu() - cpu_begun) + forgiven);
+        let debt = due.saturating_sub(burned() + forgiven);
         forgiven += debt.saturating_sub(DEBT_MAX);
-        while (thread_cpu() - cpu_begun) + forgiven < due && Instant::now() < window_end {
+        while burned() + forgiven < due && Instant::now() < window_end {
             spin();
         }
         let left = window_end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             // Late already: go on from here rather than run after windows that have passed.
-            let late = Instant::now() - window_end;
+            let late = window_end.elapsed();
             if late > DEBT_MAX {
                 forgiven += late.mul_f64(load);
                 window_end += late;
@@ -251,7 +252,7 @@ fn hold(load: f64, stop: &AtomicBool, deadline_ns: &AtomicU64) -> Burned {
             std::thread::sleep(left);
         }
     }
-    Burned { cpu: thread_cpu() - cpu_begun, wall: begun.elapsed() }
+    Burned { cpu: burned(), wall: begun.elapsed() }
 }
 
 /// About 10 µs of arithmetic that the compiler cannot remove.
@@ -298,7 +299,7 @@ mod tests {
         let outcome = Burn::start(&target).unwrap().join();
         assert!(begun.elapsed() >= Duration::from_millis(95) && begun.elapsed() < Duration::from_secs(2), "{outcome:?}");
         let begun = Instant::now();
-        Burn::start(&Target { duration: Duration::from_secs(60), ..target }).unwrap().stop();
+        Burn::start(&Target { duration: Duration::from_mins(1), ..target }).unwrap().stop();
         assert!(begun.elapsed() < Duration::from_secs(2));
     }
 }

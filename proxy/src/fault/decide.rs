@@ -18,11 +18,7 @@ use steadfast_api::{
     fault::{Cpu, Fault, HttpAbort},
 };
 
-use super::{
-    budget::ActiveFault,
-    header,
-    policy::CompiledPolicy,
-};
+use super::{budget::ActiveFault, header, policy::CompiledPolicy};
 use crate::{
     body::RequestBody,
     clock,
@@ -137,7 +133,12 @@ pub fn decide(worker: &Worker, request: &Sanitized<Request<RequestBody>>) -> Res
 type Asked = Option<(Arc<CompiledPolicy>, Vec<(Fault, Percent)>)>;
 
 /// What the header asks for, and the policy that trusts it.
-fn asked<'a>(worker: &Worker, request: &Sanitized<Request<RequestBody>>, mut in_force: impl Iterator<Item = &'a Arc<CompiledPolicy>>, peer: IpAddr) -> Result<Asked, Problem> {
+fn asked<'a>(
+    worker: &Worker,
+    request: &Sanitized<Request<RequestBody>>,
+    mut in_force: impl Iterator<Item = &'a Arc<CompiledPolicy>>,
+    peer: IpAddr,
+) -> Result<Asked, Problem> {
     let (metrics, facts) = (&worker.meter.metrics, &request.facts);
     let trusting = in_force.find_map(|policy| Some((policy, policy.trusts(peer)?)));
     let Some((policy, trust)) = trusting else {
@@ -153,7 +154,7 @@ fn asked<'a>(worker: &Worker, request: &Sanitized<Request<RequestBody>>, mut in_
         let kind = FaultKind::ALL.into_iter().find(|kind| field.key.split(';').next() == Some(kind.name()));
         metrics.headers_rejected.with_label_values(&[kind.map_or("syntax", FaultKind::name)]).inc();
         let detail = format!("steadfast-fault: {}: {} cannot be: give {}", field.key, field.value, field.expected);
-        Problem { field: Some(field), ..Problem::new(StatusCode::BAD_REQUEST, "fault-header", "Fault header refused", detail) }
+        Problem { field: Some(Box::new(field)), ..Problem::new(StatusCode::BAD_REQUEST, "fault-header", "Fault header refused", detail) }
     })?;
     Ok(Some((Arc::clone(policy), faults)))
 }

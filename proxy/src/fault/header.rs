@@ -33,9 +33,8 @@ pub fn parse<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Result<Vec
     if text.len() > LENGTH_MAX {
         return Err(whole(format!("at most {LENGTH_MAX} bytes")));
     }
-    let dictionary: Dictionary = Parser::new(&text)
-        .parse()
-        .map_err(|error| whole(format!("an RFC 9651 dictionary such as delay=250;jitter=50, abort=503;p=0.25 ({error})")))?;
+    let dictionary: Dictionary =
+        Parser::new(&text).parse().map_err(|error| whole(format!("an RFC 9651 dictionary such as delay=250;jitter=50, abort=503;p=0.25 ({error})")))?;
     if dictionary.is_empty() {
         return Err(whole(KEYS.to_owned()));
     }
@@ -48,7 +47,11 @@ pub fn cap(faults: &[(Fault, Percent)], trust: &HeaderTrust) -> Result<(), BadFi
         let kind = fault.kind();
         if !trust.allow.contains(&kind) {
             let allowed: Vec<_> = trust.allow.iter().map(|kind| kind.name()).collect();
-            let expected = if allowed.is_empty() { "no fault: the policy allows none by header".to_owned() } else { format!("a fault that the policy allows by header: {}", allowed.join(", ")) };
+            let expected = if allowed.is_empty() {
+                "no fault: the policy allows none by header".to_owned()
+            } else {
+                format!("a fault that the policy allows by header: {}", allowed.join(", "))
+            };
             return Err(BadField { key: kind.name().into(), value: kind.name().into(), expected });
         }
         match fault {
@@ -78,6 +81,7 @@ fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "callers hand over numbers and texts alike")]
 fn field(kind: FaultKind, parameter: Option<&str>, value: impl ToString, expected: impl Into<String>) -> BadField {
     let key = parameter.map_or_else(|| kind.name().to_owned(), |parameter| format!("{kind};{parameter}"));
     BadField { key, value: value.to_string(), expected: expected.into() }
@@ -231,10 +235,16 @@ mod tests {
 
     #[test]
     fn the_policy_caps_what_a_header_may_ask() {
-        let trust: HeaderTrust = steadfast_api::read::from_yaml("trust", "{trust: {addresses: []}, allow: [delay, cpu], maxDelay: 1s, maxCpuDuration: 2s}").unwrap();
+        let trust: HeaderTrust =
+            steadfast_api::read::from_yaml("trust", "{trust: {addresses: []}, allow: [delay, cpu], maxDelay: 1s, maxCpuDuration: 2s}").unwrap();
         let check = |text: &str| cap(&parse_text(text).unwrap(), &trust);
         assert_eq!(check("delay=900;jitter=100, cpu=0.5;for=2000"), Ok(()));
-        for (text, key, expected) in [("delay=901;jitter=100", "delay", "1000 ms"), ("abort=503", "abort", "delay, cpu"), ("cpu=1", "cpu;for", "at most 2000"), ("cpu=1;for=2001", "cpu;for", "at most 2000")] {
+        for (text, key, expected) in [
+            ("delay=901;jitter=100", "delay", "1000 ms"),
+            ("abort=503", "abort", "delay, cpu"),
+            ("cpu=1", "cpu;for", "at most 2000"),
+            ("cpu=1;for=2001", "cpu;for", "at most 2000"),
+        ] {
             let error = check(text).unwrap_err();
             assert!(error.key == key && error.expected.contains(expected), "{error:?}");
         }

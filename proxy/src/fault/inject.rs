@@ -42,10 +42,10 @@ impl Injected {
     }
 
     fn write(self, headers: &mut HeaderMap) {
-        if let Ok(value) = HeaderValue::try_from(self.0) {
-            if !value.is_empty() {
-                headers.append(INJECTED_HEADER, value);
-            }
+        if let Ok(value) = HeaderValue::try_from(self.0)
+            && !value.is_empty()
+        {
+            headers.append(INJECTED_HEADER, value);
         }
     }
 }
@@ -128,7 +128,14 @@ impl std::fmt::Display for Number {
     }
 }
 
-async fn corrupt_answer(worker: &Rc<Worker>, answer: Answer, planned: Planned<steadfast_api::Percent>, dialect: Dialect, head: bool, injected: &mut Injected) -> Answer {
+async fn corrupt_answer(
+    worker: &Rc<Worker>,
+    answer: Answer,
+    planned: Planned<steadfast_api::Percent>,
+    dialect: Dialect,
+    head: bool,
+    injected: &mut Injected,
+) -> Answer {
     let skipped = |reason: &str| worker.meter.metrics.corrupt_skipped.with_label_values(&[reason]).inc();
     let Answer { response, origin, active } = answer;
     let (mut parts, source) = response.into_parts();

@@ -47,6 +47,7 @@ pub struct CompiledRule {
     pub faults: Vec<(Fault, Percent)>,
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "callers hand over numbers, spans and texts alike")]
 fn bad(key: String, value: impl ToString, expected: impl Into<String>) -> BadField {
     BadField { key, value: value.to_string(), expected: expected.into() }
 }
@@ -103,10 +104,10 @@ impl CompiledRule {
             parsed.ok_or_else(|| bad(format!("{field}.match.methods[{i}]"), format!("{method:?}"), "a method in capital letters, such as POST"))
         };
         let methods = methods.iter().enumerate().map(parse_method).collect::<Result<_, _>>()?;
-        if let Some(PathMatch::Exact(text) | PathMatch::Prefix(text)) = path {
-            if !text.starts_with('/') {
-                return Err(bad(format!("{field}.match.path"), format!("{text:?}"), "a path that begins with a slash, such as /v2/models/"));
-            }
+        if let Some(PathMatch::Exact(text) | PathMatch::Prefix(text)) = path
+            && !text.starts_with('/')
+        {
+            return Err(bad(format!("{field}.match.path"), format!("{text:?}"), "a path that begins with a slash, such as /v2/models/"));
         }
         let parse_header = |(name, value): (&String, &String)| {
             let key = || format!("{field}.match.headers.{name}");

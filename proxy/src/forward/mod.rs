@@ -98,10 +98,10 @@ async fn exchange(worker: &Rc<Worker>, mut request: Request<RequestBody>, facts:
     let after = worker.shared.config.upstream_timeout;
     let response = tokio::time::timeout(after, worker.pool.send(request, grpc)).await.map_err(|_| ForwardError::Timeout { after })??;
     let (mut parts, body) = response.into_parts();
-    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-        if let Some(on_client) = on_client {
-            return Ok(upgrade::join(worker, parts, body, on_client));
-        }
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(on_client) = on_client
+    {
+        return Ok(upgrade::join(worker, parts, body, on_client));
     }
     hop_by_hop::strip(&mut parts.headers);
     // hyper writes the client's own version.
@@ -115,7 +115,8 @@ fn with_authority(request: &mut Request<RequestBody>) {
     let host = request.headers_mut().remove(header::HOST);
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
     parts.scheme = Some(Scheme::HTTP);
-    parts.authority = host.and_then(|host| http::uri::Authority::try_from(host.as_bytes()).ok()).or_else(|| Some(http::uri::Authority::from_static("localhost")));
+    parts.authority =
+        host.and_then(|host| http::uri::Authority::try_from(host.as_bytes()).ok()).or_else(|| Some(http::uri::Authority::from_static("localhost")));
     if let Ok(uri) = http::Uri::from_parts(parts) {
         *request.uri_mut() = uri;
     }

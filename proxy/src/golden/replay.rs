@@ -90,10 +90,11 @@ impl Replayer {
     }
 
     async fn ask(&self, worker: &Rc<Worker>, index: usize) -> Answer {
-        let EncodedMessage { content_type, inference_header_length, body } = match oip::encode_request(&self.set.samples()[index].inputs, &RequestOptions::default()) {
-            Ok(message) => message,
-            Err(error) => return Answer::None(format!("the sample cannot be sent: {error}")),
-        };
+        let EncodedMessage { content_type, inference_header_length, body } =
+            match oip::encode_request(&self.set.samples()[index].inputs, &RequestOptions::default()) {
+                Ok(message) => message,
+                Err(error) => return Answer::None(format!("the sample cannot be sent: {error}")),
+            };
         let mut request = Request::post(&self.path).header(header::HOST, &self.host).header(header::CONTENT_TYPE, content_type);
         if let Some(length) = inference_header_length {
             request = request.header(oip::INFERENCE_HEADER_LENGTH, length);

@@ -63,15 +63,19 @@ impl Metrics {
             keep(Box::new(made.clone()));
             made
         };
-        let cancelled = IntCounter::new("steadfast_requests_cancelled_total", "Requests whose client left before the response began.").expect("constant names are valid");
+        let cancelled =
+            IntCounter::new("steadfast_requests_cancelled_total", "Requests whose client left before the response began.").expect("constant names are valid");
         keep(Box::new(cancelled.clone()));
-        let duration = HistogramOpts::new("steadfast_request_duration_seconds", "From a request's head to the last byte of its response.").buckets(SECONDS.to_vec());
+        let duration =
+            HistogramOpts::new("steadfast_request_duration_seconds", "From a request's head to the last byte of its response.").buckets(SECONDS.to_vec());
         let duration = HistogramVec::new(duration, &["origin"]).expect("constant names are valid");
         keep(Box::new(duration.clone()));
-        let lateness = HistogramOpts::new("steadfast_fault_delay_lateness_seconds", "By how much an injected delay was longer than asked.").buckets(LATENESS.to_vec());
+        let lateness =
+            HistogramOpts::new("steadfast_fault_delay_lateness_seconds", "By how much an injected delay was longer than asked.").buckets(LATENESS.to_vec());
         let lateness = Histogram::with_opts(lateness).expect("constant names are valid");
         keep(Box::new(lateness.clone()));
-        let golden_verdict = IntGaugeVec::new(Opts::new("steadfast_golden_verdict", "1 for the verdict that a golden set has now."), &["set", "verdict"]).expect("constant names are valid");
+        let golden_verdict = IntGaugeVec::new(Opts::new("steadfast_golden_verdict", "1 for the verdict that a golden set has now."), &["set", "verdict"])
+            .expect("constant names are valid");
         keep(Box::new(golden_verdict.clone()));
         Self {
             in_progress: gauge("steadfast_requests_in_progress", "User requests in progress."),

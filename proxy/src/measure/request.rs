@@ -10,20 +10,20 @@ use crate::{body::ResponseBody, clock, forward::Answer, worker::Worker};
 /// A request in progress. Dropped without an answer, it counts as cancelled by its client.
 pub struct Begun {
     worker: Rc<Worker>,
-    begun_ns: u64,
+    since_ns: u64,
     answered: bool,
 }
 
 impl Begun {
     pub fn new(worker: &Rc<Worker>) -> Self {
         worker.meter.metrics.in_progress.inc();
-        Self { worker: Rc::clone(worker), begun_ns: clock::now_ns(), answered: false }
+        Self { worker: Rc::clone(worker), since_ns: clock::now_ns(), answered: false }
     }
 
     /// Wraps the answer's body, once.
     pub fn answer(mut self, mut answer: Answer) -> Response<ResponseBody> {
         self.answered = true;
-        if self.worker.shared.drain.is_draining() {
+        if self.worker.drain.is_draining() {
             // hyper closes an HTTP/1 connection that says so and leaves it out in HTTP/2, where GOAWAY says it.
             answer.response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -54,7 +54,7 @@ pub struct Record {
 impl Record {
     pub fn finish(&mut self) {
         if !std::mem::replace(&mut self.ended, true) {
-            let duration_ns = clock::now_ns() - self.begun.begun_ns;
+            let duration_ns = clock::now_ns() - self.begun.since_ns;
             self.begun.worker.meter.response(self.origin, self.status, duration_ns);
         }
     }

@@ -229,6 +229,7 @@ impl Check<'_> {
     fn selection(&mut self, field: &str, selection: Selection, candidates: u32, of: &str) {
         if let Selection::Fixed(count) = selection
             && count > candidates
+            && candidates > 0
         {
             self.wrong(format!("{field}.value"), format!("{count} of {candidates} {of} cannot be chosen: write 1 to {candidates}, or mode all"));
         }

@@ -276,7 +276,6 @@ impl Cluster {
             None => Ok(()),
         }
     }
-
 }
 
 fn no_such<'a>(kind: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {

@@ -79,7 +79,10 @@ fn a_lost_node_is_noticed_then_its_pods_are_replaced_elsewhere() {
     assert!(told(&mut changes).is_empty() && cluster.take_backends().is_none(), "nobody knows yet");
     cluster.unreachable(at, "node-2", loss);
     assert_eq!(cluster.take_backends().unwrap().len(), 2);
-    assert!(matches!(told(&mut changes)[..], [What::Node { ready: false, .. }, What::Detected { .. }, What::Ready { ready: false, .. }, What::Endpoint { .. }]));
+    assert!(matches!(
+        told(&mut changes)[..],
+        [What::Node { ready: false, .. }, What::Detected { .. }, What::Ready { ready: false, .. }, What::Endpoint { .. }]
+    ));
     cluster.evict(at, "node-2", loss);
     assert_eq!(cluster.schedule(at).len(), 1);
     assert!(matches!(told(&mut changes)[..], [What::Terminating { .. }, What::Created { replaces: Some(_), .. }, What::Scheduled { .. }]));

@@ -15,7 +15,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header, uri::Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri::Scheme};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -164,6 +164,9 @@ fn own(status: StatusCode, detail: &str, pod: Option<&PodName>) -> Response<Body
 
 impl Service {
     async fn pass(&self, mut request: Request<Incoming>) -> Response<Body> {
+        if request.method() == Method::CONNECT {
+            return own(StatusCode::METHOD_NOT_ALLOWED, "this is no proxy for other hosts: ask for a path", None);
+        }
         let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
             return own(StatusCode::SERVICE_UNAVAILABLE, "too many requests are under way", None);
         };

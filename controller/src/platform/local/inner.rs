@@ -89,7 +89,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Inner {
-    pub(super) fn new(settings: Settings, cluster: Cluster, (hub, ingest): (Arc<PolicyHub>, Arc<Ingest>), routes: Routes, platform: Handle, logs: Handle) -> Self {
+    pub(super) fn new(
+        settings: Settings,
+        cluster: Cluster,
+        (hub, ingest): (Arc<PolicyHub>, Arc<Ingest>),
+        routes: Routes,
+        platform: Handle,
+        logs: Handle,
+    ) -> Self {
         Self {
             settings,
             hub,

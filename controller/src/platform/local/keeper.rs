@@ -22,7 +22,7 @@ use super::scan;
 /// File in a run's folder that says whose it is: the keeper removes no other folder.
 pub const MARKER: &str = "run";
 /// A process that cannot be killed for this long hangs in the kernel.
-const KILL_WITHIN: Duration = Duration::from_secs(60);
+const KILL_WITHIN: Duration = Duration::from_mins(1);
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
 /// The keeper's whole life: returns once the run is over and nothing of it is left, with what could not be removed.

@@ -175,6 +175,8 @@ impl Life {
                         self.kill().await;
                         return "the run is over";
                     }
+                    // A node without power hears of it when it is back: it is thawed to be gone then.
+                    Some(Command::Delete { .. }) if self.frozen => {}
                     Some(Command::Delete { grace }) => {
                         self.terminate(grace).await;
                         return "deleted";
@@ -268,7 +270,9 @@ impl Life {
         // A port is there once the sidecar runs.
         let port = self.port.unwrap_or_default().to_string();
         let mut variables: Vec<(String, String)> = settings.local.pods.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-        variables.extend([("PORT", port.as_str()), ("POD_NAME", &self.pod.name), ("NODE_NAME", &self.pod.node)].map(|(name, value)| (name.to_owned(), value.to_owned())));
+        variables.extend(
+            [("PORT", port.as_str()), ("POD_NAME", &self.pod.name), ("NODE_NAME", &self.pod.node)].map(|(name, value)| (name.to_owned(), value.to_owned())),
+        );
         let mut words = settings.local.pods.command.iter().map(|word| fill_in(word, &variables));
         let program = words.next().unwrap_or_default();
         let launch = Launch {
@@ -341,10 +345,10 @@ impl Life {
         self.sidecar.kill().await;
     }
 
-    /// The server first; the sidecar serves it to its end. A node that loses its power meanwhile freezes this too.
+    /// The server first; the sidecar serves it to its end.
     async fn terminate(&mut self, grace: Duration) {
         self.prober.stop();
-        if !grace.is_zero() && !self.frozen {
+        if !grace.is_zero() {
             let deadline = Instant::now() + grace;
             self.server.signal(Signal::SIGTERM);
             if self.server.process.is_some() && self.interrupted(grace, true).await {

@@ -101,14 +101,19 @@ struct Running {
 impl LocalPlatform {
     /// Starts keeper, gateway and the sidecars' server, then creates the pods. Returns as soon as they are created, with the evidence of the sidecars; the
     /// changes tell how the pods get on.
+    #[allow(clippy::unused_async)] // The keeper is waited for by the caller's runtime, so there must be one.
     pub async fn start(options: LocalOptions) -> Result<(Self, mpsc::Receiver<Seen>), PlatformError> {
         let spec = options.test.spec;
-        let local = spec.local.ok_or_else(|| PlatformError::new("the test cannot run on this machine", "spec.local is missing: it says which pods to run here"))?;
+        let local =
+            spec.local.ok_or_else(|| PlatformError::new("the test cannot run on this machine", "spec.local is missing: it says which pods to run here"))?;
         if local.pods.command.first().is_none_or(String::is_empty) {
             return Err(PlatformError::new("pods cannot be started", "spec.local.pods.command is empty: write the model server's command line"));
         }
         if !spec.target.selector.matches(&local.pods.labels) {
-            let why = format!("it selects {:?}, and spec.local.pods.labels are {:?}: give the pods these labels", spec.target.selector.match_labels, local.pods.labels);
+            let why = format!(
+                "it selects {:?}, and spec.local.pods.labels are {:?}: give the pods these labels",
+                spec.target.selector.match_labels, local.pods.labels
+            );
             return Err(PlatformError::new("spec.target.selector selects no pod", why));
         }
         let exe = options.exe.canonicalize().map_err(failed(format!("{} cannot be run", options.exe.display())))?;
@@ -181,7 +186,10 @@ impl LocalPlatform {
             "Endpoints change at once here; on a cluster every node's proxy follows within about a second.".to_owned(),
         ];
         if settings.cores.len() > 1 {
-            notes.push(format!("Nodes are pinned to cores: {}. Users and gateway run on any core, so pressure on a node's cores can touch them.", nodes.join(", ")));
+            notes.push(format!(
+                "Nodes are pinned to cores: {}. Users and gateway run on any core, so pressure on a node's cores can touch them.",
+                nodes.join(", ")
+            ));
             if settings.local.nodes as usize > settings.cores.len() {
                 notes.push("There are more nodes than cores: CPU pressure on a node is felt by the nodes that share its cores.".to_owned());
             }

@@ -49,7 +49,7 @@ struct Placed {
 }
 
 enum Kind {
-    Requests(Requests),
+    Requests(Box<Requests>),
     Killed(Vec<String>),
     Lost(Vec<Lost>),
     Burn(tokio::sync::Mutex<Vec<Burner>>),
@@ -128,7 +128,7 @@ impl Orders {
             Order::Requests { pods, nodes, fault, share } => {
                 let requests = requests(inner, id, &pods, nodes, fault, share)?;
                 let uids: Vec<_> = lock(&requests.covered).keys().cloned().collect();
-                place(Kind::Requests(requests));
+                place(Kind::Requests(Box::new(requests)));
                 match inner.tell_and_wait(&uids).await {
                     (since, unconfirmed) if unconfirmed.is_empty() => since.unwrap_or(began).max(began),
                     (_, unconfirmed) => {
@@ -313,7 +313,7 @@ async fn disarm(inner: &Inner, requests: &Requests) -> Undone {
     let evidence = counts.into_iter().map(|(kind, pods)| {
         let all: u64 = pods.iter().map(|(_, count)| count).sum();
         let each: Vec<_> = pods.iter().map(|(name, count)| format!("{name}: {}", grouped(*count))).collect();
-        format!("{kind} injected {} times ({})", grouped(all), each.join(", "))
+        format!("{kind} injected {} time{} ({})", grouped(all), if all == 1 { "" } else { "s" }, each.join(", "))
     });
     Undone { evidence: evidence.collect(), left_behind }
 }
@@ -333,7 +333,7 @@ async fn bring_back(inner: &Arc<Inner>, nodes: &[Lost], began: Instant) -> Undon
             }
         }
         inner.change(|cluster, at| cluster.back(at, node));
-        undone.evidence.push(format!("{node} silent for {:.1} s: {processes} processes of {pods} pods stopped at once, then killed", silent.as_secs_f64()));
+        undone.evidence.push(format!("{node} silent for {:.1} s: {processes} processes (pods: {pods}) stopped at once, then killed", silent.as_secs_f64()));
     }
     undone
 }

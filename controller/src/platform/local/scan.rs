@@ -21,7 +21,9 @@ pub fn processes_of(run: &str) -> Vec<Pid> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     // A process that ended between listing and reading, and one of another user, cannot be read; neither is of this run.
-    let is_of_run = |pid: &i32| fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()));
+    let is_of_run = |pid: &i32| {
+        fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()))
+    };
     pids.filter(|pid| *pid != std::process::id() as i32).filter(is_of_run).map(Pid::from_raw).collect()
 }
 

@@ -118,7 +118,7 @@ const timelineChart = (narrow) => {
   const lanes = timelineLanes(narrow);
   const service = serviceSeries(narrow);
   const some = data.series.attempted.some((all) => all > 0);
-  const left = narrow ? 52 : 186, right = narrow ? 8 : 18;
+  const left = narrow ? 52 : 186, right = narrow ? 16 : 18;
   const rows = lanes.height;
   const first = 8 + rows, gap = 34, tall = narrow ? 96 : 116;
   const availabilityTop = first + gap, latencyTop = availabilityTop + tall + gap;
