@@ -25,7 +25,7 @@ const QUICK: u32 = 4;
 /// Run the case study on this machine: a slow network, a lost node, a busy CPU.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  steadfast demo --quick\n\nExit status: 0 pass, 1 fail, 2 bad input, 3 inconclusive, 4 halted.")]
-pub struct Args {
+pub(crate) struct Args {
     /// A quarter of the time: under 90 seconds instead of about 5 minutes.
     #[arg(long)]
     quick: bool,
@@ -33,7 +33,7 @@ pub struct Args {
     common: Common,
 }
 
-pub fn main(args: Args) -> ExitCode {
+pub(crate) fn main(args: Args) -> ExitCode {
     let finder = match run::finder(args.common.golden_sets.as_deref()) {
         Ok(finder) => finder,
         Err(error) => return exit::failed(error),

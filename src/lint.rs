@@ -9,7 +9,7 @@ use crate::{exit, run};
 /// Check experiment files without running them.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  steadfast lint examples/*.yaml\n\nExit status: 0 when all are right, 2 when one is not.")]
-pub struct Args {
+pub(crate) struct Args {
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Folder that holds golden sets by name [default: golden-sets/sets, here or where Steadfast was built].
@@ -17,7 +17,7 @@ pub struct Args {
     golden_sets: Option<PathBuf>,
 }
 
-pub fn main(args: Args) -> ExitCode {
+pub(crate) fn main(args: Args) -> ExitCode {
     let finder = match run::finder(args.golden_sets.as_deref()) {
         Ok(finder) => finder,
         Err(error) => return exit::failed(error),

@@ -24,13 +24,17 @@ use clap::{Parser, Subcommand};
 /// Steadfast runs experiments on model services: it kills pods, loses nodes, slows the network and saturates CPUs, and reports availability, recovery time,
 /// consistency of predictions and latency, with a verdict.
 #[derive(Parser)]
-#[command(version, after_help = "Start here:\n  steadfast demo --quick        the case study on this machine, in under 90 seconds\n  steadfast run FILE            an experiment of your own\n\nExit status: 0 pass, 1 fail, 2 bad input, 3 inconclusive, 4 halted.")]
+#[command(
+    version,
+    after_help = "Start here:\n  steadfast demo --quick        the case study on this machine, in under 90 seconds\n  steadfast run FILE            an experiment of your own\n\nExit status: 0 pass, 1 fail, 2 bad input, 3 inconclusive, 4 halted."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
+#[allow(clippy::large_enum_variant)] // one value a process
 enum Command {
     Demo(demo::Args),
     Run(run::Args),

@@ -21,9 +21,9 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 const PODS_SHOWN: usize = 12;
 
 /// Shows progress until its sender goes away. On standard error where that is a terminal; else plain lines, on standard error if standard output is taken.
-pub async fn show(name: String, mut hear: watch::Receiver<Progress>, stdout_is_taken: bool) {
+pub(crate) async fn show(name: String, mut hear: watch::Receiver<Progress>, stdout_is_taken: bool) {
     if std::io::stderr().is_terminal() {
-        let screen = Screen::new(&name);
+        let mut screen = Screen::new(&name);
         while hear.changed().await.is_ok() {
             screen.draw(&hear.borrow_and_update());
         }
@@ -85,18 +85,22 @@ struct Screen {
 impl Screen {
     fn new(name: &str) -> Self {
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8));
-        let plain = || ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
-        let line = || all.add(ProgressBar::no_length().with_style(plain()));
-        let head = line();
+        let head = line(&all);
         head.set_message(name.to_owned());
         let bar = ProgressStyle::with_template("{wide_bar:.cyan/dim} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = all.add(ProgressBar::new(1000).with_style(bar));
-        let figures = line();
-        let pods = (0..=PODS_SHOWN).map(|_| line()).collect();
-        Self { all, head, bar, figures, pods }
+        let figures = line(&all);
+        Self { all, head, bar, figures, pods: Vec::new() }
     }
 
-    fn draw(&self, now: &Progress) {
+    fn draw(&mut self, now: &Progress) {
+        let needed = now.pods.len().min(PODS_SHOWN + 1);
+        while self.pods.len() < needed {
+            self.pods.push(line(&self.all));
+        }
+        for spare in self.pods.drain(needed..) {
+            self.all.remove(&spare);
+        }
         let bold = Style::new().for_stderr().bold();
         self.head.set_message(format!("{}{}", bold.apply_to(title(now)), left(now)));
         self.bar.set_position((now.done * 1000.0) as u64);
@@ -110,6 +114,12 @@ impl Screen {
             });
         }
     }
+}
+
+/// A line of text below the others.
+fn line(all: &MultiProgress) -> ProgressBar {
+    let style = ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    all.add(ProgressBar::no_length().with_style(style))
 }
 
 fn humane(left: Duration) -> String {

@@ -12,7 +12,7 @@ use crate::exit;
 /// Draw a report from its report.json.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  steadfast report steadfast-reports/demo/report.json --html demo.html")]
-pub struct Args {
+pub(crate) struct Args {
     /// A report.json.
     file: PathBuf,
     /// Where the page goes [default: report.html beside the file].
@@ -23,7 +23,7 @@ pub struct Args {
     junit: Option<PathBuf>,
 }
 
-pub fn main(args: Args) -> ExitCode {
+pub(crate) fn main(args: Args) -> ExitCode {
     let read = std::fs::read_to_string(&args.file).map_err(|error| error.to_string()).and_then(|text| json::read(&text).map_err(|error| error.to_string()));
     let report = match read {
         Ok(report) => report,

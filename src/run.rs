@@ -29,7 +29,7 @@ use crate::{exit, progress};
 /// Run an experiment.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  steadfast run examples/pod-kill.yaml --seed 7\n\nExit status: 0 pass, 1 fail, 2 bad input, 3 inconclusive, 4 halted.")]
-pub struct Args {
+pub(crate) struct Args {
     /// The experiment: a ResilienceTest in YAML. Relative paths in it are taken from the working directory.
     file: PathBuf,
     /// Where to run it.
@@ -53,25 +53,25 @@ enum Platform {
 
 /// Options of every command that leads a run.
 #[derive(clap::Args)]
-pub struct Common {
+pub(crate) struct Common {
     /// Where the report goes [default: steadfast-reports/NAME-TIME].
     #[arg(long, value_name = "DIR")]
-    pub report_dir: Option<PathBuf>,
+    pub(crate) report_dir: Option<PathBuf>,
     /// A summary for people, or the report as JSON.
     #[arg(long, value_enum, default_value_t = Output::Text)]
-    pub output: Output,
+    pub(crate) output: Output,
     /// Folder that holds golden sets by name [default: golden-sets/sets, here or where Steadfast was built].
     #[arg(long, value_name = "DIR")]
-    pub golden_sets: Option<PathBuf>,
+    pub(crate) golden_sets: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Output {
+pub(crate) enum Output {
     Text,
     Json,
 }
 
-pub fn main(args: Args) -> ExitCode {
+pub(crate) fn main(args: Args) -> ExitCode {
     let Platform::Local = args.platform;
     let finder = match finder(args.common.golden_sets.as_deref()) {
         Ok(finder) => finder,
@@ -99,7 +99,7 @@ pub fn main(args: Args) -> ExitCode {
 }
 
 /// Prints every problem of a file.
-pub fn refuse(errors: &[impl std::fmt::Display]) -> ExitCode {
+pub(crate) fn refuse(errors: &[impl std::fmt::Display]) -> ExitCode {
     for error in errors {
         eprintln!("steadfast: {error}");
     }
@@ -107,7 +107,7 @@ pub fn refuse(errors: &[impl std::fmt::Display]) -> ExitCode {
 }
 
 /// A file's name as it is shown, and its text. At most 1 MiB: nobody writes more by hand.
-pub fn read(file: &Path) -> Result<(String, String), String> {
+pub(crate) fn read(file: &Path) -> Result<(String, String), String> {
     const BYTES_MAX: u64 = 1 << 20;
     let name = file.display().to_string();
     let length = std::fs::metadata(file).map_err(|error| format!("{name}: {error}"))?.len();
@@ -118,21 +118,20 @@ pub fn read(file: &Path) -> Result<(String, String), String> {
 }
 
 /// Where golden sets are looked for, and where commands run.
-pub fn finder(golden_sets: Option<&Path>) -> Result<Finder, String> {
+pub(crate) fn finder(golden_sets: Option<&Path>) -> Result<Finder, String> {
     let work_dir = std::env::current_dir().map_err(|error| format!("there is no working directory: {error}"))?;
-    let shelves = match golden_sets {
-        Some(shelf) => vec![work_dir.join(shelf)],
-        None => {
-            let mut shelves = vec![work_dir.join("golden-sets/sets"), Path::new(env!("CARGO_MANIFEST_DIR")).join("golden-sets/sets")];
-            shelves.dedup();
-            shelves
-        }
+    let shelves = if let Some(shelf) = golden_sets {
+        vec![work_dir.join(shelf)]
+    } else {
+        let mut shelves = vec![work_dir.join("golden-sets/sets"), Path::new(env!("CARGO_MANIFEST_DIR")).join("golden-sets/sets")];
+        shelves.dedup();
+        shelves
     };
     Ok(Finder { shelves, work_dir })
 }
 
 /// Runs a plan on this machine, keeps its report, and says how it went.
-pub fn lead(plan: &Plan, rerun: String, work_dir: PathBuf, common: &Common) -> ExitCode {
+pub(crate) fn lead(plan: &Plan, rerun: String, work_dir: PathBuf, common: &Common) -> ExitCode {
     let exe = match std::env::current_exe() {
         Ok(exe) => exe,
         Err(error) => return exit::failed(format!("this program cannot be found, and child processes are started from it: {error}")),

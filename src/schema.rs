@@ -8,7 +8,7 @@ use steadfast_controller::report::json;
 /// Print a JSON schema.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  steadfast schema test > resilience-test.schema.json")]
-pub struct Args {
+pub(crate) struct Args {
     #[arg(value_enum)]
     of: Of,
 }
@@ -21,7 +21,7 @@ enum Of {
     Test,
 }
 
-pub fn main(args: Args) -> ExitCode {
+pub(crate) fn main(args: Args) -> ExitCode {
     let schema = match args.of {
         Of::Report => json::report_schema(),
         Of::Test => json::test_schema(),

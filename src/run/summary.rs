@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use console::{Style, measure_text_width, pad_str, Alignment};
+use console::{Alignment, Style, measure_text_width, pad_str};
 use steadfast_api::{
     mark::{Mark, Outage},
     report::{PhaseKind, Report, RunOutcome},
@@ -16,20 +16,28 @@ use steadfast_controller::{
 const OUTAGES_SHOWN: usize = 12;
 
 /// The summary, with colours where standard output is a terminal.
-pub fn text(report: &Report, stored: Option<&Stored>) -> String {
+pub(crate) fn text(report: &Report, stored: Option<&Stored>) -> String {
     let mut text = String::new();
     let verdict = &report.verdict;
     line(&mut text, &format!("\n{}  {}", style(verdict.outcome).bold().apply_to(word(verdict.outcome).to_uppercase()), verdict.reason));
-    line(&mut text, &format!("score {} of 100 · {} · {} requests", verdict.score, millis(report.run.duration_ms), thousands(report.total.availability.attempted)));
+    line(
+        &mut text,
+        &format!("score {} of 100 · {} · {} requests", verdict.score, millis(report.run.duration_ms), thousands(report.total.availability.attempted)),
+    );
 
     if !report.hypothesis.is_empty() {
         line(&mut text, "\nHypothesis");
-        let rows = report.hypothesis.iter().map(|result| vec![style(result.outcome).apply_to(word(result.outcome)).to_string(), result.statement.clone(), result.observed.clone()]);
+        let rows = report
+            .hypothesis
+            .iter()
+            .map(|result| vec![style(result.outcome).apply_to(word(result.outcome)).to_string(), result.statement.clone(), result.observed.clone()]);
         table(&mut text, rows.collect());
     }
     if !report.outages.is_empty() {
         line(&mut text, "\nRecovery, from the fault on");
-        let mut rows = vec![["", "ready", "first good", "first correct", "sustained", "users saw failures"].map(|head| Style::new().dim().apply_to(head).to_string()).to_vec()];
+        let mut rows = vec![
+            ["", "ready", "first good", "first correct", "sustained", "users saw failures"].map(|head| Style::new().dim().apply_to(head).to_string()).to_vec(),
+        ];
         rows.extend(report.outages.iter().take(OUTAGES_SHOWN).map(outage));
         table(&mut text, rows);
         if report.outages.len() > OUTAGES_SHOWN {
@@ -46,7 +54,13 @@ pub fn text(report: &Report, stored: Option<&Stored>) -> String {
             let service = &phase.service;
             let percent = |ratio: Option<f64>| ratio.map_or_else(|| "–".to_owned(), share);
             let name = if kind == PhaseKind::Baseline { name.to_owned() } else { format!("{name}: {}", phase.name) };
-            rows.push(vec![name, percent(service.availability.ratio), millis(service.latency.p50_ms), millis(service.latency.p99_ms), percent(service.consistency.ratio)]);
+            rows.push(vec![
+                name,
+                percent(service.availability.ratio),
+                millis(service.latency.p50_ms),
+                millis(service.latency.p99_ms),
+                percent(service.consistency.ratio),
+            ]);
         }
     }
     table(&mut text, rows);
@@ -87,7 +101,7 @@ fn outage(outage: &Outage) -> Vec<String> {
 }
 
 /// The outcome in a word.
-pub const fn word(outcome: RunOutcome) -> &'static str {
+pub(crate) const fn word(outcome: RunOutcome) -> &'static str {
     match outcome {
         RunOutcome::Pass => "pass",
         RunOutcome::Fail => "fail",
@@ -112,7 +126,8 @@ fn line(text: &mut String, line: &str) {
 /// Columns as wide as their widest cell, two spaces apart.
 fn table(text: &mut String, rows: Vec<Vec<String>>) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| measure_text_width(cell)).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> =
+        (0..columns).map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| measure_text_width(cell)).max().unwrap_or(0)).collect();
     for row in rows {
         let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| pad_str(cell, *width, Alignment::Left, None).into_owned()).collect();
         line(text, format!("  {}", cells.join("  ")).trim_end());

@@ -41,16 +41,8 @@ const BAD: &[(&str, &str, &str)] = &[
         "matchLabels: {app: other}",
         "10:15: spec.local.pods.labels: {app: digits} are not selected by spec.target.selector: the pods must carry {app: other}",
     ),
-    (
-        "nodes: 2",
-        "nodes: 65",
-        "7:12: spec.local.nodes: 65 is out of bounds: write 1 to 64",
-    ),
-    (
-        "replicas: 2",
-        "replicas: 0",
-        "9:17: spec.local.pods.replicas: 0 is out of bounds: write 1 to 256",
-    ),
+    ("nodes: 2", "nodes: 65", "7:12: spec.local.nodes: 65 is out of bounds: write 1 to 64"),
+    ("replicas: 2", "replicas: 0", "9:17: spec.local.pods.replicas: 0 is out of bounds: write 1 to 256"),
     (
         "[steadfast, serve, golden-sets/sets/digits, --port, $(PORT)]",
         "[no-such-server, --port, $(PORTS)]",
@@ -66,81 +58,41 @@ const BAD: &[(&str, &str, &str)] = &[
         "inputs: {goldenSet: numbers}",
         "13:57: spec.load[0].inputs.goldenSet: \"numbers\" cannot be used: no golden set of this name in REPOSITORY/golden-sets/sets: give its directory, or name the folder that holds it with --golden-sets",
     ),
-    (
-        "every: 1s",
-        "every: 1ms",
-        "14:33: spec.golden[0].every: 1ms is too often: write 10ms or more, such as 1s",
-    ),
-    (
-        "baseline: 5s",
-        "baseline: 5",
-        "15:13: spec.baseline: \"5\" is not a duration: write a duration such as 500ms, 60s, 2m or 1h 30m, at most a year",
-    ),
+    ("every: 1s", "every: 1ms", "14:33: spec.golden[0].every: 1ms is too often: write 10ms or more, such as 1s"),
+    ("baseline: 5s", "baseline: 5", "15:13: spec.baseline: \"5\" is not a duration: write a duration such as 500ms, 60s, 2m or 1h 30m, at most a year"),
     (
         "baseline: 5s",
         "baselin: 5s",
         "15:3: spec.baselin: unknown field `baselin`, expected one of target, local, load, golden, baseline, steps, stable, hypothesis, halt, rounds, seed",
     ),
-    (
-        "delay: 500ms",
-        "delay: 0s",
-        "17:64: spec.steps[0].networkLatency.delay: 0s is too short: write more than zero, such as 500ms",
-    ),
+    ("delay: 500ms", "delay: 0s", "17:64: spec.steps[0].networkLatency.delay: 0s is too short: write more than zero, such as 500ms"),
     (
         ", for: 5s}",
         ", for: 5s, podKill: {pods: {mode: one}}}",
         "17:7: spec.steps[0]: step \"slow\" has both networkLatency and podKill: give it exactly one of networkLatency, podKill, nodeFailure, cpuPressure, corrupt",
     ),
-    (
-        "delay: 500ms}, for: 5s}",
-        "delay: 500ms}}",
-        "17:7: spec.steps[0]: step \"slow\": networkLatency lasts for a while: say how long, such as `for: 60s`",
-    ),
-    (
-        "value: 2",
-        "value: 3",
-        "18:59: spec.steps[1].podKill.pods.value: 3 of 2 pods cannot be chosen: write 1 to 2, or mode all",
-    ),
-    (
-        "name: killed",
-        "name: slow",
-        "18:14: spec.steps[1].name: \"slow\" is there twice: give every step its own name",
-    ),
-    (
-        "hold: 10s",
-        "hold: 1m",
-        "19:30: spec.stable.hold: 1m is not shorter than `within`, 1m: no system could ever be called stable",
-    ),
+    ("delay: 500ms}, for: 5s}", "delay: 500ms}}", "17:7: spec.steps[0]: step \"slow\": networkLatency lasts for a while: say how long, such as `for: 60s`"),
+    ("value: 2", "value: 3", "18:59: spec.steps[1].podKill.pods.value: 3 of 2 pods cannot be chosen: write 1 to 2, or mode all"),
+    ("name: killed", "name: slow", "18:14: spec.steps[1].name: \"slow\" is there twice: give every step its own name"),
+    ("hold: 10s", "hold: 1m", "19:30: spec.stable.hold: 1m is not shorter than `within`, 1m: no system could ever be called stable"),
     (
         "atLeast: 99%",
         "atLeast: 990%",
         "21:31: spec.hypothesis[0].availability.atLeast: \"990%\" is not a percentage: write a percentage from 0% to 100% with at most four decimals, such as 99.9%",
     ),
-    (
-        "quantile: 99%",
-        "quantile: 0%",
-        "22:27: spec.hypothesis[1].latency.quantile: 0% is no quantile: write above 0% up to 100%, such as 99%",
-    ),
+    ("quantile: 99%", "quantile: 0%", "22:27: spec.hypothesis[1].latency.quantile: 0% is no quantile: write above 0% up to 100%, such as 99%"),
     (
         "during: baseline",
         "during: faultss",
         "22:55: spec.hypothesis[1].latency.during: unknown variant `faultss`, expected one of run, baseline, faults, recovery",
     ),
-    (
-        "below: 20%",
-        "below: 0%",
-        "23:33: spec.halt[0].availability.below: 0%: availability is never below that: write more, such as 20%",
-    ),
+    ("below: 20%", "below: 0%", "23:33: spec.halt[0].availability.below: 0%: availability is never below that: write more, such as 20%"),
     (
         "  load: [{name: users, rate: 100/s, inputs: {goldenSet: digits}}]\n",
         "",
         "20:21: spec.hypothesis[0].availability: is what users see, and `load` has none: add one, such as {name: users, rate: 200/s, inputs: {goldenSet: recommender}}\n21:16: spec.hypothesis[1].latency: is what users see, and `load` has none: add one, such as {name: users, rate: 200/s, inputs: {goldenSet: recommender}}\n22:25: spec.halt[0].availability: is what users see, and `load` has none: add one",
     ),
-    (
-        "kind: ResilienceTest",
-        "kind: Pod",
-        "2:7: kind: unknown variant `Pod`, expected one of ResilienceTest",
-    ),
+    ("kind: ResilienceTest", "kind: Pod", "2:7: kind: unknown variant `Pod`, expected one of ResilienceTest"),
 ];
 
 fn lint(text: &str) -> (Option<i32>, String) {
@@ -149,7 +101,7 @@ fn lint(text: &str) -> (Option<i32>, String) {
     fs::write(&file, text).expect("written");
     let output = Command::new(STEADFAST).current_dir(repository(".")).arg("lint").arg(&file).output().expect("it runs");
     let complaints = String::from_utf8_lossy(&output.stderr).replace(&format!("steadfast: {}:", file.display()), "");
-    (output.status.code(), complaints.replace(&repository(".").display().to_string(), "REPOSITORY").trim_end().to_owned())
+    (output.status.code(), complaints.replace(env!("CARGO_MANIFEST_DIR"), "REPOSITORY").trim_end().to_owned())
 }
 
 #[test]

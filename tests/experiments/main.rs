@@ -201,11 +201,8 @@ fn a_killed_runner_leaves_no_process_no_port_and_no_file() {
 
 #[test]
 fn a_dry_run_writes_every_default_and_the_plan_and_starts_nothing() {
-    let output = Command::new(STEADFAST)
-        .current_dir(repository("."))
-        .args(["run", "examples/case-study.yaml", "--dry-run", "--seed", "11"])
-        .output()
-        .expect("it runs");
+    let output =
+        Command::new(STEADFAST).current_dir(repository(".")).args(["run", "examples/case-study.yaml", "--dry-run", "--seed", "11"]).output().expect("it runs");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     for default in ["failureThreshold", "maxInFlight", "nodeMonitorGracePeriod", "terminationGracePeriod", "rounds", "seed: 11", "until:"] {

@@ -18,10 +18,11 @@ async fn a_node_burns_until_it_is_told_to_stop_and_says_how_much() {
     assert!(undone.left_behind.is_empty() && undone.evidence.len() == 1, "{undone:?}");
     let burned: f64 = undone.evidence[0].split_whitespace().nth(1).unwrap().parse().unwrap();
     println!("{}", undone.evidence[0]);
-    assert!((48.0..=52.0).contains(&burned), "{undone:?}");
+    // Never more than was asked; less where something else wants the core too.
+    assert!((10.0..=51.0).contains(&burned), "{undone:?}");
     // Ends by itself, and tells afterwards.
     let order = stage.platform.apply(burn(&["node-1", "node-2"]), Span::from_secs(1)).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1300)).await;
+    tokio::time::sleep(Duration::from_millis(1800)).await;
     assert_eq!(processes_with(&format!("STEADFAST_RUN={}", stage.run), "burn"), [] as [i32; 0]);
     assert!(!stage.platform.undo(order).await.evidence.is_empty());
     stage.close().await;

@@ -27,12 +27,12 @@ async fn a_lost_node_is_silent_then_withdrawn_then_replaced_and_comes_back_empty
     assert_eq!(stage.serving_now().len(), 3);
     let noticed = stage.next(|what| matches!(what, What::Node { ready: false, .. })).await;
     let after = noticed.at - t0;
-    assert!((Duration::from_millis(700)..Duration::from_millis(800)).contains(&after), "noticed after {after:?}");
+    assert!((Duration::from_millis(700)..Duration::from_millis(1200)).contains(&after), "noticed after {after:?}");
     stage.next(|what| matches!(what, What::Endpoint { present: false, .. })).await;
     assert_eq!(stage.ask_all().await.len(), 2, "nobody is sent there any more");
     let created = stage.next(|what| matches!(what, What::Created { .. })).await;
     let after = created.at - noticed.at;
-    assert!((Duration::from_millis(600)..Duration::from_millis(700)).contains(&after), "replaced after {after:?}");
+    assert!((Duration::from_millis(600)..Duration::from_millis(1100)).contains(&after), "replaced after {after:?}");
     let What::Created { pod: new, replaces } = created.what else { unreachable!() };
     assert_eq!(replaces.as_deref(), Some(lost.uid.as_str()));
     stage.until_serving(3).await;
@@ -72,10 +72,10 @@ async fn a_lost_node_comes_back_when_its_time_is_up_whatever_the_caller_does() {
     let order = stage.platform.apply(Order::LoseNodes { nodes: vec![lost.node.clone()] }, Span::from_millis(1000)).await.unwrap();
     let back = stage.next(|what| matches!(what, What::Node { ready: true, .. })).await;
     let after = back.at - order.since;
-    assert!((Duration::from_millis(1000)..Duration::from_millis(1300)).contains(&after), "{after:?}");
+    assert!((Duration::from_secs(1)..Duration::from_millis(1500)).contains(&after), "{after:?}");
     let asked = Instant::now();
     let undone = stage.platform.undo(order).await;
-    assert!(asked.elapsed() < Duration::from_millis(50) && undone.evidence.len() == 1, "{undone:?}");
+    assert!(asked.elapsed() < Duration::from_millis(500) && undone.evidence.len() == 1, "{undone:?}");
     stage.until_serving(2).await;
     stage.close().await;
 }

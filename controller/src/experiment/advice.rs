@@ -27,8 +27,8 @@ pub fn advice(seen: &Seen<'_>) -> Vec<Advice> {
     rules.iter().filter_map(|rule| rule(seen)).collect()
 }
 
-fn new(title: &str, evidence: String, gain: String) -> Option<Advice> {
-    Some(Advice { title: title.to_owned(), evidence, gain })
+fn advise(title: &str, evidence: String, gain: String) -> Advice {
+    Advice { title: title.to_owned(), evidence, gain }
 }
 
 /// Lower median.
@@ -67,11 +67,11 @@ fn wrong_answers(seen: &Seen<'_>) -> Option<Advice> {
     if wrong == 0 {
         return None;
     }
-    new(
+    Some(advise(
         "Find out why the model answers wrongly",
         format!("{} answers differed from the golden ones with no fault that was asked to change them.", thousands(wrong)),
         format!("Consistency of {} instead of {}.", share(1.0), seen.total.consistency.ratio.map_or_else(String::new, share)),
-    )
+    ))
 }
 
 impl Seen<'_> {
@@ -89,11 +89,11 @@ fn ready_but_wrong(seen: &Seen<'_>) -> Option<Advice> {
         seen.outages.iter().filter_map(|outage| outage.marks.between(Mark::EndpointAdded, Mark::FirstCorrectPrediction)).filter(|ms| *ms > WORTH_MS).collect();
     let count = early.len();
     let typical = median(early)?;
-    new(
+    Some(advise(
         "Let a pod serve only once it answers a golden input rightly",
         format!("In {count} of {} outages the pod was in the Service {} (median) before its first correct prediction.", seen.outages.len(), millis(typical)),
         format!("No wrong answers for {} after each recovery.", millis(typical)),
-    )
+    ))
 }
 
 fn node_detection(seen: &Seen<'_>) -> Option<Advice> {
@@ -103,11 +103,18 @@ fn node_detection(seen: &Seen<'_>) -> Option<Advice> {
     }
     let grace = seen.test.spec.local.as_ref().map(|local| local.timers.node_monitor_grace_period);
     let grace = grace.map_or_else(String::new, |grace| format!(" (nodeMonitorGracePeriod is {grace}; on Kubernetes 40 s by default)"));
-    new(
+    Some(advise(
         "Take silent pods out of the Service before the node is called lost",
-        format!("After a node fell silent, its pods stayed in the Service for {} of {} until sustained service (median of {count}){grace}.", millis(part), millis(whole)),
-        format!("Outlier ejection after a few failed requests would end the routing outage within about a second, {} sooner.", millis((part - 1000.0).max(0.0))),
-    )
+        format!(
+            "After a node fell silent, its pods stayed in the Service for {} of {} until sustained service (median of {count}){grace}.",
+            millis(part),
+            millis(whole)
+        ),
+        format!(
+            "Outlier ejection after a few failed requests would end the routing outage within about a second, {} sooner.",
+            millis((part - 1000.0).max(0.0))
+        ),
+    ))
 }
 
 fn node_eviction(seen: &Seen<'_>) -> Option<Advice> {
@@ -115,11 +122,15 @@ fn node_eviction(seen: &Seen<'_>) -> Option<Advice> {
     if part < WORTH_MS || part < whole * 0.2 {
         return None;
     }
-    new(
+    Some(advise(
         "Replace the pods of a lost node sooner",
-        format!("From withdrawing the endpoint to creating the replacement {} passed, of {} (median of {count}): that is tolerationSeconds (300 s by default on Kubernetes).", millis(part), millis(whole)),
+        format!(
+            "From withdrawing the endpoint to creating the replacement {} passed, of {} (median of {count}): that is tolerationSeconds (300 s by default on Kubernetes).",
+            millis(part),
+            millis(whole)
+        ),
         format!("Up to {} less with reduced capacity after each node loss.", millis(part)),
-    )
+    ))
 }
 
 fn model_load(seen: &Seen<'_>) -> Option<Advice> {
@@ -127,11 +138,14 @@ fn model_load(seen: &Seen<'_>) -> Option<Advice> {
     if part < WORTH_MS || part < whole * 0.25 {
         return None;
     }
-    new(
+    Some(advise(
         "Load the model faster",
         format!("Starting the server and loading the model took {} of {} until sustained service (median of {count}).", millis(part), millis(whole)),
-        format!("Every outage is shorter by what loading is shortened: up to {}. A local copy of the model, a smaller format, or a warm spare pod.", millis(part)),
-    )
+        format!(
+            "Every outage is shorter by what loading is shortened: up to {}. A local copy of the model, a smaller format, or a warm spare pod.",
+            millis(part)
+        ),
+    ))
 }
 
 fn probe_period(seen: &Seen<'_>) -> Option<Advice> {
@@ -141,11 +155,11 @@ fn probe_period(seen: &Seen<'_>) -> Option<Advice> {
     if part < WORTH_MS || part > 1.5 * ms {
         return None;
     }
-    new(
+    Some(advise(
         "Ask for readiness more often",
         format!("A loaded model waited {} to be found ready, of {} (median of {count}); the probe's period is {period}.", millis(part), millis(whole)),
         format!("With a fifth of the period, about {} less in every outage.", millis(part * 0.8)),
-    )
+    ))
 }
 
 fn stale_routes(seen: &Seen<'_>) -> Option<Advice> {
@@ -162,11 +176,15 @@ fn stale_routes(seen: &Seen<'_>) -> Option<Advice> {
     let count = late.len();
     let typical = median(late)?;
     let timeout = seen.test.spec.load.iter().map(|load| load.timeout).max()?;
-    new(
+    Some(advise(
         "Give up sooner on a pod that has left the Service",
-        format!("In {count} of {} outages clients still failed {} (median) after the endpoint had gone; their timeout is {timeout}.", seen.outages.len(), millis(typical)),
+        format!(
+            "In {count} of {} outages clients still failed {} (median) after the endpoint had gone; their timeout is {timeout}.",
+            seen.outages.len(),
+            millis(typical)
+        ),
         format!("Shorter client timeouts, or closing connections to removed endpoints, would end these routing outages up to {} sooner.", millis(typical)),
-    )
+    ))
 }
 
 fn retries(seen: &Seen<'_>) -> Option<Advice> {
@@ -176,11 +194,15 @@ fn retries(seen: &Seen<'_>) -> Option<Advice> {
     if failed == 0 || all.attempted == 0 {
         return None;
     }
-    new(
+    Some(advise(
         "Retry once on another pod",
-        format!("{} of {} requests ended without the model server's answer; inference can be asked again without harm.", thousands(failed), thousands(all.attempted)),
+        format!(
+            "{} of {} requests ended without the model server's answer; inference can be asked again without harm.",
+            thousands(failed),
+            thousands(all.attempted)
+        ),
         format!("If every retry had reached a healthy pod: availability {} instead of {}.", share(1.0 - rest as f64 / all.attempted as f64), share(all.ratio?)),
-    )
+    ))
 }
 
 fn slow_node(seen: &Seen<'_>) -> Option<Advice> {
@@ -191,11 +213,17 @@ fn slow_node(seen: &Seen<'_>) -> Option<Advice> {
     if seen.baseline.latency.count == 0 || p99 < 3.0 * base || p99 < 0.5 * latency.delay.get().as_secs_f64() * 1000.0 {
         return None;
     }
-    new(
+    Some(advise(
         "Hedge slow requests",
-        format!("With {} on {}, p99 rose from {} to {}: users waited for the slow node although others were fast.", latency.delay, place(seen, phase), millis(base), millis(p99)),
+        format!(
+            "With {} on {}, p99 rose from {} to {}: users waited for the slow node although others were fast.",
+            latency.delay,
+            place(seen, phase),
+            millis(base),
+            millis(p99)
+        ),
         format!("A second request to another pod once the first is slower than the usual p99 would keep p99 near {}.", millis(2.0 * base)),
-    )
+    ))
 }
 
 fn place(seen: &Seen<'_>, phase: &Phase) -> String {
@@ -210,9 +238,9 @@ fn busy_node(seen: &Seen<'_>) -> Option<Advice> {
     if seen.baseline.latency.count == 0 || p99 < 2.0 * base || p99 - base < 1.0 {
         return None;
     }
-    new(
+    Some(advise(
         "Reserve CPU for the model server",
         format!("While a neighbour burnt CPU on {}, p99 rose from {} to {}.", place(seen, phase), millis(base), millis(p99)),
         format!("CPU requests equal to what the server uses at peak keep its share: up to {} less at p99.", millis(p99 - base)),
-    )
+    ))
 }

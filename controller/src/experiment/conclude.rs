@@ -53,19 +53,23 @@ impl Clock<'_> {
 pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) -> Report {
     let spec = &plan.test.spec;
     let clock = Clock { history, begin: history.us(course.began), end: history.us(course.ended) };
-    let phases: Vec<Phase> = course.phases.iter().map(|phase| {
-        let stretch = (history.us(phase.start), history.us(phase.end));
-        Phase {
-            name: phase.name.clone(),
-            kind: phase.kind,
-            round: phase.round,
-            step: phase.step,
-            start_ms: clock.ms(phase.start),
-            end_ms: clock.ms(phase.end),
-            stable_ms: phase.stable.map(|at| clock.ms(at)),
-            service: history.measure(&[stretch]).service(),
-        }
-    }).collect();
+    let phases: Vec<Phase> = course
+        .phases
+        .iter()
+        .map(|phase| {
+            let stretch = (history.us(phase.start), history.us(phase.end));
+            Phase {
+                name: phase.name.clone(),
+                kind: phase.kind,
+                round: phase.round,
+                step: phase.step,
+                start_ms: clock.ms(phase.start),
+                end_ms: clock.ms(phase.end),
+                stable_ms: phase.stable.map(|at| clock.ms(at)),
+                service: history.measure(&[stretch]).service(),
+            }
+        })
+        .collect();
     let measured = |during: During| history.measure(&stretches(&course, history, during));
     let faults: Vec<FaultWindow> = course.faults.iter().map(|fault| window(&spec.steps[fault.step as usize], fault, &clock)).collect();
 
@@ -264,4 +268,3 @@ fn golden(history: &History, clock: &Clock<'_>, bucket_ms: f64) -> HashMap<u32, 
     }
     by_pod
 }
-

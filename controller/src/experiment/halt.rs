@@ -23,12 +23,7 @@ pub fn reason(halts: &[Halt], live: &Live, measured_since: i64, now: i64) -> Opt
         }
         let (availability, requests) = live.availability(from);
         let availability = availability.filter(|availability| *availability < halt.below.ratio())?;
-        Some(format!(
-            "availability was {:.1}% of {requests} requests over the last {}, below the halt at {}",
-            availability * 100.0,
-            halt.duration,
-            halt.below
-        ))
+        Some(format!("availability was {:.1}% of {requests} requests over the last {}, below the halt at {}", availability * 100.0, halt.duration, halt.below))
     })
 }
 

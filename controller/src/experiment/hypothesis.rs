@@ -11,10 +11,7 @@ use steadfast_api::{
 };
 
 use super::{run::Ending, score::mark_of};
-use crate::observe::{
-    availability::Measured,
-    recovery::until,
-};
+use crate::observe::{availability::Measured, recovery::until};
 
 /// What a hypothesis is held against.
 pub struct Facts<'a> {
@@ -280,7 +277,9 @@ mod tests {
     #[test]
     fn a_success_that_was_not_watched_to_the_end_is_inconclusive_and_a_failure_stays_one() {
         let hypothesis: Hypothesis = steadfast_api::read::from_yaml("h", "availability: {atLeast: 50%}").unwrap();
-        let early = |good, failed| evaluate(&hypothesis, &Facts { measured: &|_| measured(good, failed), outages: &[], pods_were_taken: false, complete: false }).outcome;
+        let early = |good, failed| {
+            evaluate(&hypothesis, &Facts { measured: &|_| measured(good, failed), outages: &[], pods_were_taken: false, complete: false }).outcome
+        };
         assert_eq!((early(1, 0), early(1, 3)), (RunOutcome::Inconclusive, RunOutcome::Fail));
     }
 

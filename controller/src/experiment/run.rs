@@ -257,7 +257,8 @@ impl<P: Platform> Conductor<'_, P> {
             return Err(Ending::NeverSteady(self.why_not_well()));
         }
         for (index, load) in spec.load.iter().enumerate() {
-            let set = self.plan.sets.get(&load.inputs.golden_set).ok_or_else(|| Ending::Broken(format!("golden set {} was not loaded", load.inputs.golden_set)))?;
+            let set =
+                self.plan.sets.get(&load.inputs.golden_set).ok_or_else(|| Ending::Broken(format!("golden set {} was not loaded", load.inputs.golden_set)))?;
             let Some(sink) = self.sink.clone() else { continue };
             let seed = spec.seed.wrapping_add(index as u64 + 1);
             self.users.push(Generator::start(self.platform.service(), load, &set.set, seed, sink).map_err(|error| Ending::Broken(error.to_string()))?);
@@ -298,19 +299,20 @@ impl<P: Platform> Conductor<'_, P> {
         // Pods confirm a fault one after the other, and the first request is touched before the first of them has: nothing is before the moment of asking.
         let start = if takes { in_force.since.max(asked) } else { asked };
         let fault = self.course.faults.len();
-        let mut history = lock(self.history);
-        let planned = Planned {
-            index: fault as u32,
-            since: history.us(start),
-            until: None,
-            takes,
-            pods: pods.clone(),
-            nodes: nodes.clone(),
-            cause: format!("{} in step {:?}", step.action.name(), step.name),
-        };
-        let asked = history.us(asked).min(planned.since);
-        history.fault(asked, planned);
-        drop(history);
+        {
+            let mut history = lock(self.history);
+            let planned = Planned {
+                index: fault as u32,
+                since: history.us(start),
+                until: None,
+                takes,
+                pods: pods.clone(),
+                nodes: nodes.clone(),
+                cause: format!("{} in step {:?}", step.action.name(), step.name),
+            };
+            let asked = history.us(asked).min(planned.since);
+            history.fault(asked, planned);
+        }
         let on = if nodes.is_empty() { pods.join(", ") } else { nodes.join(", ") };
         self.course.faults.push(FaultSpan { step: index, round, start, end: start, nodes, pods: touched, evidence: Vec::new(), undone: None });
         self.in_force.push((fault, in_force));
@@ -352,8 +354,7 @@ impl<P: Platform> Conductor<'_, P> {
     fn choose(&mut self, action: &Action) -> (Vec<String>, Vec<String>) {
         let serving: Vec<_> = self.platform.pods().into_iter().filter(|pod| pod.in_service).collect();
         if let Some(selection) = nodes_of(action) {
-            let candidates: Vec<String> =
-                self.platform.nodes().into_iter().filter(|node| serving.iter().any(|pod| pod.node == *node)).collect();
+            let candidates: Vec<String> = self.platform.nodes().into_iter().filter(|node| serving.iter().any(|pod| pod.node == *node)).collect();
             return (select::draw(selection, &candidates, &mut self.rng), Vec::new());
         }
         let names: Vec<String> = serving.into_iter().map(|pod| pod.name).collect();
@@ -492,7 +493,8 @@ impl<P: Platform> Conductor<'_, P> {
 
     fn why_not_well(&self) -> String {
         let history = lock(self.history);
-        let pods: Vec<String> = history.fleet.pods().iter().filter(|pod| pod.state() != PodState::Gone).map(|pod| format!("{} {:?}", pod.name, pod.state())).collect();
+        let pods: Vec<String> =
+            history.fleet.pods().iter().filter(|pod| pod.state() != PodState::Gone).map(|pod| format!("{} {:?}", pod.name, pod.state())).collect();
         let trouble = history.live.last_trouble().map_or("", |_| "; requests failed or were answered wrongly");
         format!("after {} of warm-up not everything was well: {}{trouble}", Span::new(WARM_UP_MAX), pods.join(", "))
     }

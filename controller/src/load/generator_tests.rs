@@ -117,7 +117,7 @@ async fn a_server_that_stalls_costs_latency_or_silence_and_never_a_request() {
     for record in &records {
         let waited = record.ended - record.due;
         assert!(record.end == End::Silence && record.pod.is_none(), "{record:?}");
-        assert!((Duration::from_millis(300)..Duration::from_millis(400)).contains(&waited), "{waited:?}");
+        assert!((Duration::from_millis(300)..Duration::from_millis(800)).contains(&waited), "{waited:?}");
     }
 }
 

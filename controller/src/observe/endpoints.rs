@@ -10,6 +10,7 @@ use crate::platform::What;
 
 /// One pod.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own; `settle` makes the one state of them")]
 pub struct Track {
     pub name: String,
     pub uid: String,

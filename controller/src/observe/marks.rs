@@ -82,13 +82,11 @@ impl Traffic {
     }
 }
 
-/// An outage in microseconds since the epoch, with the place it belongs to.
+/// An outage, and its marks in microseconds since the epoch.
 #[derive(Clone, Debug)]
 pub struct Lost {
     pub outage: Outage,
-    /// Between its last two marks that lie apart, for waterfalls and advice: begin of the recovery by the successor.
     pub at: BTreeMap<Mark, i64>,
-    pub until: i64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -236,8 +234,7 @@ impl Builder<'_> {
                     open.at.entry(Mark::Detected).or_insert(at);
                 }
             }
-            What::BackOff { uid, reason, .. } => self.lost_by_uid(uid, at, reason),
-            What::Gone { uid, reason } => self.lost_by_uid(uid, at, reason),
+            What::BackOff { uid, reason, .. } | What::Gone { uid, reason } => self.lost_by_uid(uid, at, reason),
             What::Terminating { uid } => self.lost_by_uid(uid, at, "deleted"),
             What::Node { node, ready } => {
                 if !*ready {
@@ -307,9 +304,11 @@ impl Builder<'_> {
         }
         let Holder { name, node, .. } = &self.places[index].holder;
         // A fault that makes work harder is the cause of what it touched; one that took something else away is not.
-        let plan = self.plans.iter().rev().find(|plan| {
-            plan.since <= since && plan.until.is_none_or(|until| since <= until) && (plan.pods.contains(name) || plan.nodes.contains(node))
-        });
+        let plan = self
+            .plans
+            .iter()
+            .rev()
+            .find(|plan| plan.since <= since && plan.until.is_none_or(|until| since <= until) && (plan.pods.contains(name) || plan.nodes.contains(node)));
         let cause = plan.map_or_else(|| cause.to_owned(), |plan| format!("{cause} (while {})", plan.cause));
         let fault = plan.map(|plan| plan.index);
         self.close(index, since);
@@ -349,10 +348,10 @@ impl Builder<'_> {
         let t0 = at.get(&Mark::Fault).copied().unwrap_or(until);
         let mine = || self.traffic.of(&holder.name).iter().filter(|answer| answer.sent >= open.since && answer.ended <= until && answer.kind.good());
 
-        if at.contains_key(&Mark::EndpointAdded) {
-            if let Some(first) = mine().next() {
-                at.insert(Mark::FirstGoodResponse, first.ended);
-            }
+        if at.contains_key(&Mark::EndpointAdded)
+            && let Some(first) = mine().next()
+        {
+            at.insert(Mark::FirstGoodResponse, first.ended);
         }
         let right = mine().find(|answer| answer.kind == Kind::Right).map(|answer| answer.ended);
         let matched = self.traffic.matches.get(&holder.uid).and_then(|matches| matches.iter().copied().find(|at| *at >= open.since && *at <= until));
@@ -367,7 +366,8 @@ impl Builder<'_> {
         let window_end = sustained.unwrap_or(until);
         let replaced = holder.uid != open.lost.uid;
         let failures = |answers: &[Answer], until: i64| {
-            let within: Vec<i64> = answers.iter().filter(|answer| !answer.kind.good() && answer.ended >= t0 && answer.ended <= until).map(|answer| answer.ended).collect();
+            let within: Vec<i64> =
+                answers.iter().filter(|answer| !answer.kind.good() && answer.ended >= t0 && answer.ended <= until).map(|answer| answer.ended).collect();
             within.first().copied().zip(within.last().copied())
         };
         let seen = [
@@ -397,7 +397,7 @@ impl Builder<'_> {
             capacity_outage_ms: ms(window_end - t0),
             censored: sustained.is_none(),
         };
-        self.done.push(Lost { outage, at, until });
+        self.done.push(Lost { outage, at });
     }
 }
 

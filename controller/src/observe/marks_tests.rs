@@ -109,10 +109,10 @@ fn a_planned_fault_on_an_unrecovered_place_cuts_the_first_outage_off() {
     let mut story = killed();
     story.kill(1500, 1, &["b"]).endpoint(1501, "b", false);
     let lost = story.outages(500, 4000);
-    assert_eq!(lost.iter().map(|lost| (lost.outage.fault, lost.outage.censored, lost.outage.capacity_outage_ms)).collect::<Vec<_>>(), [
-        (Some(0), true, 500.0),
-        (Some(1), true, 2500.0)
-    ]);
+    assert_eq!(
+        lost.iter().map(|lost| (lost.outage.fault, lost.outage.censored, lost.outage.capacity_outage_ms)).collect::<Vec<_>>(),
+        [(Some(0), true, 500.0), (Some(1), true, 2500.0)]
+    );
 }
 
 #[test]
@@ -124,10 +124,10 @@ fn a_lost_node_takes_its_pods_and_a_slow_network_takes_none() {
     story.planned(500, 0, false, &[], &["node-2"]).planned(1000, 1, true, &[], &["node-1"]);
     story.change(1400, What::Node { node: "node-1".to_owned(), ready: false });
     let lost = story.outages(500, 4000);
-    assert_eq!(lost.iter().map(|lost| (lost.outage.pod.as_str(), lost.outage.fault, lost.outage.marks.get(Mark::Detected))).collect::<Vec<_>>(), [
-        ("a", Some(1), Some(1400.0)),
-        ("b", Some(1), Some(1400.0))
-    ]);
+    assert_eq!(
+        lost.iter().map(|lost| (lost.outage.pod.as_str(), lost.outage.fault, lost.outage.marks.get(Mark::Detected))).collect::<Vec<_>>(),
+        [("a", Some(1), Some(1400.0)), ("b", Some(1), Some(1400.0))]
+    );
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn tell(tangle: &[(i64, u8, usize)]) -> (Story, usize) {
         story.created(0, name, &format!("node-{}", place % 2), None).comes_up(0, name, &format!("node-{}", place % 2));
     }
     let mut sorted = tangle.to_vec();
-    sorted.sort();
+    sorted.sort_unstable();
     let mut kills = 0;
     for (generation, (ms, what, place)) in sorted.into_iter().enumerate() {
         let name = names[place].clone();
@@ -240,10 +240,9 @@ proptest! {
                 Fact::Change(What::Endpoint { uid, present: true }) => {
                     serving.insert(uid.trim_start_matches("uid-").to_owned());
                 }
-                Fact::Change(What::Endpoint { uid, present: false } | What::Gone { uid, .. } | What::BackOff { uid, .. }) => {
-                    serving.remove(uid.trim_start_matches("uid-"));
-                }
-                Fact::Change(What::Created { replaces: Some(uid), .. }) => {
+                Fact::Change(
+                    What::Endpoint { uid, present: false } | What::Gone { uid, .. } | What::BackOff { uid, .. } | What::Created { replaces: Some(uid), .. },
+                ) => {
                     serving.remove(uid.trim_start_matches("uid-"));
                 }
                 _ => (),

@@ -58,8 +58,7 @@ impl Story {
 
     pub(crate) fn planned(&mut self, ms: i64, index: u32, takes: bool, pods: &[&str], nodes: &[&str]) -> &mut Self {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        let planned =
-            Planned { index, since: ms * 1000, until: None, takes, pods: owned(pods), nodes: owned(nodes), cause: format!("fault {index}") };
+        let planned = Planned { index, since: ms * 1000, until: None, takes, pods: owned(pods), nodes: owned(nodes), cause: format!("fault {index}") };
         self.facts.push((ms * 1000, Fact::Fault(planned)));
         self
     }

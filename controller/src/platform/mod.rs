@@ -7,7 +7,7 @@ pub mod local;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Instant};
 
-use steadfast_api::{fault::Fault, Percent, Span};
+use steadfast_api::{Percent, Span, fault::Fault};
 
 /// A pod of the target, as it stands now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,24 +31,56 @@ pub struct Change {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     /// Mark t4. `replaces` is the UID of the pod whose place it takes.
-    Created { pod: Pod, replaces: Option<String> },
+    Created {
+        pod: Pod,
+        replaces: Option<String>,
+    },
     /// Mark t5.
-    Scheduled { uid: String, node: String },
+    Scheduled {
+        uid: String,
+        node: String,
+    },
     /// Mark t6: the sidecar listens.
-    Initialized { uid: String },
+    Initialized {
+        uid: String,
+    },
     /// Mark t7: the model server's process runs. `restarts` counts earlier processes of the same pod.
-    ContainerStarted { uid: String, restarts: u32 },
+    ContainerStarted {
+        uid: String,
+        restarts: u32,
+    },
     /// Mark t9, or its loss.
-    Ready { uid: String, ready: bool },
+    Ready {
+        uid: String,
+        ready: bool,
+    },
     /// Marks t10 and t3.
-    Endpoint { uid: String, present: bool },
+    Endpoint {
+        uid: String,
+        present: bool,
+    },
     /// Mark t2: the platform noticed that this pod or its node is in trouble.
-    Detected { uid: String, reason: String },
+    Detected {
+        uid: String,
+        reason: String,
+    },
     /// The model server's process ended by itself or was killed; it starts again in the same pod after `wait`.
-    BackOff { uid: String, reason: String, wait: Span },
-    Terminating { uid: String },
-    Gone { uid: String, reason: String },
-    Node { node: String, ready: bool },
+    BackOff {
+        uid: String,
+        reason: String,
+        wait: Span,
+    },
+    Terminating {
+        uid: String,
+    },
+    Gone {
+        uid: String,
+        reason: String,
+    },
+    Node {
+        node: String,
+        ready: bool,
+    },
 }
 
 /// What an experiment asks a platform to do. Selections have been drawn already: names here are exact.

@@ -72,7 +72,8 @@ pub(crate) mod tests {
 
     pub(crate) fn small() -> Report {
         let test = "{apiVersion: steadfast.dev/v1alpha1, kind: ResilienceTest, metadata: {name: small}, spec: {target: {selector: {matchLabels: {a: b}}}}}";
-        let hypothesis = |statement: &str, outcome| HypothesisResult { statement: statement.to_owned(), outcome, observed: "98% of <5,000> requests".to_owned() };
+        let hypothesis =
+            |statement: &str, outcome| HypothesisResult { statement: statement.to_owned(), outcome, observed: "98% of <5,000> requests".to_owned() };
         let phase = |stable_ms| Phase {
             name: "node lost".to_owned(),
             kind: PhaseKind::Recovery,
@@ -97,7 +98,11 @@ pub(crate) mod tests {
                 notes: Vec::new(),
             },
             verdict: RunVerdict { outcome: RunOutcome::Fail, reason: "why".to_owned(), score: 1, score_parts: Vec::new() },
-            hypothesis: vec![hypothesis("availability", RunOutcome::Pass), hypothesis("latency", RunOutcome::Fail), hypothesis("recovery", RunOutcome::Inconclusive)],
+            hypothesis: vec![
+                hypothesis("availability", RunOutcome::Pass),
+                hypothesis("latency", RunOutcome::Fail),
+                hypothesis("recovery", RunOutcome::Inconclusive),
+            ],
             phases: vec![phase(Some(2000.0)), phase(None)],
             faults: Vec::new(),
             nodes: Vec::new(),

@@ -11,7 +11,10 @@ use steadfast_api::{
     test::{Action, During, Halt, Hypothesis, Local, RecoveredAt, ResilienceTest, ResilienceTestSpec, Selection, Step},
 };
 
-use super::{super::sets::{Finder, Sets}, Target, estimate};
+use super::{
+    super::sets::{Finder, Sets},
+    Target, estimate,
+};
 use crate::observe::requests::Requests;
 
 /// Something wrong at a field: what stands there, and what would be right.
@@ -36,7 +39,9 @@ pub(super) fn check(test: &ResilienceTest, target: Target, finder: &Finder) -> (
     check.target();
     match (&test.spec.local, target) {
         (Some(local), _) => check.local(local),
-        (None, Target::Local) => check.wrong("spec", "has no `local`: the local platform needs to know how many nodes and which pods, such as `local: {nodes: 3, pods: {…}}`"),
+        (None, Target::Local) => {
+            check.wrong("spec", "has no `local`: the local platform needs to know how many nodes and which pods, such as `local: {nodes: 3, pods: {…}}`");
+        }
     }
     check.load();
     check.golden();
@@ -252,7 +257,9 @@ impl Check<'_> {
                 }
                 Hypothesis::Consistency(_) if !checked => self.wrong(&field, "needs answers to check: add a `load` or a `golden` set"),
                 Hypothesis::Recovery(recovery) => match recovery.until {
-                    RecoveredAt::FirstGoodResponse if !users => self.wrong(format!("{field}.until"), "firstGoodResponse needs users: add a `load`, or write ready"),
+                    RecoveredAt::FirstGoodResponse if !users => {
+                        self.wrong(format!("{field}.until"), "firstGoodResponse needs users: add a `load`, or write ready");
+                    }
                     RecoveredAt::FirstCorrectPrediction if !checked => {
                         self.wrong(format!("{field}.until"), "firstCorrectPrediction needs answers to check: add a `load` or a `golden` set, or write ready");
                     }

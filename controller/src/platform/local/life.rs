@@ -25,12 +25,11 @@ use tokio::{
 };
 
 use super::{
-    back_off::BackOff,
     command_line::fill_in,
+    container::Container,
     inner::Inner,
-    log::Log,
     probe::Prober,
-    process::{Launch, Process, in_words},
+    process::{Launch, in_words},
 };
 use crate::platform::Pod;
 
@@ -40,9 +39,6 @@ const LISTEN_WITHIN: Duration = Duration::from_secs(10);
 const SIDECAR_GRACE: Duration = Duration::from_secs(2);
 /// After a failed start for want of something on the machine.
 const RETRY: Duration = Duration::from_secs(1);
-/// Lines of a log in a message.
-const QUOTED: usize = 3;
-
 /// What a pod is told to do.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -58,71 +54,6 @@ pub(super) enum Command {
 #[derive(Debug, Deserialize)]
 struct Listens {
     data: SocketAddr,
-}
-
-/// A process that is started again whenever it ends.
-struct Container {
-    log: Log,
-    process: Option<Process>,
-    back_off: BackOff,
-    /// When to start it; none while it runs.
-    due: Option<tokio::time::Instant>,
-    starts: u32,
-}
-
-impl Container {
-    fn new(inner: &Inner, pod: &Pod, name: &str) -> Self {
-        Self {
-            log: Log::new(&inner.logs, inner.settings.run_dir.join(format!("{}.{name}.log", pod.name))),
-            process: None,
-            back_off: BackOff::new(&inner.settings.local.timers),
-            due: Some(tokio::time::Instant::now()),
-            starts: 0,
-        }
-    }
-
-    fn is_due(&self) -> bool {
-        self.due.is_some_and(|due| due <= tokio::time::Instant::now())
-    }
-
-    fn start(&mut self, launch: &Launch) -> io::Result<&mut Process> {
-        let process = launch.start(&self.log)?;
-        self.due = None;
-        self.starts += 1;
-        Ok(self.process.insert(process))
-    }
-
-    /// Returns when the process has ended: how long it ran, and how it ended. Never while none runs.
-    async fn ended(&mut self) -> (Duration, io::Result<ExitStatus>) {
-        let Some(process) = &mut self.process else { return std::future::pending().await };
-        let status = process.ended().await;
-        let ran = process.started.elapsed();
-        self.process = None;
-        (ran, status)
-    }
-
-    /// When it is started again. Returns the wait.
-    fn again(&mut self, ran: Duration) -> Duration {
-        let wait = self.back_off.after(ran);
-        self.due = Some(tokio::time::Instant::now() + wait);
-        wait
-    }
-
-    fn signal(&self, signal: Signal) -> usize {
-        self.process.iter().map(|process| process.signal(signal)).count()
-    }
-
-    async fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().await;
-        }
-    }
-
-    /// How it ended, with its last words.
-    fn obituary(&self, status: &io::Result<ExitStatus>) -> String {
-        let (how, words) = (in_words(status), self.log.last_lines(QUOTED));
-        if words.is_empty() { how } else { format!("{how}; its last words: {words}") }
-    }
 }
 
 type Line = Pin<Box<dyn Future<Output = Result<SocketAddr, String>> + Send>>;
@@ -190,8 +121,8 @@ impl Life {
                         }
                     }
                 },
-                (ran, status) = self.server.ended(), if awake => self.server_ended(ran, &status),
-                (ran, status) = self.sidecar.ended(), if awake => self.sidecar_ended(ran, &status),
+                (ran, status) = self.server.ended(), if awake => self.server_ended(ran, &status).await,
+                (ran, status) = self.sidecar.ended(), if awake => self.sidecar_ended(ran, &status).await,
                 line = listening(&mut self.line), if awake => self.listens(line),
                 changed = self.prober.changed(), if awake => self.inner.change_at(changed.at, |cluster, at| {
                     if !changed.ready {
@@ -252,14 +183,15 @@ impl Life {
         }
     }
 
-    fn sidecar_ended(&mut self, ran: Duration, status: &io::Result<ExitStatus>) {
+    async fn sidecar_ended(&mut self, ran: Duration, status: &io::Result<ExitStatus>) {
         self.inner.watch_memory(&self.pod, None);
-        (self.line, self.address) = (None, None);
         self.prober.stop();
-        let reason = format!("the sidecar {}", self.sidecar.obituary(status));
+        self.line = None;
+        // One that never listened has a reason to tell, and nobody waits for the news; one that served leaves the Service at once.
+        let how = if self.address.take().is_some() { in_words(status) } else { self.sidecar.obituary(status).await };
         self.sidecar.again(ran);
         self.inner.change(|cluster, at| {
-            cluster.detected(at, &self.pod.uid, &reason);
+            cluster.detected(at, &self.pod.uid, &format!("the sidecar {how}"));
             cluster.ready(at, &self.pod.uid, false);
             cluster.listens(at, &self.pod.uid, None);
         });
@@ -291,23 +223,33 @@ impl Life {
                 self.inner.change_at(started, |cluster, at| cluster.started(at, &self.pod.uid, restarts));
                 self.prober.begin(address);
             }
-            Err(error) => self.server_out(Duration::ZERO, &format!("cannot start {}: {error}", launch.program.display())),
+            Err(error) => {
+                let (now, reason) = (Instant::now(), format!("cannot start {}: {error}", launch.program.display()));
+                self.server_out(now, &reason);
+                self.server_again(now, Duration::ZERO, &reason);
+            }
         }
     }
 
-    fn server_ended(&mut self, ran: Duration, status: &io::Result<ExitStatus>) {
-        let reason = self.server.obituary(status);
-        self.server_out(ran, &reason);
+    async fn server_ended(&mut self, ran: Duration, status: &io::Result<ExitStatus>) {
+        let ended = Instant::now();
+        self.server_out(ended, &in_words(status));
+        let reason = self.server.obituary(status).await;
+        self.server_again(ended, ran, &reason);
     }
 
-    fn server_out(&mut self, ran: Duration, reason: &str) {
+    /// The pod leaves the Service before anything else.
+    fn server_out(&mut self, at: Instant, how: &str) {
         self.prober.stop();
-        let wait = self.server.again(ran);
-        self.inner.change(|cluster, at| {
-            cluster.detected(at, &self.pod.uid, reason);
+        self.inner.change_at(at, |cluster, at| {
+            cluster.detected(at, &self.pod.uid, how);
             cluster.ready(at, &self.pod.uid, false);
-            cluster.backs_off(at, &self.pod.uid, reason, Span::new(wait));
         });
+    }
+
+    fn server_again(&mut self, at: Instant, ran: Duration, reason: &str) {
+        let wait = self.server.again(ran);
+        self.inner.change_at(at, |cluster, at| cluster.backs_off(at, &self.pod.uid, reason, Span::new(wait)));
     }
 
     fn freeze(&mut self, done: oneshot::Sender<usize>) {

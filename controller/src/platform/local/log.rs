@@ -9,9 +9,10 @@ use std::{
     path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use tokio::{io::AsyncReadExt, net::unix::pipe, runtime::Handle};
+use tokio::{io::AsyncReadExt, net::unix::pipe, runtime::Handle, sync::watch, time::timeout};
 
 /// Of one file; there is at most one older one beside it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -24,6 +25,8 @@ pub(super) struct Log {
     writer: Handle,
     file: PathBuf,
     tail: Arc<Mutex<Tail>>,
+    /// Pipes that may still bring something.
+    open: watch::Sender<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +38,7 @@ struct Tail {
 impl Log {
     /// Written on `writer`'s thread.
     pub(super) fn new(writer: &Handle, file: PathBuf) -> Self {
-        Self { writer: writer.clone(), file, tail: Arc::default() }
+        Self { writer: writer.clone(), file, tail: Arc::default(), open: watch::Sender::new(0) }
     }
 
     /// Where a process prints.
@@ -46,8 +49,14 @@ impl Log {
             pipe::Receiver::from_owned_fd(reader.into())?
         };
         let file = File::options().create(true).append(true).open(&self.file)?;
+        self.open.send_modify(|open| *open += 1);
         self.writer.spawn(copy(reader, file, self.clone()));
         Ok(writer.into())
+    }
+
+    /// Returns once everything that ended processes printed has been read, or `within` is over: somebody else may hold their pipe open.
+    pub(super) async fn read_to_the_end(&self, within: Duration) {
+        let _ = timeout(within, self.open.subscribe().wait_for(|open| *open == 0)).await;
     }
 
     /// The last lines, newest last, in one line of text. Empty when nothing was printed.
@@ -101,11 +110,12 @@ async fn copy(mut from: pipe::Receiver, mut file: File, log: Log) {
             size += read as u64;
         }
     }
+    log.open.send_modify(|open| *open -= 1);
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{process::Command, time::Duration};
+    use std::process::Command;
 
     use super::*;
     use crate::runtime::OwnThread;
@@ -120,12 +130,7 @@ mod tests {
         assert!(command.status().unwrap().success());
         // The command holds the pipe's other end open.
         drop(command);
-        for _ in 0..500 {
-            if log.last_lines(1) == "no end" {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        log.read_to_the_end(Duration::from_secs(5)).await;
         assert_eq!(log.last_lines(3), "500000 | not found: model.onnx | no end");
         let sizes: Vec<u64> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
         assert!(sizes.len() == 2 && sizes.iter().all(|size| *size <= FILE_BYTES_MAX), "{sizes:?}");

@@ -22,6 +22,7 @@ mod back_off;
 mod burn;
 mod cluster;
 mod command_line;
+mod container;
 mod cores;
 mod gateway;
 mod inner;
