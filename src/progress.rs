@@ -21,9 +21,9 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 const PODS_SHOWN: usize = 12;
 
 /// Shows progress until its sender goes away. On standard error where that is a terminal; else plain lines, on standard error if standard output is taken.
-pub(crate) async fn show(name: String, mut hear: watch::Receiver<Progress>, stdout_is_taken: bool) {
+pub(crate) async fn show(mut hear: watch::Receiver<Progress>, stdout_is_taken: bool) {
     if std::io::stderr().is_terminal() {
-        let mut screen = Screen::new(&name);
+        let mut screen = Screen::new();
         while hear.changed().await.is_ok() {
             screen.draw(&hear.borrow_and_update());
         }
@@ -83,10 +83,9 @@ struct Screen {
 }
 
 impl Screen {
-    fn new(name: &str) -> Self {
+    fn new() -> Self {
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8));
         let head = line(&all);
-        head.set_message(name.to_owned());
         let bar = ProgressStyle::with_template("{wide_bar:.cyan/dim} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = all.add(ProgressBar::new(1000).with_style(bar));
         let figures = line(&all);

@@ -143,7 +143,7 @@ pub(crate) fn lead(plan: &Plan, rerun: String, work_dir: PathBuf, common: &Commo
     let report = runtime.block_on(async {
         let interrupt = interrupts()?;
         let (told, hear) = watch::channel(Progress::default());
-        let view = tokio::spawn(progress::show(plan.test.metadata.name.clone(), hear, common.output == Output::Json));
+        let view = tokio::spawn(progress::show(hear, common.output == Output::Json));
         let report = run_local(plan, Options { exe, work_dir, rerun }, interrupt, &told).await.map_err(|error| error.to_string());
         drop(told);
         // It ends with the sender; its last frame must not come after the summary.
