@@ -1,5 +1,8 @@
 //! Exact delays: one `timerfd` per thread under an ordered map of deadlines. tokio's own timer counts in milliseconds and wakes 1.1 ms late at the median;
-//! this one is late by the time that a wake-up takes, and never early.
+//! this one is late by microseconds, and never early.
+//!
+//! An idle processor takes its time to wake (on virtual machines a tenth of a millisecond and more), so the kernel's timer is set earlier by the lateness that
+//! was seen lately, and what is left until the deadline is spun away: at most [`LEAD_MAX_NS`] a wake-up.
 //!
 //! Invariants: a [`Sleep`] is not ready before its deadline; dropping it takes its entry away; there are at most [`SLEEPS_MAX`] entries.
 
@@ -27,6 +30,9 @@ use crate::clock;
 /// Delays in progress on one thread.
 pub const SLEEPS_MAX: usize = 100_000;
 
+/// The most by which the kernel's timer is set early, and so the longest spin.
+const LEAD_MAX_NS: u64 = 200_000;
+
 /// A thread's timer. Clones share it.
 #[derive(Clone)]
 pub struct Timer(Rc<Inner>);
@@ -53,6 +59,10 @@ struct Inner {
     next_id: Cell<u64>,
     /// What the kernel's timer is set to; `u64::MAX` when it is off.
     set_to: Cell<u64>,
+    /// When it shall go off to meet that deadline; 0 when that was over already, which teaches nothing about wake-ups.
+    goes_off: Cell<u64>,
+    /// How late wake-ups lately were, up to [`LEAD_MAX_NS`].
+    lead: Cell<u64>,
 }
 
 impl Timer {
@@ -62,7 +72,14 @@ impl Timer {
         // SAFETY: `Fd` owns its descriptor, answers with the same one every time, and is neither closed nor replaced before `AsyncFd` drops it.
         #[expect(unsafe_code, reason = "the safe constructor cannot know that the descriptor is owned")]
         let fd = unsafe { AsyncFd::register(Fd(fd)) }?;
-        Ok(Self(Rc::new(Inner { fd, sleeps: RefCell::default(), next_id: Cell::new(0), set_to: Cell::new(u64::MAX) })))
+        Ok(Self(Rc::new(Inner {
+            fd,
+            sleeps: RefCell::default(),
+            next_id: Cell::new(0),
+            set_to: Cell::new(u64::MAX),
+            goes_off: Cell::new(0),
+            lead: Cell::new(0),
+        })))
     }
 
     /// Wakes whoever is due, for as long as the runtime lives.
@@ -73,6 +90,7 @@ impl Timer {
             let _ = ready.get_inner().0.wait();
             ready.clear_ready();
             self.0.set_to.set(u64::MAX);
+            self.0.learn();
             self.0.fire();
         }
     }
@@ -93,8 +111,22 @@ impl Timer {
 }
 
 impl Inner {
+    /// A moving mean over about eight wake-ups.
+    fn learn(&self) {
+        let (goes_off, lead) = (self.goes_off.replace(0), self.lead.get());
+        if goes_off > 0 {
+            let late = clock::now_ns().saturating_sub(goes_off).min(LEAD_MAX_NS);
+            self.lead.set((lead * 7 + late).div_ceil(8));
+        }
+    }
+
     fn fire(&self) {
-        let now = clock::now_ns();
+        let first = self.sleeps.borrow().keys().next().map_or(0, |(deadline, _)| *deadline);
+        let mut now = clock::now_ns();
+        while now < first && first - now <= LEAD_MAX_NS {
+            std::hint::spin_loop();
+            now = clock::now_ns();
+        }
         let mut due = Vec::new();
         for ((deadline, _), waker) in self.sleeps.borrow_mut().iter_mut() {
             if *deadline > now {
@@ -116,11 +148,13 @@ impl Inner {
         if next >= self.set_to.get() {
             return;
         }
-        let at = TimeSpec::from_duration(Duration::from_nanos(next.max(1)));
+        let goes_off = next.saturating_sub(self.lead.get());
+        let at = TimeSpec::from_duration(Duration::from_nanos(goes_off.max(1)));
         if let Err(error) = self.fd.get_ref().0.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME) {
             tracing::error!(%error, "timerfd could not be set: delays will be late");
         } else {
             self.set_to.set(next);
+            self.goes_off.set(if goes_off > now { goes_off } else { 0 });
         }
     }
 }
