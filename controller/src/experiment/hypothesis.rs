@@ -107,17 +107,18 @@ fn recovery(goal: &RecoveryAtMost, facts: &Facts<'_>) -> (RunOutcome, String) {
     };
     // A moment that was not seen came no later than the good service that followed it.
     let took = |outage: &Outage| until(outage, mark_of(goal.until)).or_else(|| until(outage, steadfast_api::mark::Mark::Sustained));
+    let outages = if count.get() == 1 { "1 outage".to_owned() } else { format!("{count} outages") };
     let slowest = facts.outages.iter().filter_map(took).fold(0.0, f64::max);
     let unrecovered: Vec<&Outage> = facts.outages.iter().filter(|outage| took(outage).is_none()).collect();
     let longest_open = unrecovered.iter().map(|outage| outage.capacity_outage_ms).fold(0.0, f64::max);
     if slowest > most || longest_open > most {
         let says = if longest_open > slowest { format!("not recovered after {}", millis(longest_open)) } else { format!("slowest {}", millis(slowest)) };
-        return (RunOutcome::Fail, format!("{says}, of {count} outages"));
+        return (RunOutcome::Fail, format!("{says}, of {outages}"));
     }
     if unrecovered.is_empty() {
-        return (RunOutcome::Pass, format!("slowest {} of {count} outages", millis(slowest)));
+        return (RunOutcome::Pass, format!("slowest {} of {outages}", millis(slowest)));
     }
-    (RunOutcome::Inconclusive, format!("{} of {count} outages had not recovered, and were watched for less than that", unrecovered.len()))
+    (RunOutcome::Inconclusive, format!("{} of {outages} had not recovered, and were watched for less than that", unrecovered.len()))
 }
 
 /// The verdict on the run, and why, in one sentence.
