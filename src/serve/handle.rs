@@ -178,7 +178,8 @@ impl Server {
             other => Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, other.to_string()),
         })?;
         outputs.retain(|output| asked.wants(&output.name));
-        if self.life.answers_wrong() {
+        let wrong = self.life.answers_wrong();
+        if wrong {
             outputs.iter_mut().for_each(spoil);
         }
         let head = ResponseHead { model: &self.model, version: &self.version, id: &asked.id };
@@ -189,7 +190,7 @@ impl Server {
         if let Some(length) = message.inference_header_length {
             response.headers_mut().insert(oip::INFERENCE_HEADER_LENGTH, HeaderValue::from(length));
         }
-        self.life.answer();
+        self.life.answer(!wrong);
         Ok(response)
     }
 

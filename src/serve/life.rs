@@ -23,6 +23,7 @@ pub(super) struct Life {
     draining: AtomicBool,
     asked: AtomicBool,
     answered: AtomicBool,
+    answered_right: AtomicBool,
 }
 
 struct Ready {
@@ -41,7 +42,8 @@ pub(super) enum Phase<'a> {
 impl Life {
     pub(super) fn new(truth: Truth, began: Instant) -> Self {
         truth.tell("started", began);
-        Self { began, truth, ready: OnceLock::new(), draining: AtomicBool::new(false), asked: AtomicBool::new(false), answered: AtomicBool::new(false) }
+        let [draining, asked, answered, answered_right] = [(); 4].map(|()| AtomicBool::new(false));
+        Self { began, truth, ready: OnceLock::new(), draining, asked, answered, answered_right }
     }
 
     pub(super) fn phase(&self) -> Phase<'_> {
@@ -89,9 +91,12 @@ impl Life {
         }
     }
 
-    pub(super) fn answer(&self) {
+    pub(super) fn answer(&self, right: bool) {
         if !self.answered.swap(true, Ordering::Relaxed) {
             self.truth.tell("firstAnswer", Instant::now());
+        }
+        if right && !self.answered_right.swap(true, Ordering::Relaxed) {
+            self.truth.tell("firstRightAnswer", Instant::now());
         }
     }
 }
