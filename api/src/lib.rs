@@ -9,6 +9,7 @@ pub mod policy;
 pub mod quantity;
 pub mod read;
 pub mod report;
+pub mod resource;
 pub mod sidecar;
 pub mod test;
 

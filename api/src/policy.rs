@@ -33,6 +33,9 @@ pub struct FaultPolicySpec {
     /// Burn CPU for as long as the policy is armed, whatever is requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_pressure: Option<Cpu>,
+    /// Hold the pod down for as long as the policy is armed: connections are refused and the sidecar is unready.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held_down: bool,
 }
 
 /// Labels that a pod must carry.
@@ -199,12 +202,44 @@ pub struct Trust {
 
 /// What a sidecar shall have armed from now on, all of it: the next snapshot replaces this one. Empty disarms.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")] // a newer controller may say more
 pub struct PolicySnapshot {
-    /// Rises with every change; a sidecar ignores a generation that is not newer than its own.
+    /// Rises with every change; a sidecar ignores a generation of the same epoch that is not newer than its own.
     pub generation: u64,
+    /// Names the controller's process: generations of another epoch count anew.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub epoch: String,
     #[serde(default)]
     pub policies: Vec<NamedPolicy>,
+    /// Golden sets to replay, all of them; fetched from the controller by digest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub golden: Vec<GoldenAssignment>,
+    /// Stay out of the Service although the server is ready. Ends by the sidecar's own clock unless it is said again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unready: Option<Unready>,
+}
+
+/// A golden set that a sidecar shall replay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GoldenAssignment {
+    /// Name in metrics and reports.
+    pub name: String,
+    /// `sha256:…`: the set's content, as a tar at `/v1alpha1/golden-sets/{digest}`.
+    pub digest: String,
+    pub every: Span,
+    /// At most this share of the pod's requests.
+    pub share: Percent,
+    /// Bound on the chance of a false alarm in one verdict (a fraction written as text, e.g. `0.001`).
+    pub alpha: String,
+}
+
+/// Why a pod shall be unready, and for how long at most.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Unready {
+    pub reason: String,
+    pub expires_after: Span,
 }
 
 /// A policy under the name that metrics and reports use.

@@ -22,6 +22,8 @@ pub struct PodIdentity {
     pub name: String,
     pub uid: String,
     pub node: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
 }
 
 /// One message of a sidecar.

@@ -197,7 +197,7 @@ impl Config {
             upstream: args.upstream,
             admin: args.admin,
             ready_path,
-            pod: PodIdentity { name: args.pod_name, uid: args.pod_uid, node: args.node_name },
+            pod: PodIdentity { name: args.pod_name, uid: args.pod_uid, node: args.node_name, namespace: String::new() },
             controller,
             golden: args.golden,
             golden_every: args.golden_every.get(),

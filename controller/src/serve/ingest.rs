@@ -196,7 +196,7 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn report(sequence: u64, sent_ns: u64, evidence: Vec<Evidence>) -> SidecarReport {
-        SidecarReport { pod: PodIdentity { name: "p".into(), uid: "u".into(), node: "n".into() }, sequence, sent_ns, evidence, dropped: 0 }
+        SidecarReport { pod: PodIdentity { name: "p".into(), uid: "u".into(), node: "n".into(), namespace: String::new() }, sequence, sent_ns, evidence, dropped: 0 }
     }
 
     fn ready(at_ns: u64) -> Evidence {

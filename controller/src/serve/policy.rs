@@ -68,7 +68,7 @@ impl PolicyHub {
         let mut generation = 0;
         entry.snapshot.send_modify(|snapshot| {
             generation = snapshot.generation + 1;
-            *snapshot = Arc::new(PolicySnapshot { generation, policies });
+            *snapshot = Arc::new(PolicySnapshot { generation, policies, ..PolicySnapshot::clone(snapshot) });
         });
         Ok(generation)
     }

@@ -176,7 +176,7 @@ mod tests {
     }
 
     fn snapshot(generation: u64, policies: &[NamedPolicy]) -> PolicySnapshot {
-        PolicySnapshot { generation, policies: policies.to_vec() }
+        PolicySnapshot { generation, policies: policies.to_vec(), ..PolicySnapshot::default() }
     }
 
     #[test]

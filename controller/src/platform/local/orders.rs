@@ -199,6 +199,7 @@ fn requests(inner: &Inner, id: u64, pods: &[String], nodes: Vec<String>, fault: 
         rules: vec![Rule { matches: steadfast_api::policy::Match::default(), share, faults: vec![DrawnFault { fault, share: Percent::HUNDRED }] }],
         headers: None,
         cpu_pressure: None,
+        held_down: false,
     };
     Ok(Requests { policy: format!("step-{id}"), spec, nodes, covered: Mutex::new(covered), armed: AtomicBool::new(true) })
 }

@@ -1,0 +1,366 @@
+//! Custom resources in `steadfast.dev/v1alpha1`, beside [`crate::test`] and [`crate::policy`]: specs that people write and statuses that the controller writes.
+//!
+//! Statuses hold summaries only: what grows with pods or time is in the report.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Percent, Span,
+    golden::Verdict,
+    policy::LabelSelector,
+    report::RunOutcome,
+};
+
+/// `metav1.Condition`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// `Ready`, `Running`, `Verdict`, …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// One CamelCase word.
+    pub reason: String,
+    pub message: String,
+    /// RFC 3339, in seconds.
+    pub last_transition_time: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RunPhase {
+    #[default]
+    Pending,
+    Running,
+    /// It ended; the verdict says how.
+    Finished,
+    /// It could not run: the message says why.
+    Refused,
+}
+
+/// `ResilienceTest.status`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResilienceTestStatus {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    #[serde(default)]
+    pub phase: RunPhase,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<RunOutcome>,
+    /// One sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<u32>,
+    /// E.g. `99.443%`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub availability: Option<String>,
+    /// Median time from fault to first correct prediction, e.g. `12.1s`; `never` when most outages did not end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<String>,
+    /// What runs now, e.g. `step 2 of 3: node lost`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<ReportAddress>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<String>,
+    /// What the run has changed in the cluster and not yet undone, written down before it was changed. A new leader undoes it from here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub in_force: Vec<Undo>,
+}
+
+/// Where a report lies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReportAddress {
+    /// `configMap/NAME`, or the address in the object store.
+    pub address: String,
+    /// `sha256:…` of report.json.
+    pub digest: String,
+}
+
+/// How to take one change of a cluster back. `id` is unique within its run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Undo {
+    pub id: u64,
+    /// RFC 3339: whoever finds it after this moment undoes it.
+    pub expires_at: String,
+    pub change: ClusterChange,
+}
+
+/// A change that outlives its maker unless somebody takes it back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ClusterChange {
+    /// Delete this object, which the run made.
+    Made { api_version: String, kind: String, namespace: Option<String>, name: String },
+    /// The node was schedulable before.
+    Cordoned { node: String },
+    /// This taint was not there before.
+    Tainted { node: String, key: String, effect: String },
+    /// Replicas before.
+    Scaled { kind: String, namespace: String, name: String, replicas: i32 },
+    /// A container's image before.
+    RolledOut { kind: String, namespace: String, name: String, container: String, image: String },
+    /// The node agent was asked; it heals by its own timer as well.
+    NodeFault { node: String, what: String },
+    /// The power hook switched it off.
+    PoweredOff { node: String },
+}
+
+/// `FaultPolicy.status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FaultPolicyStatus {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Pods that the selector matches, and how many of them have confirmed the policy.
+    #[serde(default)]
+    pub pods_matched: u32,
+    #[serde(default)]
+    pub pods_armed: u32,
+    /// Faults that took place so far.
+    #[serde(default)]
+    pub injected: u64,
+    /// RFC 3339, from `creationTimestamp` and `expiresAfter`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<String>,
+}
+
+/// `GoldenSet.spec`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GoldenSetSpec {
+    #[serde(default, skip_serializing_if = "LabelSelector::is_empty")]
+    pub selector: LabelSelector,
+    pub source: GoldenSource,
+    /// `sha256:…` of the set (`steadfast golden show` prints it). What does not match is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    #[serde(default)]
+    pub schedule: GoldenSchedule,
+    #[serde(default)]
+    pub verdict: GoldenPromise,
+    #[serde(default)]
+    pub readiness: GoldenReadiness,
+}
+
+/// Where a golden set lies; exactly one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum GoldenSource {
+    /// One key per file of the set, `/` in paths written as `__`; or the single key `set.tar`.
+    ConfigMap(NamedSource),
+    /// A claim that the injected sidecar mounts, read only; the set is at `path` in it.
+    PersistentVolumeClaim(ClaimSource),
+    /// An OCI artifact that the injected sidecar mounts as an image volume (Kubernetes 1.33 or newer); the set is at `path` in it.
+    Image(ImageSource),
+    /// `s3://bucket/prefix`, `gs://…`, `az://…`: a tar file or a prefix.
+    ObjectStore(ObjectStoreSource),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NamedSource {
+    pub name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClaimSource {
+    pub claim_name: String,
+    #[serde(default)]
+    pub path: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageSource {
+    pub reference: String,
+    #[serde(default)]
+    pub path: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ObjectStoreSource {
+    pub url: String,
+}
+
+/// When samples are replayed in each pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GoldenSchedule {
+    #[serde(default = "one_second")]
+    pub every: Span,
+    /// At most this share of the pod's requests.
+    #[serde(default = "one_percent")]
+    pub share: Percent,
+}
+
+impl Default for GoldenSchedule {
+    fn default() -> Self {
+        Self { every: one_second(), share: one_percent() }
+    }
+}
+
+/// What the verdict promises.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GoldenPromise {
+    #[serde(default)]
+    pub false_alarms: FalseAlarms,
+    /// The smallest share of wrong answers that must be seen.
+    #[serde(default = "one_percent")]
+    pub detect: Percent,
+}
+
+impl Default for GoldenPromise {
+    fn default() -> Self {
+        Self { false_alarms: FalseAlarms::default(), detect: one_percent() }
+    }
+}
+
+/// At most this many false alarms in this time, per pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FalseAlarms {
+    pub at_most: u32,
+    pub per: Span,
+}
+
+impl Default for FalseAlarms {
+    fn default() -> Self {
+        Self { at_most: 1, per: Span::from_secs(365 * 86_400) }
+    }
+}
+
+/// Whether a pod that answers wrong leaves the Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GoldenReadiness {
+    #[serde(default)]
+    pub gate: bool,
+    /// At most this share of the matching pods is taken out, so that a bad reference cannot take a service down.
+    #[serde(default = "quarter")]
+    pub max_unavailable: Percent,
+}
+
+impl Default for GoldenReadiness {
+    fn default() -> Self {
+        Self { gate: false, max_unavailable: quarter() }
+    }
+}
+
+const fn one_second() -> Span {
+    Span::from_secs(1)
+}
+
+fn one_percent() -> Percent {
+    Percent::from_ratio(0.01)
+}
+
+fn quarter() -> Percent {
+    Percent::from_ratio(0.25)
+}
+
+/// `GoldenSet.status`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GoldenSetStatus {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Of the service as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// Digest of what is replayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    #[serde(default)]
+    pub pods_matched: u32,
+    #[serde(default)]
+    pub pods_passing: u32,
+    #[serde(default)]
+    pub pods_failing: u32,
+    /// Pods kept out of the Service now.
+    #[serde(default)]
+    pub pods_gated: u32,
+    /// Names of failing pods, at most ten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failing: Vec<String>,
+}
+
+/// `ResilienceSchedule.spec`: runs a test at random moments, in the manner of kube-monkey.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ResilienceScheduleSpec {
+    pub test: NamedSource,
+    pub mean_time_between: Span,
+    pub window: Window,
+    /// `YYYY-MM-DD`, in the window's time zone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blackout_dates: Vec<String>,
+    /// Leashed until someone says otherwise: what would have run is told as an Event.
+    #[serde(default)]
+    pub armed: bool,
+    /// Every moment is drawn from it.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// When runs may start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Window {
+    pub days: Vec<Weekday>,
+    /// `HH:MM`.
+    pub from: String,
+    pub to: String,
+    /// IANA name.
+    pub time_zone: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Weekday {
+    Mon,
+    Tue,
+    Wed,
+    Thu,
+    Fri,
+    Sat,
+    Sun,
+}
+
+/// `ResilienceSchedule.status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResilienceScheduleStatus {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_run_at: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_run_at: Option<String>,
+    /// Why the last moment was let pass, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_skipped: Option<String>,
+}

@@ -1,0 +1,1 @@
+//! Which of the controller's replicas leads: a Lease.

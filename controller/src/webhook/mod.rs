@@ -1,0 +1,1 @@
+//! Injection: which pods get the sidecar, how the pod changes, and the certificate that the API server trusts.
