@@ -109,6 +109,9 @@ fn ten_percent() -> Percent {
 pub struct HttpAbort(#[schemars(range(min = 200, max = 599))] u16);
 
 impl HttpAbort {
+    /// 503: what a request to a pod that cannot be reached ends with.
+    pub const UNAVAILABLE: Self = Self(503);
+
     pub const fn get(self) -> u16 {
         self.0
     }

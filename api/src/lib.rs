@@ -5,6 +5,7 @@
 pub mod fault;
 pub mod golden;
 pub mod mark;
+pub mod node;
 pub mod policy;
 pub mod quantity;
 pub mod read;

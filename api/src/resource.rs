@@ -101,21 +101,27 @@ pub struct Undo {
     pub change: ClusterChange,
 }
 
-/// A change that outlives its maker unless somebody takes it back.
+/// A change that outlives its maker unless somebody takes it back. What is not as the run made it is somebody else's by now, and is left alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum ClusterChange {
     /// Delete this object, which the run made.
     Made { api_version: String, kind: String, namespace: Option<String>, name: String },
     /// The node was schedulable before.
     Cordoned { node: String },
     /// This taint was not there before.
-    Tainted { node: String, key: String, effect: String },
-    /// Replicas before.
-    Scaled { kind: String, namespace: String, name: String, replicas: i32 },
-    /// A container's image before.
-    RolledOut { kind: String, namespace: String, name: String, container: String, image: String },
-    /// The node agent was asked; it heals by its own timer as well.
+    Tainted {
+        node: String,
+        key: String,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        value: String,
+        effect: String,
+    },
+    /// Replicas before, and what the run set (`to`).
+    Scaled { kind: String, namespace: String, name: String, replicas: i32, to: i32 },
+    /// A container's image before, and what the run set (`to`).
+    RolledOut { kind: String, namespace: String, name: String, container: String, image: String, to: String },
+    /// The node agent was asked by the `NodeFault` of this name; it heals by its own timer as well.
     NodeFault { node: String, what: String },
     /// The power hook switched it off.
     PoweredOff { node: String },

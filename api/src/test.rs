@@ -230,17 +230,27 @@ pub struct GoldenCheck {
 pub struct Step {
     pub name: String,
     pub action: Action,
-    /// How long the fault lasts. Zero for what happens in an instant (`podKill`).
+    /// How long the fault lasts. Zero for what happens in an instant (`podKill`, `evict`, `containerKill`).
     pub duration: Span,
 }
 
-/// What a step does.
+/// What a step does. [`crate::test`] documents each; `docs/failures.md` has an example of each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Action {
     NetworkLatency(NetworkLatency),
+    NetworkLoss(NetworkLoss),
+    NetworkPartition(NetworkPartition),
     PodKill(PodKill),
+    PodHoldDown(PodHoldDown),
+    Evict(Evict),
+    ContainerKill(ContainerKill),
+    Rollout(Rollout),
+    Scale(Scale),
     NodeFailure(NodeFailure),
+    Drain(Drain),
+    Cordon(Cordon),
+    Taint(Taint),
     CpuPressure(CpuPressure),
     Corrupt(CorruptAnswers),
 }
@@ -250,28 +260,131 @@ impl Action {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::NetworkLatency(_) => "networkLatency",
+            Self::NetworkLoss(_) => "networkLoss",
+            Self::NetworkPartition(_) => "networkPartition",
             Self::PodKill(_) => "podKill",
+            Self::PodHoldDown(_) => "podHoldDown",
+            Self::Evict(_) => "evict",
+            Self::ContainerKill(_) => "containerKill",
+            Self::Rollout(_) => "rollout",
+            Self::Scale(_) => "scale",
             Self::NodeFailure(_) => "nodeFailure",
+            Self::Drain(_) => "drain",
+            Self::Cordon(_) => "cordon",
+            Self::Taint(_) => "taint",
             Self::CpuPressure(_) => "cpuPressure",
             Self::Corrupt(_) => "corrupt",
         }
     }
+
+    /// Which nodes it chooses, if it chooses nodes.
+    pub const fn nodes(&self) -> Option<Selection> {
+        match self {
+            Self::NetworkLatency(action) => action.nodes,
+            Self::NetworkLoss(action) => action.nodes,
+            Self::NetworkPartition(action) => action.nodes,
+            Self::CpuPressure(action) => action.nodes,
+            Self::NodeFailure(action) => Some(action.nodes),
+            Self::Drain(action) => Some(action.nodes),
+            Self::Cordon(action) => Some(action.nodes),
+            Self::Taint(action) => Some(action.nodes),
+            _ => None,
+        }
+    }
+
+    /// Which pods it chooses, if it chooses pods. What chooses neither nodes nor pods (`scale`, `rollout`) is about the whole target.
+    pub const fn pods(&self) -> Option<Selection> {
+        match self {
+            Self::NetworkLatency(action) => action.pods,
+            Self::NetworkLoss(action) => action.pods,
+            Self::NetworkPartition(action) => action.pods,
+            Self::CpuPressure(action) => action.pods,
+            Self::PodKill(action) => Some(action.pods),
+            Self::PodHoldDown(action) => Some(action.pods),
+            Self::Evict(action) => Some(action.pods),
+            Self::ContainerKill(action) => Some(action.pods),
+            Self::Corrupt(action) => Some(action.pods),
+            _ => None,
+        }
+    }
+
+    /// It happens in an instant, and takes no `for`.
+    pub const fn instant(&self) -> bool {
+        matches!(self, Self::PodKill(_) | Self::Evict(_) | Self::ContainerKill(_))
+    }
+
+    /// It takes its pods away (or what makes them answer) at once, rather than making their work harder or changing what is wanted of them.
+    pub const fn takes_pods(&self) -> bool {
+        matches!(self, Self::PodKill(_) | Self::PodHoldDown(_) | Self::ContainerKill(_) | Self::NodeFailure(_))
+    }
+
+    /// It names neither nodes nor pods, or both, where exactly one must be.
+    fn place_is_wrong(&self) -> bool {
+        matches!(self, Self::NetworkLatency(_) | Self::NetworkLoss(_) | Self::NetworkPartition(_) | Self::CpuPressure(_))
+            && self.nodes().is_some() == self.pods().is_some()
+    }
 }
 
-/// Every request to the pods of the chosen nodes arrives late.
+/// Every request to the chosen pods, or to the pods of the chosen nodes, arrives late. Exactly one of `nodes` and `pods`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NetworkLatency {
-    pub nodes: Selection,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<Selection>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<Selection>,
     pub delay: Span,
     #[serde(default, skip_serializing_if = "Span::is_zero")]
     pub jitter: Span,
+    #[serde(default, skip_serializing_if = "NetworkBy::is_sidecar")]
+    pub by: NetworkBy,
 }
 
 impl NetworkLatency {
     pub fn as_delay(&self) -> Delay {
         Delay { fixed: self.delay, jitter: self.jitter }
     }
+}
+
+/// Where the network is made worse.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum NetworkBy {
+    /// In the sidecars: requests are late. Needs no privilege.
+    #[default]
+    Sidecar,
+    /// By the node agent: every packet that leaves the node is late. Needs the agent, `nodes`, and a kernel with `sch_netem`.
+    Agent,
+}
+
+impl NetworkBy {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    pub const fn is_sidecar(&self) -> bool {
+        matches!(self, Self::Sidecar)
+    }
+}
+
+/// A share of the requests to the chosen pods, or to the pods of the chosen nodes, is lost: the sidecar answers 503 and does not pass them on. Exactly one of
+/// `nodes` and `pods`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkLoss {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<Selection>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<Selection>,
+    pub share: Percent,
+}
+
+/// No request reaches the chosen pods, or the pods of the chosen nodes, though they run and are ready: the sidecar answers 503 to all of them. Exactly one of
+/// `nodes` and `pods`. A node that nothing reaches at all is [`NodeFailure`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkPartition {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<Selection>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<Selection>,
 }
 
 /// Pods are deleted; the platform makes new ones.
@@ -284,19 +397,137 @@ pub struct PodKill {
     pub grace_period: Span,
 }
 
-/// The nodes fall silent, and come back empty after the step's time.
+/// Pods stay but are of no use: their sidecars refuse connections and say that they are not ready, so that they leave the Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PodHoldDown {
+    pub pods: Selection,
+}
+
+/// Pods are evicted, as a drain or an upgrade would: disruption budgets are respected, and what they refuse is said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Evict {
+    pub pods: Selection,
+}
+
+/// The main process of a container is killed (SIGKILL); kubelet starts it again in the same pod. Needs the node agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ContainerKill {
+    pub pods: Selection,
+    /// Absent: the pod's first container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+}
+
+/// The target's workload is given another image, as by a bad release; the image from before comes back at the end. A model that comes as an image is rolled
+/// out the same way, by the name of its (init) container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rollout {
+    pub container: String,
+    pub image: String,
+}
+
+/// The target's workload is scaled to `replicas`, and back at the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Scale {
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub replicas: u32,
+}
+
+/// The nodes fall silent, and come back after the step's time: empty after a loss of power, as they were after a partition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NodeFailure {
     pub nodes: Selection,
+    #[serde(default, skip_serializing_if = "NodeFailureBy::is_auto")]
+    pub by: NodeFailureBy,
 }
 
-/// Somebody else computes on the same cores.
+/// How a node is made to fail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum NodeFailureBy {
+    /// By the power hook where there is one, else by the agent.
+    #[default]
+    Auto,
+    /// The node agent drops every packet of the node: a partition. It heals itself by the kernel's own timer.
+    Agent,
+    /// The power hook switches it off and on.
+    Power,
+    /// The node agent stops the kubelet: the node is lost to the cluster while its pods go on.
+    Kubelet,
+}
+
+impl NodeFailureBy {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    pub const fn is_auto(&self) -> bool {
+        matches!(self, Self::Auto)
+    }
+}
+
+/// Nodes take no new pods, and their pods are evicted (those of DaemonSets stay), as before maintenance. Disruption budgets are respected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Drain {
+    pub nodes: Selection,
+}
+
+/// Nodes take no new pods; those that run stay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cordon {
+    pub nodes: Selection,
+}
+
+/// Nodes carry a taint. `NoExecute` drives pods away that do not tolerate it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Taint {
+    pub nodes: Selection,
+    #[serde(default = "taint_key")]
+    pub key: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub value: String,
+    #[serde(default)]
+    pub effect: TaintEffect,
+}
+
+fn taint_key() -> String {
+    "steadfast.dev/taint".to_owned()
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TaintEffect {
+    #[default]
+    NoSchedule,
+    PreferNoSchedule,
+    NoExecute,
+}
+
+impl TaintEffect {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoSchedule => "NoSchedule",
+            Self::PreferNoSchedule => "PreferNoSchedule",
+            Self::NoExecute => "NoExecute",
+        }
+    }
+}
+
+/// Somebody else computes on the same cores: of the chosen nodes, or within the chosen pods (and so within their limits). Exactly one of `nodes` and `pods`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CpuPressure {
-    pub nodes: Selection,
-    /// Share of each core of the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<Selection>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<Selection>,
+    /// Share of each core of the node; of one core within a pod.
     pub load: Percent,
 }
 
@@ -391,16 +622,36 @@ impl From<Selection> for SelectionFields {
     }
 }
 
-#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct StepFields {
     name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     network_latency: Option<NetworkLatency>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    network_loss: Option<NetworkLoss>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    network_partition: Option<NetworkPartition>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pod_kill: Option<PodKill>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pod_hold_down: Option<PodHoldDown>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    evict: Option<Evict>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    container_kill: Option<ContainerKill>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rollout: Option<Rollout>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scale: Option<Scale>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     node_failure: Option<NodeFailure>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    drain: Option<Drain>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cordon: Option<Cordon>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    taint: Option<Taint>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cpu_pressure: Option<CpuPressure>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -409,7 +660,7 @@ struct StepFields {
     duration: Option<Span>,
 }
 
-const ACTIONS: &str = "networkLatency, podKill, nodeFailure, cpuPressure, corrupt";
+const ACTIONS: &str = "networkLatency, networkLoss, networkPartition, podKill, podHoldDown, evict, containerKill, rollout, scale, nodeFailure, drain, cordon, taint, cpuPressure, corrupt";
 
 impl TryFrom<StepFields> for Step {
     type Error = String;
@@ -418,8 +669,18 @@ impl TryFrom<StepFields> for Step {
         let name = fields.name;
         let mut actions = [
             fields.network_latency.map(Action::NetworkLatency),
+            fields.network_loss.map(Action::NetworkLoss),
+            fields.network_partition.map(Action::NetworkPartition),
             fields.pod_kill.map(Action::PodKill),
+            fields.pod_hold_down.map(Action::PodHoldDown),
+            fields.evict.map(Action::Evict),
+            fields.container_kill.map(Action::ContainerKill),
+            fields.rollout.map(Action::Rollout),
+            fields.scale.map(Action::Scale),
             fields.node_failure.map(Action::NodeFailure),
+            fields.drain.map(Action::Drain),
+            fields.cordon.map(Action::Cordon),
+            fields.taint.map(Action::Taint),
             fields.cpu_pressure.map(Action::CpuPressure),
             fields.corrupt.map(Action::Corrupt),
         ]
@@ -432,11 +693,16 @@ impl TryFrom<StepFields> for Step {
                 return Err(format!("step {name:?} has both {} and {}: give it exactly one of {ACTIONS}", a.name(), b.name()));
             }
         };
-        let duration = match (&action, fields.duration) {
-            (Action::PodKill(_), None) => Span::ZERO,
-            (Action::PodKill(_), Some(_)) => return Err(format!("step {name:?}: podKill happens in an instant and takes no `for`: leave it out")),
-            (_, Some(duration)) if !duration.is_zero() => duration,
-            (action, _) => return Err(format!("step {name:?}: {} lasts for a while: say how long, such as `for: 60s`", action.name())),
+        if action.place_is_wrong() {
+            return Err(format!("step {name:?}: {} takes exactly one of `nodes` and `pods`, such as `pods: {{mode: one}}`", action.name()));
+        }
+        let duration = match fields.duration {
+            None if action.instant() => Span::ZERO,
+            Some(_) if action.instant() => {
+                return Err(format!("step {name:?}: {} happens in an instant and takes no `for`: leave it out", action.name()));
+            }
+            Some(duration) if !duration.is_zero() => duration,
+            _ => return Err(format!("step {name:?}: {} lasts for a while: say how long, such as `for: 60s`", action.name())),
         };
         Ok(Self { name, action, duration })
     }
@@ -444,19 +710,21 @@ impl TryFrom<StepFields> for Step {
 
 impl From<Step> for StepFields {
     fn from(step: Step) -> Self {
-        let mut fields = Self {
-            name: step.name,
-            network_latency: None,
-            pod_kill: None,
-            node_failure: None,
-            cpu_pressure: None,
-            corrupt: None,
-            duration: (!step.duration.is_zero()).then_some(step.duration),
-        };
+        let mut fields = Self { name: step.name, duration: (!step.duration.is_zero()).then_some(step.duration), ..Self::default() };
         match step.action {
             Action::NetworkLatency(action) => fields.network_latency = Some(action),
+            Action::NetworkLoss(action) => fields.network_loss = Some(action),
+            Action::NetworkPartition(action) => fields.network_partition = Some(action),
             Action::PodKill(action) => fields.pod_kill = Some(action),
+            Action::PodHoldDown(action) => fields.pod_hold_down = Some(action),
+            Action::Evict(action) => fields.evict = Some(action),
+            Action::ContainerKill(action) => fields.container_kill = Some(action),
+            Action::Rollout(action) => fields.rollout = Some(action),
+            Action::Scale(action) => fields.scale = Some(action),
             Action::NodeFailure(action) => fields.node_failure = Some(action),
+            Action::Drain(action) => fields.drain = Some(action),
+            Action::Cordon(action) => fields.cordon = Some(action),
+            Action::Taint(action) => fields.taint = Some(action),
             Action::CpuPressure(action) => fields.cpu_pressure = Some(action),
             Action::Corrupt(action) => fields.corrupt = Some(action),
         }
@@ -618,6 +886,36 @@ spec:
     }
 
     #[test]
+    fn every_action_survives_writing_and_reading_under_its_own_name() {
+        let lines = [
+            "networkLatency: {pods: {mode: one}, delay: 500ms, jitter: 10ms}, for: 1s",
+            "networkLatency: {nodes: {mode: one}, delay: 500ms, by: agent}, for: 1s",
+            "networkLoss: {pods: {mode: one}, share: 5%}, for: 1s",
+            "networkPartition: {nodes: {mode: one}}, for: 1s",
+            "podKill: {pods: {mode: fixed, value: 2}, gracePeriod: 3s}",
+            "podHoldDown: {pods: {mode: one}}, for: 1s",
+            "evict: {pods: {mode: all}}",
+            "containerKill: {pods: {mode: one}, container: server}",
+            "rollout: {container: server, image: 'registry.test/model:bad'}, for: 1m",
+            "scale: {}, for: 1m",
+            "nodeFailure: {nodes: {mode: one}, by: power}, for: 1m",
+            "drain: {nodes: {mode: one}}, for: 1m",
+            "cordon: {nodes: {mode: one}}, for: 1m",
+            "taint: {nodes: {mode: one}, effect: NoExecute}, for: 1m",
+            "cpuPressure: {pods: {mode: one}, load: 90%}, for: 1m",
+            "corrupt: {pods: {mode: one}}, for: 1m",
+        ];
+        let names: Vec<&str> = ACTIONS.split(", ").collect();
+        for line in lines {
+            let step: Step = from_yaml("step.yaml", &format!("{{name: a, {line}}}")).unwrap();
+            assert!(line.starts_with(&format!("{}:", step.action.name())) && names.contains(&step.action.name()), "{line}");
+            let written = to_yaml(&step).unwrap();
+            assert_eq!(from_yaml::<Step>("again.yaml", &written).unwrap(), step, "{written}");
+        }
+        assert!(names.iter().all(|name| lines.iter().any(|line| line.starts_with(name))), "each action has a line here");
+    }
+
+    #[test]
     fn a_step_does_exactly_one_thing_for_a_stated_time() {
         let step = |text: &str| from_yaml::<Step>("step.yaml", text);
         assert!(step("{name: a, for: 1s}").unwrap_err().message.contains("exactly one of networkLatency"));
@@ -626,5 +924,9 @@ spec:
         );
         assert!(step("{name: a, nodeFailure: {nodes: {mode: one}}}").unwrap_err().message.contains("for: 60s"));
         assert!(step("{name: a, podKill: {pods: {mode: one}}, for: 1s}").unwrap_err().message.contains("takes no `for`"));
+        for place in ["nodes: {mode: one}, pods: {mode: one}, ", ""] {
+            let error = step(&format!("{{name: a, networkLoss: {{{place}share: 5%}}, for: 1s}}")).unwrap_err();
+            assert!(error.message.contains("exactly one of `nodes` and `pods`"), "{error}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use steadfast_api::{Percent, Span};
+use steadfast_api::{Percent, Span, test::NodeFailureBy};
 use steadfast_controller::platform::{Order, Platform, local::scan};
 
 use crate::stage::{ONE, SERVE, STEADFAST, Stage, file, processes_with};
@@ -23,7 +23,7 @@ async fn closing_in_the_middle_of_everything_leaves_no_process_port_or_file() {
     let service = stage.platform.service();
     let burn = Order::Burn { nodes: vec!["node-2".into()], load: Percent::from_ratio(0.2) };
     stage.platform.apply(burn, Span::from_secs(60)).await.unwrap();
-    stage.platform.apply(Order::LoseNodes { nodes: vec!["node-2".into(), "node-1".into()] }, Span::from_secs(60)).await.unwrap();
+    stage.platform.apply(Order::LoseNodes { nodes: vec!["node-2".into(), "node-1".into()], by: NodeFailureBy::Auto }, Span::from_secs(60)).await.unwrap();
     let closing = Instant::now();
     assert_eq!(stage.platform.close().await, Vec::<String>::new());
     println!("closed in {:?}", closing.elapsed());

@@ -12,7 +12,7 @@ use steadfast_api::{
     report::{
         FaultWindow, GoldenPoint, GoldenVerdictPoint, Machine, Phase, PhaseKind, PodReport, PodState, PodStretch, Report, Run, RunVerdict, SCHEMA, Service,
     },
-    test::{Action, During, Step},
+    test::{Action, During, NodeFailureBy, Step},
 };
 
 use super::{
@@ -177,7 +177,19 @@ fn describe(action: &Action) -> String {
         Action::NetworkLatency(latency) => format!("{} and up to {} more added to every request", latency.delay, latency.jitter),
         Action::PodKill(kill) if kill.grace_period.is_zero() => "killed at once".to_owned(),
         Action::PodKill(kill) => format!("deleted, with {} to finish", kill.grace_period),
+        Action::NetworkLoss(loss) => format!("{} of the requests lost", loss.share),
+        Action::NetworkPartition(_) => "no request got through".to_owned(),
+        Action::PodHoldDown(_) => "held down: connections refused, not ready".to_owned(),
+        Action::Evict(_) => "evicted, as far as disruption budgets allowed".to_owned(),
+        Action::ContainerKill(_) => "main process killed".to_owned(),
+        Action::Rollout(rollout) => format!("{} rolled out in container {}", rollout.image, rollout.container),
+        Action::Scale(scale) => format!("scaled to {}", scale.replicas),
+        Action::NodeFailure(failure) if failure.by == NodeFailureBy::Kubelet => "kubelet stopped".to_owned(),
         Action::NodeFailure(_) => "fell silent with everything on it".to_owned(),
+        Action::Drain(_) => "cordoned, and its pods evicted".to_owned(),
+        Action::Cordon(_) => "cordoned".to_owned(),
+        Action::Taint(taint) => format!("tainted {}:{}", taint.key, taint.effect.name()),
+        Action::CpuPressure(pressure) if pressure.pods.is_some() => format!("{} of a core burnt in the pod", pressure.load),
         Action::CpuPressure(pressure) => format!("{} of each core burnt", pressure.load),
         Action::Corrupt(corrupt) if corrupt.share == Percent::HUNDRED => format!("every answer moved by {}", corrupt.magnitude),
         Action::Corrupt(corrupt) => format!("{} of the answers moved by {}", corrupt.share, corrupt.magnitude),

@@ -74,8 +74,15 @@ fn estimate(spec: &ResilienceTestSpec) -> (Duration, Duration) {
 fn expected_recovery(spec: &ResilienceTestSpec, action: &Action) -> Duration {
     let come_up = Duration::from_secs(3);
     match action {
-        Action::PodKill(_) => come_up,
+        Action::PodKill(_) | Action::Evict(_) | Action::ContainerKill(_) | Action::Drain(_) | Action::Scale(_) | Action::Rollout(_) => come_up,
         Action::NodeFailure(_) => spec.local.as_ref().map_or(come_up, |_| Duration::from_secs(1)),
-        Action::NetworkLatency(_) | Action::CpuPressure(_) | Action::Corrupt(_) => Duration::from_millis(500),
+        Action::PodHoldDown(_) => Duration::from_secs(1),
+        Action::NetworkLatency(_)
+        | Action::NetworkLoss(_)
+        | Action::NetworkPartition(_)
+        | Action::Cordon(_)
+        | Action::Taint(_)
+        | Action::CpuPressure(_)
+        | Action::Corrupt(_) => Duration::from_millis(500),
     }
 }

@@ -11,9 +11,9 @@ use std::{
 use rand::{SeedableRng, rngs::StdRng};
 use steadfast_api::{
     Percent, Span,
-    fault::{Corrupt, Fault},
+    fault::{Abort, Corrupt, Fault, HttpAbort},
     report::{PhaseKind, PodState},
-    test::{Action, Selection, Step},
+    test::{Action, NetworkBy, Selection, Step},
 };
 use tokio::sync::{mpsc, watch};
 
@@ -101,21 +101,12 @@ pub struct Course {
 
 /// Which nodes an action chooses, if it chooses nodes.
 pub fn nodes_of(action: &Action) -> Option<Selection> {
-    match action {
-        Action::NetworkLatency(action) => Some(action.nodes),
-        Action::NodeFailure(action) => Some(action.nodes),
-        Action::CpuPressure(action) => Some(action.nodes),
-        Action::PodKill(_) | Action::Corrupt(_) => None,
-    }
+    action.nodes()
 }
 
 /// Which pods an action chooses, if it chooses pods.
 pub fn pods_of(action: &Action) -> Option<Selection> {
-    match action {
-        Action::PodKill(action) => Some(action.pods),
-        Action::Corrupt(action) => Some(action.pods),
-        Action::NetworkLatency(_) | Action::NodeFailure(_) | Action::CpuPressure(_) => None,
-    }
+    action.pods()
 }
 
 /// Leads the run on a platform that has just been started, and closes it. `seen` is the sidecars' evidence; `interrupt` turning true ends the run early.
@@ -295,7 +286,7 @@ impl<P: Platform> Conductor<'_, P> {
             .await
             .map_err(|error| Ending::Broken(format!("step {:?} could not be carried out: {error}", step.name)))?;
 
-        let takes = matches!(step.action, Action::PodKill(_) | Action::NodeFailure(_));
+        let takes = step.action.takes_pods();
         // Pods confirm a fault one after the other, and the first request is touched before the first of them has: nothing is before the moment of asking.
         let start = if takes { in_force.since.max(asked) } else { asked };
         let fault = self.course.faults.len();
@@ -358,7 +349,8 @@ impl<P: Platform> Conductor<'_, P> {
             return (select::draw(selection, &candidates, &mut self.rng), Vec::new());
         }
         let names: Vec<String> = serving.into_iter().map(|pod| pod.name).collect();
-        (Vec::new(), pods_of(action).map_or_else(Vec::new, |selection| select::draw(selection, &names, &mut self.rng)))
+        // What chooses neither is about the whole target.
+        (Vec::new(), select::draw(pods_of(action).unwrap_or(Selection::All), &names, &mut self.rng))
     }
 
     async fn undo(&mut self) {
@@ -506,10 +498,23 @@ fn grace(action: &Action) -> Duration {
 
 fn order(action: &Action, nodes: &[String], pods: &[String]) -> Order {
     let (nodes, pods) = (nodes.to_vec(), pods.to_vec());
+    let abort = || Fault::Abort(Abort { http_status: HttpAbort::UNAVAILABLE });
     match action {
+        Action::NetworkLatency(latency) if latency.by == NetworkBy::Agent => Order::DelayNodes { nodes, delay: latency.as_delay() },
         Action::NetworkLatency(latency) => Order::Requests { pods, nodes, fault: Fault::Delay(latency.as_delay()), share: Percent::HUNDRED },
+        Action::NetworkLoss(loss) => Order::Requests { pods, nodes, fault: abort(), share: loss.share },
+        Action::NetworkPartition(_) => Order::Requests { pods, nodes, fault: abort(), share: Percent::HUNDRED },
         Action::PodKill(kill) => Order::Kill { pods, grace: kill.grace_period },
-        Action::NodeFailure(_) => Order::LoseNodes { nodes },
+        Action::PodHoldDown(_) => Order::HoldDown { pods },
+        Action::Evict(_) => Order::Evict { pods },
+        Action::ContainerKill(kill) => Order::KillContainers { pods, container: kill.container.clone() },
+        Action::Rollout(rollout) => Order::RollOut { container: rollout.container.clone(), image: rollout.image.clone() },
+        Action::Scale(scale) => Order::Scale { replicas: scale.replicas },
+        Action::NodeFailure(failure) => Order::LoseNodes { nodes, by: failure.by },
+        Action::Drain(_) => Order::Drain { nodes },
+        Action::Cordon(_) => Order::Cordon { nodes },
+        Action::Taint(taint) => Order::Taint { nodes, key: taint.key.clone(), value: taint.value.clone(), effect: taint.effect },
+        Action::CpuPressure(pressure) if nodes.is_empty() => Order::BurnPods { pods, load: pressure.load },
         Action::CpuPressure(pressure) => Order::Burn { nodes, load: pressure.load },
         Action::Corrupt(corrupt) => Order::Requests { pods, nodes, fault: Fault::Corrupt(Corrupt { magnitude: corrupt.magnitude }), share: corrupt.share },
     }

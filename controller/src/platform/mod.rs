@@ -8,7 +8,11 @@ pub mod local;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Instant};
 
-use steadfast_api::{Percent, Span, fault::Fault};
+use steadfast_api::{
+    Percent, Span,
+    fault::{Delay, Fault},
+    test::{NodeFailureBy, TaintEffect},
+};
 
 /// A pod of the target, as it stands now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,9 +97,48 @@ pub enum Order {
     /// Delete pods: SIGTERM, SIGKILL after `grace` (zero: at once).
     Kill { pods: Vec<String>, grace: Span },
     /// Nodes fall silent.
-    LoseNodes { nodes: Vec<String> },
+    LoseNodes { nodes: Vec<String>, by: NodeFailureBy },
     /// Burn CPU on nodes.
     Burn { nodes: Vec<String>, load: Percent },
+    /// Burn CPU within pods, by their sidecars: a share of one core.
+    BurnPods { pods: Vec<String>, load: Percent },
+    /// Sidecars of these pods refuse connections and say that they are not ready.
+    HoldDown { pods: Vec<String> },
+    /// Every packet that leaves these nodes is late.
+    DelayNodes { nodes: Vec<String>, delay: Delay },
+    /// Delete pods as far as disruption budgets allow.
+    Evict { pods: Vec<String> },
+    /// Kill the main process of a container (none: the first) of each pod.
+    KillContainers { pods: Vec<String>, container: Option<String> },
+    /// Give the target's workload another image.
+    RollOut { container: String, image: String },
+    /// Scale the target's workload.
+    Scale { replicas: u32 },
+    Cordon { nodes: Vec<String> },
+    /// Cordon nodes, and evict their pods as far as disruption budgets allow.
+    Drain { nodes: Vec<String> },
+    Taint { nodes: Vec<String>, key: String, value: String, effect: TaintEffect },
+}
+
+impl Order {
+    /// As a step names it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Requests { .. } => "requests",
+            Self::Kill { .. } => "podKill",
+            Self::LoseNodes { .. } => "nodeFailure",
+            Self::Burn { .. } | Self::BurnPods { .. } => "cpuPressure",
+            Self::HoldDown { .. } => "podHoldDown",
+            Self::DelayNodes { .. } => "networkLatency",
+            Self::Evict { .. } => "evict",
+            Self::KillContainers { .. } => "containerKill",
+            Self::RollOut { .. } => "rollout",
+            Self::Scale { .. } => "scale",
+            Self::Cordon { .. } => "cordon",
+            Self::Drain { .. } => "drain",
+            Self::Taint { .. } => "taint",
+        }
+    }
 }
 
 /// An order in force. Give it back to [`Platform::undo`].

@@ -8,7 +8,10 @@ use std::{
 use steadfast_api::{
     Percent, Span,
     policy::LabelSelector,
-    test::{Action, During, Halt, Hypothesis, Local, RecoveredAt, ResilienceTest, ResilienceTestSpec, Selection, Step},
+    test::{
+        Action, During, Halt, Hypothesis, Local, NetworkBy, NetworkLatency, NodeFailure, NodeFailureBy, RecoveredAt, ResilienceTest, ResilienceTestSpec, Selection,
+        Step,
+    },
 };
 
 use super::{
@@ -27,6 +30,7 @@ pub struct Problem {
 
 struct Check<'a> {
     spec: &'a ResilienceTestSpec,
+    target: Target,
     finder: &'a Finder,
     sets: Sets,
     problems: Vec<Problem>,
@@ -34,7 +38,7 @@ struct Check<'a> {
 
 /// The golden sets that could be read, and everything that is wrong.
 pub(super) fn check(test: &ResilienceTest, target: Target, finder: &Finder) -> (Sets, Vec<Problem>) {
-    let mut check = Check { spec: &test.spec, finder, sets: Sets::default(), problems: Vec::new() };
+    let mut check = Check { spec: &test.spec, target, finder, sets: Sets::default(), problems: Vec::new() };
     check.name("metadata.name", &test.metadata.name);
     check.target();
     match (&test.spec.local, target) {
@@ -206,22 +210,58 @@ impl Check<'_> {
 
     fn step(&mut self, field: &str, step: &Step) {
         let (nodes, pods) = self.spec.local.as_ref().map_or((u32::MAX, u32::MAX), |local| (local.nodes, local.pods.replicas));
+        if let Some(selection) = step.action.nodes() {
+            self.selection(&format!("{field}.nodes"), selection, nodes, "nodes");
+        }
+        if let Some(selection) = step.action.pods() {
+            self.selection(&format!("{field}.pods"), selection, pods, "pods");
+        }
         match &step.action {
             Action::NetworkLatency(action) => {
                 self.more_than_zero(&format!("{field}.delay"), action.delay, "500ms");
-                self.selection(&format!("{field}.nodes"), action.nodes, nodes, "nodes");
+                if action.by == NetworkBy::Agent && action.nodes.is_none() {
+                    self.wrong(format!("{field}.by"), "agent delays what leaves a node: choose `nodes`, or leave `by` out and let the sidecars do it");
+                }
             }
-            Action::PodKill(action) => self.selection(&format!("{field}.pods"), action.pods, pods, "pods"),
-            Action::NodeFailure(action) => self.selection(&format!("{field}.nodes"), action.nodes, nodes, "nodes"),
-            Action::CpuPressure(action) => {
-                self.share(&format!("{field}.load"), action.load, "90%");
-                self.selection(&format!("{field}.nodes"), action.nodes, nodes, "nodes");
-            }
+            Action::NetworkLoss(action) => self.share(&format!("{field}.share"), action.share, "5%"),
+            Action::CpuPressure(action) => self.share(&format!("{field}.load"), action.load, "90%"),
             Action::Corrupt(action) => {
                 self.share(&format!("{field}.share"), action.share, "100%");
                 self.share(&format!("{field}.magnitude"), action.magnitude, "10%");
-                self.selection(&format!("{field}.pods"), action.pods, pods, "pods");
             }
+            Action::Rollout(action) => {
+                self.name(&format!("{field}.container"), &action.container);
+                if action.image.trim().is_empty() || action.image.contains(char::is_whitespace) {
+                    self.wrong(format!("{field}.image"), format!("{:?} is not an image: write its reference, such as registry.example/model:2", action.image));
+                }
+            }
+            Action::ContainerKill(action) => {
+                if let Some(container) = &action.container {
+                    self.name(&format!("{field}.container"), container);
+                }
+            }
+            Action::Scale(action) => self.scale(&format!("{field}.replicas"), action.replicas),
+            Action::Taint(action) => {
+                if !qualified_name(&action.key) {
+                    self.wrong(format!("{field}.key"), format!("{:?} is not the key of a taint: write letters, digits, `-`, `_` and `.`, such as example.com/maintenance", action.key));
+                }
+            }
+            _ => {}
+        }
+        if self.target == Target::Local
+            && let Some((which, why)) = not_local(&step.action)
+        {
+            let field = which.map_or_else(|| field.to_owned(), |which| format!("{field}.{which}"));
+            self.wrong(field, why);
+        }
+    }
+
+    fn scale(&mut self, field: &str, replicas: u32) {
+        if replicas > 10_000 {
+            self.wrong(field, format!("{replicas} is out of bounds: write 0 to 10000"));
+        }
+        if self.target == Target::Local && replicas > 256 {
+            self.wrong(field, format!("{replicas} is out of bounds on one machine: write 0 to 256"));
         }
     }
 
@@ -314,6 +354,35 @@ impl Check<'_> {
             self.wrong("spec.load", message);
         }
     }
+}
+
+/// Why one machine cannot do this, and which field of it is the reason, if the rest could be done.
+const fn not_local(action: &Action) -> Option<(Option<&'static str>, &'static str)> {
+    let why = match action {
+        Action::Evict(_) => "the local platform has no disruption budgets to respect: write podKill, or run it with --platform kubernetes",
+        Action::Drain(_) => "the local platform has no disruption budgets to respect: write podKill or nodeFailure, or run it with --platform kubernetes",
+        Action::ContainerKill(_) => "the local platform kills whole pods: write podKill, or run it with --platform kubernetes",
+        Action::Rollout(_) => "the local platform runs processes and has no images: write corrupt for a bad model, or run it with --platform kubernetes",
+        Action::Cordon(_) | Action::Taint(_) => "the local platform's scheduler knows no cordons and taints: run it with --platform kubernetes",
+        Action::NetworkLatency(NetworkLatency { by: NetworkBy::Agent, .. }) => {
+            return Some((Some("by"), "the local platform has no node agent: leave `by` out, or run it with --platform kubernetes"));
+        }
+        Action::NodeFailure(NodeFailure { by: NodeFailureBy::Agent | NodeFailureBy::Power | NodeFailureBy::Kubelet, .. }) => {
+            return Some((Some("by"), "the local platform has one way only for a node to fail: leave `by` out, or run it with --platform kubernetes"));
+        }
+        _ => return None,
+    };
+    Some((None, why))
+}
+
+/// A key as labels and taints have it: an optional DNS prefix and `/`, then a name of at most 63 characters.
+fn qualified_name(key: &str) -> bool {
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let plain = |text: &str, most: usize| {
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        text.len() <= most && edge(text.chars().next()) && edge(text.chars().last()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    plain(name, 63) && prefix.is_none_or(|prefix| plain(prefix, 253))
 }
 
 fn show(labels: &BTreeMap<String, String>) -> String {

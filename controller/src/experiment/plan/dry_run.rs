@@ -6,7 +6,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use steadfast_api::{
     Span,
     read::to_yaml,
-    test::{Action, Selection},
+    test::Selection,
 };
 
 use super::{super::select, Plan};
@@ -57,7 +57,7 @@ pub fn dry_run(plan: &Plan) -> Result<String, String> {
     if spec.rounds > ROUNDS_SHOWN {
         line(format_args!("And so on, for {} rounds.", spec.rounds));
     }
-    if spec.steps.iter().any(|step| matches!(step.action, Action::PodKill(_) | Action::NodeFailure(_))) {
+    if spec.steps.iter().any(|step| step.action.takes_pods()) {
         line(format_args!("Nodes and pods are numbered among those that can be chosen when the step begins: pods in service in order of creation, and nodes"));
         line(format_args!("that hold one. The draw is the seed's; where an earlier step has changed who is there, it falls on others."));
     }

@@ -195,6 +195,16 @@ impl Cluster {
         self.fill(at, uids);
     }
 
+    /// Wants this many pods from now on; the newest go first, and who comes back takes the places of `lost`. Returns the replicas before and who goes.
+    pub(super) fn scale(&mut self, at: Instant, replicas: usize, lost: &[String]) -> (usize, Vec<String>) {
+        let before = std::mem::replace(&mut self.replicas, replicas);
+        let there: Vec<String> = self.pods.iter().filter(|held| !held.terminating).map(|held| held.pod.uid.clone()).collect();
+        let surplus = there.get(replicas..).unwrap_or_default().to_vec();
+        self.delete(at, &surplus, "scaled down");
+        self.fill(at, lost);
+        (before, surplus)
+    }
+
     /// The pod's processes are gone. One that was not to go is replaced.
     pub(super) fn gone(&mut self, at: Instant, uid: &str, reason: &str) {
         let Some(index) = self.pods.iter().position(|held| held.pod.uid == uid) else { return };

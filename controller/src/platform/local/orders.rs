@@ -15,8 +15,9 @@ use std::{
 use nix::{sys::signal::Signal, unistd::Pid};
 use steadfast_api::{
     FaultKind, Percent, Span,
-    fault::Fault,
+    fault::Cpu,
     policy::{Budget, DrawnFault, FaultPolicySpec, NamedPolicy, Rule},
+    test::NodeFailureBy,
 };
 use tokio::sync::OnceCell;
 
@@ -53,6 +54,8 @@ enum Kind {
     Killed(Vec<String>),
     Lost(Vec<Lost>),
     Burn(tokio::sync::Mutex<Vec<Burner>>),
+    /// Replicas before, and who went.
+    Scaled(usize, Vec<String>),
 }
 
 /// A fault armed in sidecars.
@@ -111,7 +114,7 @@ impl Orders {
             }
             _ => None,
         });
-        inner.hub.set(uid, policies.collect()).map_err(|error| tracing::warn!(uid, %error, "the pod's sidecar cannot be told its policies")).ok()
+        inner.hub.set_policies("run", uid, policies.collect()).map_err(|error| tracing::warn!(uid, %error, "the pod's sidecar cannot be told its policies")).ok()
     }
 
     /// Carries out an order. Call on the platform's thread.
@@ -125,8 +128,8 @@ impl Orders {
             lock(&orders.placed).insert(id, placed);
         };
         let since = match order {
-            Order::Requests { pods, nodes, fault, share } => {
-                let requests = requests(inner, id, &pods, nodes, fault, share)?;
+            Order::Requests { .. } | Order::HoldDown { .. } | Order::BurnPods { .. } => {
+                let requests = requests(inner, id, order)?;
                 let uids: Vec<_> = lock(&requests.covered).keys().cloned().collect();
                 place(Kind::Requests(Box::new(requests)));
                 match inner.tell_and_wait(&uids).await {
@@ -150,7 +153,7 @@ impl Orders {
                 place(Kind::Killed(pods.iter().map(|pod| format!("{pod} deleted ({how})")).collect()));
                 began
             }
-            Order::LoseNodes { nodes } => {
+            Order::LoseNodes { nodes, by: NodeFailureBy::Auto } => {
                 place(Kind::Lost(lose(inner, &nodes).await?));
                 began
             }
@@ -160,6 +163,18 @@ impl Orders {
                 place(Kind::Burn(tokio::sync::Mutex::new(burners)));
                 began
             }
+            Order::Scale { replicas } => {
+                let (before, went) = inner.change_at(began, |cluster, at| {
+                    let (before, went) = cluster.scale(at, replicas as usize, &[]);
+                    for uid in &went {
+                        inner.command(uid, Command::Delete { grace: inner.settings.local.pods.termination_grace_period.get() });
+                    }
+                    (before, went)
+                });
+                place(Kind::Scaled(before, went));
+                began
+            }
+            other => return Err(PlatformError::new(other.name(), "the local platform cannot do this")),
         };
         let timer = Arc::clone(inner);
         inner.platform.spawn(async move {
@@ -182,25 +197,43 @@ impl Orders {
     }
 }
 
-fn requests(inner: &Inner, id: u64, pods: &[String], nodes: Vec<String>, fault: Fault, share: Percent) -> Result<Requests, PlatformError> {
+/// What the sidecars of these pods shall do.
+fn requests(inner: &Inner, id: u64, order: Order) -> Result<Requests, PlatformError> {
     let refuse = |why| PlatformError::new("the fault cannot be armed", why);
-    let cluster = inner.cluster();
-    cluster.check_nodes(&nodes).map_err(refuse)?;
-    // A node's requests are those of all its pods, named or not.
-    let mut covered: BTreeMap<String, String> = cluster.uids(pods).map_err(refuse)?.into_iter().zip(pods.iter().cloned()).collect();
-    covered.extend(cluster.pods.iter().filter(|held| nodes.contains(&held.pod.node)).map(|held| (held.pod.uid.clone(), held.pod.name.clone())));
-    let spec = FaultPolicySpec {
+    let mut spec = FaultPolicySpec {
         selector: steadfast_api::policy::LabelSelector::default(),
         expires_after: Span::ZERO,
         // The load itself is the bound: a fault can hold back no more than is under way.
         budget: Budget { concurrent: inner.settings.in_flight_max, share: Percent::HUNDRED },
-        // A wrong answer is wrong for everybody; any other fault would look like drift.
-        golden_replays: fault.kind() == FaultKind::Corrupt,
-        rules: vec![Rule { matches: steadfast_api::policy::Match::default(), share, faults: vec![DrawnFault { fault, share: Percent::HUNDRED }] }],
+        golden_replays: false,
+        rules: Vec::new(),
         headers: None,
         cpu_pressure: None,
         held_down: false,
     };
+    let (pods, nodes) = match order {
+        Order::Requests { pods, nodes, fault, share } => {
+            // A wrong answer is wrong for everybody; any other fault would look like drift.
+            spec.golden_replays = fault.kind() == FaultKind::Corrupt;
+            spec.rules =
+                vec![Rule { matches: steadfast_api::policy::Match::default(), share, faults: vec![DrawnFault { fault, share: Percent::HUNDRED }] }];
+            (pods, nodes)
+        }
+        Order::HoldDown { pods } => {
+            spec.held_down = true;
+            (pods, Vec::new())
+        }
+        Order::BurnPods { pods, load } => {
+            spec.cpu_pressure = Some(Cpu { load, cores: 1, duration: None });
+            (pods, Vec::new())
+        }
+        other => return Err(PlatformError::new(other.name(), "is not a matter of sidecars")),
+    };
+    let cluster = inner.cluster();
+    cluster.check_nodes(&nodes).map_err(refuse)?;
+    // A node's requests are those of all its pods, named or not.
+    let mut covered: BTreeMap<String, String> = cluster.uids(&pods).map_err(refuse)?.into_iter().zip(pods.iter().cloned()).collect();
+    covered.extend(cluster.pods.iter().filter(|held| nodes.contains(&held.pod.node)).map(|held| (held.pod.uid.clone(), held.pod.name.clone())));
     Ok(Requests { policy: format!("step-{id}"), spec, nodes, covered: Mutex::new(covered), armed: AtomicBool::new(true) })
 }
 
@@ -281,7 +314,12 @@ async fn end(inner: &Arc<Inner>, id: u64) -> Option<Undone> {
 
 async fn take_back(inner: &Arc<Inner>, placed: &Placed) -> Undone {
     match &placed.kind {
-        Kind::Requests(requests) => disarm(inner, requests).await,
+        Kind::Requests(requests) => disarm(inner, requests, placed.began).await,
+        Kind::Scaled(before, went) => {
+            let (meanwhile, _) = inner.change(|cluster, at| cluster.scale(at, *before, went));
+            let evidence = vec![format!("scaled from {before} to {meanwhile} pods: {} deleted, and back to {before}", went.len())];
+            Undone { evidence, left_behind: Vec::new() }
+        }
         Kind::Killed(evidence) => Undone { evidence: evidence.clone(), left_behind: Vec::new() },
         Kind::Lost(nodes) => bring_back(inner, nodes, placed.began).await,
         Kind::Burn(burners) => {
@@ -294,7 +332,11 @@ async fn take_back(inner: &Arc<Inner>, placed: &Placed) -> Undone {
     }
 }
 
-async fn disarm(inner: &Inner, requests: &Requests) -> Undone {
+fn sidecars(count: usize) -> String {
+    if count == 1 { "its sidecar".to_owned() } else { format!("their {count} sidecars") }
+}
+
+async fn disarm(inner: &Inner, requests: &Requests, began: Instant) -> Undone {
     requests.armed.store(false, Ordering::Relaxed);
     let covered = lock(&requests.covered).clone();
     let uids: Vec<_> = covered.keys().cloned().collect();
@@ -316,7 +358,16 @@ async fn disarm(inner: &Inner, requests: &Requests) -> Undone {
         let each: Vec<_> = pods.iter().map(|(name, count)| format!("{name}: {}", grouped(*count))).collect();
         format!("{kind} injected {} time{} ({})", grouped(all), if all == 1 { "" } else { "s" }, each.join(", "))
     });
-    Undone { evidence: evidence.collect(), left_behind }
+    let mut evidence: Vec<String> = evidence.collect();
+    let names = || covered.values().cloned().collect::<Vec<_>>().join(", ");
+    let lasted = began.elapsed().as_secs_f64();
+    if requests.spec.held_down {
+        evidence.push(format!("{} held down for {lasted:.1} s, as {} confirmed", names(), sidecars(covered.len())));
+    }
+    if let Some(cpu) = &requests.spec.cpu_pressure {
+        evidence.push(format!("{} of a core burnt for {lasted:.1} s in {}, as {} confirmed", cpu.load, names(), sidecars(covered.len())));
+    }
+    Undone { evidence, left_behind }
 }
 
 async fn bring_back(inner: &Arc<Inner>, nodes: &[Lost], began: Instant) -> Undone {

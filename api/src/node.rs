@@ -1,0 +1,82 @@
+//! `NodeFault`: what the controller asks the agent of one node to do. People do not write it, and only the controller may.
+//!
+//! It ends by itself: `lasts` counts on the node from the moment the agent begins, so that no clock needs to agree with another; `notAfter` keeps an agent
+//! that comes late from beginning what is long over. Deleting the object ends the fault earlier.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Span;
+
+/// The longest that a node may be asked to suffer.
+pub const LASTS_MAX: Span = Span::from_secs(3600);
+
+/// `NodeFault.spec`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeFaultSpec {
+    /// The agent of this node is meant, and no other.
+    pub node: String,
+    pub fault: NodeFaultKind,
+    /// At most an hour.
+    pub lasts: Span,
+    /// RFC 3339: not begun after this moment.
+    pub not_after: String,
+}
+
+/// What a node suffers, a one-of by key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum NodeFaultKind {
+    /// Every packet that comes or goes by an uplink of the node is dropped. The kernel forgets the rule by its own timer.
+    Partition {},
+    /// Every packet that leaves by an uplink of the node is late. Needs `sch_netem` in the kernel.
+    Latency {
+        delay: Span,
+        #[serde(default, skip_serializing_if = "Span::is_zero")]
+        jitter: Span,
+    },
+    /// The kubelet is stopped in place.
+    KubeletStop {},
+    /// The main process of this container is killed, once.
+    ContainerKill {
+        pod_uid: String,
+        /// Without its scheme, e.g. without `containerd://`.
+        container_id: String,
+    },
+}
+
+impl NodeFaultKind {
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Partition {} => "partition",
+            Self::Latency { .. } => "latency",
+            Self::KubeletStop {} => "kubelet stop",
+            Self::ContainerKill { .. } => "container kill",
+        }
+    }
+}
+
+/// `NodeFault.status`, written by the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeFaultStatus {
+    #[serde(default)]
+    pub phase: NodeFaultPhase,
+    /// What was done, with counts; or why it was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum NodeFaultPhase {
+    /// The agent has not seen it.
+    #[default]
+    Pending,
+    /// The agent begins now. It says so before, since a node without network can say nothing.
+    InForce,
+    /// Over: the node is as it was.
+    Healed,
+    /// Not done.
+    Refused,
+}
