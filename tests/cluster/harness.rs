@@ -1,0 +1,500 @@
+//! A real cluster for tests: found or started, asked through `kubectl`, and left as it was.
+//!
+//! ```text
+//! let Some(cluster) = harness::cluster() else { return };      // beside other tests
+//! let Some(cluster) = harness::cluster_alone() else { return }; // no other test meanwhile: for those that break nodes or change cluster-wide objects
+//!
+//! let space = cluster.namespace("marks");                      // steadfast-test-marks-…, removed with everything in it on drop
+//! space.apply("apiVersion: v1 …");                             // panics with kubectl's words; `try_apply` returns them
+//! space.recommender("recommender", 3, "");                     // a Deployment and a Service `recommender`; waits until all are Ready
+//! space.get("pod/x") -> Option<Value>   space.list("pods") -> Vec<Value>   space.pods("app=recommender") -> names, sorted
+//! space.wait(SECONDS, "what it should come to", || Some(…))    // else: panics with events, pods and logs of the namespace
+//! space.ask("recommender:80", "/v2") -> Result<String, String> // GET through the API server's proxy to a Service; `pod/x:8000` to a pod
+//! space.kubectl(&["rollout", "status", …]) -> Result<String, String>   // in this namespace; `cluster.kubectl` without one
+//!
+//! cluster.command("curl")                                      // a Command in the cluster's network, KUBECONFIG set: your own programs, `STEADFAST`
+//! cluster.inside(|| …)                                         // run a closure on a thread in the cluster's network: Service addresses work there
+//! let Some(node) = cluster.power("n3") else { return };        // its switches; on drop the node is on, plugged and Ready again
+//! node.off();  node.on();  node.cut();  node.join();  node.freeze();  node.thaw();
+//! ```
+//!
+//! Variables: `STEADFAST_REQUIRE_CLUSTER=1` makes a missing cluster a failure, `=0` skips all of these tests; `STEADFAST_TEST_KUBECONFIG=FILE` names another cluster
+//! (`KUBECONFIG` alone is not enough: these tests break things on purpose); `STEADFAST_TEST_IMAGES=loaded` takes the images that are on the nodes.
+
+#![allow(dead_code)] // a test module need not use all of it
+
+use std::{
+    env,
+    fmt::Write as _,
+    io::Write as _,
+    ops::Deref,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// This build's program, for [`Cluster::command`].
+pub(crate) const STEADFAST: &str = env!("CARGO_BIN_EXE_steadfast");
+/// Image with `steadfast` and the golden sets; see `tests/cluster/images`.
+pub(crate) const IMAGE: &str = "steadfast.test/steadfast:1";
+/// Image with the sidecar.
+pub(crate) const PROXY_IMAGE: &str = "steadfast.test/proxy:1";
+/// Nodes of a cluster that these tests start.
+const NODES: &str = "3";
+/// Until pods that have their image are Ready, on a busy machine.
+pub(crate) const PODS_READY: u64 = 90;
+
+static FOUND: OnceLock<Result<Cluster, String>> = OnceLock::new();
+static IN_USE: RwLock<()> = RwLock::new(());
+static NAMESPACES: AtomicU32 = AtomicU32::new(0);
+
+/// The cluster, beside other tests. `None`: there is none, and it was said why.
+pub(crate) fn cluster() -> Option<Shared> {
+    let cluster = found()?;
+    Some(Shared { _guard: IN_USE.read().unwrap_or_else(PoisonError::into_inner), cluster })
+}
+
+/// The cluster, with no other test of this program using it.
+pub(crate) fn cluster_alone() -> Option<Alone> {
+    let cluster = found()?;
+    Some(Alone { _guard: IN_USE.write().unwrap_or_else(PoisonError::into_inner), cluster })
+}
+
+pub(crate) struct Shared {
+    _guard: RwLockReadGuard<'static, ()>,
+    cluster: &'static Cluster,
+}
+
+pub(crate) struct Alone {
+    _guard: RwLockWriteGuard<'static, ()>,
+    cluster: &'static Cluster,
+}
+
+impl Deref for Shared {
+    type Target = Cluster;
+    fn deref(&self) -> &Cluster {
+        self.cluster
+    }
+}
+
+impl Deref for Alone {
+    type Target = Cluster;
+    fn deref(&self) -> &Cluster {
+        self.cluster
+    }
+}
+
+fn found() -> Option<&'static Cluster> {
+    match FOUND.get_or_init(Cluster::find) {
+        Ok(cluster) => Some(cluster),
+        Err(why) => {
+            assert!(env::var("STEADFAST_REQUIRE_CLUSTER").as_deref() != Ok("1"), "STEADFAST_REQUIRE_CLUSTER=1, and there is no cluster: {why}");
+            eprintln!("not run, for want of a cluster: {why}");
+            None
+        }
+    }
+}
+
+/// This repository's root.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn tool() -> PathBuf {
+    root().join("tests/cluster/cluster")
+}
+
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    /// Another cluster's; `None`: the one of `tests/cluster/cluster`.
+    kubeconfig: Option<PathBuf>,
+}
+
+impl Cluster {
+    fn find() -> Result<Self, String> {
+        if env::var("STEADFAST_REQUIRE_CLUSTER").as_deref() == Ok("0") {
+            return Err("STEADFAST_REQUIRE_CLUSTER=0".to_owned());
+        }
+        if let Some(file) = env::var_os("STEADFAST_TEST_KUBECONFIG") {
+            let cluster = Self { kubeconfig: Some(PathBuf::from(file)) };
+            cluster.kubectl(&["get", "nodes"]).map_err(|why| format!("STEADFAST_TEST_KUBECONFIG: {why}"))?;
+            return Ok(cluster);
+        }
+        if !nix::unistd::geteuid().is_root() {
+            return Err("starting one needs root; STEADFAST_TEST_KUBECONFIG=FILE names another".to_owned());
+        }
+        let required = env::var("STEADFAST_REQUIRE_CLUSTER").as_deref() == Ok("1");
+        match output(Command::new(tool()).arg("status"), None) {
+            Ok(_) => {}
+            Err(why) if why.contains("not built") && !required => return Err(why),
+            Err(_) => {
+                output(Command::new(tool()).args(["up", NODES]), None)?;
+            }
+        }
+        if env::var("STEADFAST_TEST_IMAGES").as_deref() != Ok("loaded") {
+            output(&mut Command::new(root().join("tests/cluster/images")), None)?;
+        }
+        Ok(Self { kubeconfig: None })
+    }
+
+    /// Whether it is a cluster of somebody else's, whose network is not this machine's.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.kubeconfig.is_some()
+    }
+
+    /// A command that runs in the cluster's network with `KUBECONFIG` set. On a cluster of somebody else's: in this machine's network.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = match &self.kubeconfig {
+            Some(file) => {
+                let mut command = Command::new(program);
+                command.env("KUBECONFIG", file);
+                command
+            }
+            None => {
+                let mut command = Command::new(tool());
+                command.arg("exec").arg(program);
+                command
+            }
+        };
+        command.current_dir(root()).stdin(Stdio::null());
+        command
+    }
+
+    /// What `kubectl` printed, or what it complained of.
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String, String> {
+        output(self.command("kubectl").args(args), None)
+    }
+
+    /// `kubectl apply` of YAML. The error is kubectl's.
+    pub(crate) fn try_apply(&self, yaml: &str) -> Result<String, String> {
+        output(self.command("kubectl").args(["apply", "-f", "-"]), Some(yaml))
+    }
+
+    #[track_caller]
+    pub(crate) fn apply(&self, yaml: &str) {
+        if let Err(why) = self.try_apply(yaml) {
+            panic!("{why}\n{yaml}");
+        }
+    }
+
+    /// An object outside namespaces as JSON, such as `node/n1`; `None` when there is none.
+    #[track_caller]
+    pub(crate) fn get(&self, what: &str) -> Option<Value> {
+        get(self.kubectl(&["get", what, "-o", "json", "--ignore-not-found"]))
+    }
+
+    /// All objects of a kind outside namespaces; with a namespace's, those of all namespaces.
+    #[track_caller]
+    pub(crate) fn list(&self, kind: &str) -> Vec<Value> {
+        items(self.kubectl(&["get", kind, "--all-namespaces", "-o", "json"]))
+    }
+
+    /// Names of all nodes, sorted.
+    #[track_caller]
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        names(&self.list("nodes"))
+    }
+
+    /// A namespace for one test. `topic` is a short name of a DNS label's letters.
+    #[track_caller]
+    pub(crate) fn namespace(&self, topic: &str) -> Namespace<'_> {
+        self.namespace_with(topic, "")
+    }
+
+    /// With labels as in YAML's flow style, such as `steadfast.dev/faults: allowed`.
+    #[track_caller]
+    pub(crate) fn namespace_with(&self, topic: &str, labels: &str) -> Namespace<'_> {
+        let name = format!("steadfast-test-{topic}-{}-{}", std::process::id(), NAMESPACES.fetch_add(1, Ordering::Relaxed));
+        self.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{steadfast.dev/test: {topic}, {labels}}}}}\n"));
+        let space = Namespace { cluster: self, name };
+        // A pod is refused until the controllers have made the namespace's service account.
+        space.wait(30, "the namespace's service account", || space.get("serviceaccount/default"));
+        space
+    }
+
+    /// Runs `work` on a thread of the cluster's network: addresses of pods and Services can be dialled there. On another cluster: in this machine's.
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                if self.kubeconfig.is_none() {
+                    let path = output(Command::new(tool()).arg("network"), None).unwrap_or_else(|why| panic!("{why}"));
+                    let network = std::fs::File::open(path.trim()).expect("the cluster is up");
+                    nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may enter it");
+                }
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// The switches of a node; `None`, said on standard error, on a cluster whose nodes cannot be switched from here.
+    pub(crate) fn power(&self, node: &str) -> Option<Power<'_>> {
+        if self.kubeconfig.is_some() {
+            eprintln!("not run: the nodes of this cluster cannot be switched off from here");
+            return None;
+        }
+        let number = node.strip_prefix('n').unwrap_or_else(|| panic!("nodes are n1, n2 …, not {node:?}")).to_owned();
+        Some(Power { cluster: self, node: node.to_owned(), number })
+    }
+}
+
+/// Switches of one node of the cluster on this machine. When it is dropped, the node is on, plugged in and Ready.
+pub(crate) struct Power<'a> {
+    cluster: &'a Cluster,
+    node: String,
+    number: String,
+}
+
+impl Power<'_> {
+    /// Every process of the node is killed at once, and its cable unplugged.
+    #[track_caller]
+    pub(crate) fn off(&self) {
+        self.switch("off");
+    }
+    #[track_caller]
+    pub(crate) fn on(&self) {
+        self.switch("on");
+    }
+    /// Unplugs its cable: a partition.
+    #[track_caller]
+    pub(crate) fn cut(&self) {
+        self.switch("cut");
+    }
+    #[track_caller]
+    pub(crate) fn join(&self) {
+        self.switch("join");
+    }
+    /// Stops every process of the node where it is.
+    #[track_caller]
+    pub(crate) fn freeze(&self) {
+        self.switch("freeze");
+    }
+    #[track_caller]
+    pub(crate) fn thaw(&self) {
+        self.switch("thaw");
+    }
+
+    /// Waits until the API server holds it Ready.
+    pub(crate) fn wait_ready(&self, seconds: u64) -> Result<(), String> {
+        let until = Instant::now() + Duration::from_secs(seconds);
+        while !self.cluster.get(&format!("node/{}", self.node)).is_some_and(|node| condition(&node, "Ready").as_deref() == Some("True")) {
+            if Instant::now() > until {
+                return Err(format!("node {} was not Ready within {seconds} s", self.node));
+            }
+            thread::sleep(Duration::from_millis(300));
+        }
+        Ok(())
+    }
+
+    #[track_caller]
+    fn switch(&self, how: &str) {
+        if let Err(why) = output(Command::new(tool()).args([how, &self.number]), None) {
+            panic!("{why}");
+        }
+    }
+}
+
+impl Drop for Power<'_> {
+    fn drop(&mut self) {
+        let restored = output(Command::new(tool()).args(["restore", &self.number]), None).and_then(|_| self.wait_ready(90));
+        if let Err(why) = restored {
+            if thread::panicking() { eprintln!("{why}") } else { panic!("{why}") }
+        }
+    }
+}
+
+/// A namespace of one test, removed on drop.
+pub(crate) struct Namespace<'a> {
+    cluster: &'a Cluster,
+    name: String,
+}
+
+impl<'a> Namespace<'a> {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn cluster(&self) -> &'a Cluster {
+        self.cluster
+    }
+
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String, String> {
+        output(self.cluster.command("kubectl").arg("--namespace").arg(&self.name).args(args), None)
+    }
+
+    pub(crate) fn try_apply(&self, yaml: &str) -> Result<String, String> {
+        output(self.cluster.command("kubectl").arg("--namespace").arg(&self.name).args(["apply", "-f", "-"]), Some(yaml))
+    }
+
+    #[track_caller]
+    pub(crate) fn apply(&self, yaml: &str) {
+        if let Err(why) = self.try_apply(yaml) {
+            panic!("{why}\n{yaml}");
+        }
+    }
+
+    /// An object as JSON, such as `pod/x`; `None` when there is none.
+    #[track_caller]
+    pub(crate) fn get(&self, what: &str) -> Option<Value> {
+        get(self.kubectl(&["get", what, "-o", "json", "--ignore-not-found"]))
+    }
+
+    #[track_caller]
+    pub(crate) fn list(&self, kind: &str) -> Vec<Value> {
+        items(self.kubectl(&["get", kind, "-o", "json"]))
+    }
+
+    /// Names of pods by label selector, sorted; not those on their way out.
+    #[track_caller]
+    pub(crate) fn pods(&self, selector: &str) -> Vec<String> {
+        let pods = items(self.kubectl(&["get", "pods", "--selector", selector, "-o", "json"]));
+        names(&pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect::<Vec<_>>())
+    }
+
+    /// The answer to a GET through the API server's proxy: `to` is `SERVICE:PORT` or `pod/NAME:PORT`. The error holds the API server's words.
+    pub(crate) fn ask(&self, to: &str, path: &str) -> Result<String, String> {
+        let (kind, name) = to.split_once('/').map_or(("services", to), |(_, pod)| ("pods", pod));
+        self.cluster.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{}/{kind}/{name}/proxy{path}", self.name)])
+    }
+
+    /// Asks again and again until `probe` has something; after `seconds` panics with the state of the namespace.
+    #[track_caller]
+    pub(crate) fn wait<T>(&self, seconds: u64, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+        let began = Instant::now();
+        loop {
+            if let Some(seen) = probe() {
+                return seen;
+            }
+            if began.elapsed() > Duration::from_secs(seconds) {
+                panic!("after {seconds} s there was not {what}\n{}", self.state());
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Waits until `count` pods of a selector, and no others, are Ready; returns their names.
+    #[track_caller]
+    pub(crate) fn wait_ready(&self, selector: &str, count: usize) -> Vec<String> {
+        self.wait(PODS_READY, &format!("{count} Ready pods of {selector}"), || {
+            let pods = items(self.kubectl(&["get", "pods", "--selector", selector, "-o", "json"]));
+            let ready = pods.iter().all(|pod| condition(pod, "Ready").as_deref() == Some("True") && pod["metadata"]["deletionTimestamp"].is_null());
+            (ready && pods.len() == count).then(|| names(&pods))
+        })
+    }
+
+    /// The recommender as users run it: a Deployment `name` of pods labelled `app: name` under the restricted PodSecurity standard, spread over nodes, and a
+    /// Service `name` on port 80 that targets the named port `http` (8000). `labels`: more for the pods, in YAML's flow style. Waits until all are Ready.
+    #[track_caller]
+    pub(crate) fn recommender(&self, name: &str, replicas: usize, labels: &str) -> Vec<String> {
+        self.apply(&recommender(name, replicas, labels));
+        self.wait_ready(&format!("app={name}"), replicas)
+    }
+
+    /// Everything one would look at when something in the namespace is not as it should be.
+    pub(crate) fn state(&self) -> String {
+        let mut state = String::new();
+        let mut add = |args: &[&str]| {
+            let text = self.kubectl(args).unwrap_or_else(|why| why);
+            let _ = writeln!(state, "--- kubectl {}\n{text}", args.join(" "));
+        };
+        add(&["get", "all,endpointslices", "-o", "wide"]);
+        add(&["get", "events", "--sort-by=.metadata.creationTimestamp"]);
+        for pod in self.kubectl(&["get", "pods", "-o", "name"]).unwrap_or_default().lines() {
+            add(&["logs", "--all-containers", "--prefix", "--tail=40", pod]);
+        }
+        state
+    }
+}
+
+impl Drop for Namespace<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("namespace {} as the test left it:\n{}", self.name, self.state());
+        }
+        // Nothing waits for it: pods take their grace period.
+        let _ = self.cluster.kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
+    }
+}
+
+/// See [`Namespace::recommender`].
+pub(crate) fn recommender(name: &str, replicas: usize, labels: &str) -> String {
+    format!(
+        "apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}, {labels}}}}}
+    spec:
+      securityContext: {{runAsNonRoot: true, seccompProfile: {{type: RuntimeDefault}}}}
+      terminationGracePeriodSeconds: 10
+      topologySpreadConstraints:
+        - {{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {{matchLabels: {{app: {name}}}}}}}
+      containers:
+        - name: server
+          image: {IMAGE}
+          imagePullPolicy: Never
+          args: [serve, /golden-sets/recommender, --host, 0.0.0.0, --port, '8000']
+          ports: [{{name: http, containerPort: 8000}}]
+          readinessProbe: {{httpGet: {{path: /v2/health/ready, port: http}}, periodSeconds: 1}}
+          resources: {{requests: {{cpu: 10m, memory: 32Mi}}}}
+          securityContext: {{allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {{drop: [ALL]}}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec: {{selector: {{app: {name}}}, ports: [{{name: http, port: 80, targetPort: http}}]}}
+"
+    )
+}
+
+/// Status of one of an object's conditions: `True`, `False`, `Unknown`.
+pub(crate) fn condition(object: &Value, kind: &str) -> Option<String> {
+    let conditions = object["status"]["conditions"].as_array()?;
+    Some(conditions.iter().find(|condition| condition["type"] == kind)?["status"].as_str()?.to_owned())
+}
+
+/// Names of objects, sorted.
+pub(crate) fn names(objects: &[Value]) -> Vec<String> {
+    let mut names: Vec<String> = objects.iter().filter_map(|object| object["metadata"]["name"].as_str()).map(str::to_owned).collect();
+    names.sort();
+    names
+}
+
+#[track_caller]
+fn get(answer: Result<String, String>) -> Option<Value> {
+    let text = answer.unwrap_or_else(|why| panic!("{why}"));
+    (!text.trim().is_empty()).then(|| serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
+}
+
+#[track_caller]
+fn items(answer: Result<String, String>) -> Vec<Value> {
+    let list = get(answer).unwrap_or_default();
+    list["items"].as_array().cloned().unwrap_or_default()
+}
+
+/// Standard output, or a line that tells the command, its status and standard error.
+pub(crate) fn output(command: &mut Command, input: Option<&str>) -> Result<String, String> {
+    let shown = format!("{command:?}");
+    let mut child = command
+        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("{shown}: {error}"))?;
+    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+        stdin.write_all(input.as_bytes()).map_err(|error| format!("{shown}: {error}"))?;
+    }
+    let output = child.wait_with_output().map_err(|error| format!("{shown}: {error}"))?;
+    let (out, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if output.status.success() { Ok(out.into_owned()) } else { Err(format!("{shown}: {}\n{complaint}{out}", output.status)) }
+}
