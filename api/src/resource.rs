@@ -5,12 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Percent, Span,
-    golden::Verdict,
-    policy::LabelSelector,
-    report::RunOutcome,
-};
+use crate::{Percent, Span, golden::Verdict, policy::LabelSelector, report::RunOutcome};
 
 /// `metav1.Condition`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -1,7 +1,7 @@
 //! What sidecar and controller say to each other: numbered evidence up, policy snapshots down, both as JSON lines that `curl` can read.
 //!
 //! `GET /v1alpha1/policies?uid=…` streams [`PolicySnapshot`](crate::policy::PolicySnapshot) lines for as long as the connection lives; `POST /v1alpha1/reports`
-//! takes [`SidecarReport`] lines. Both want `Authorization: Bearer …`. Reports go up at least once: the controller drops what it has by (`uid`, `sequence`).
+//! takes [`SidecarReport`] lines; `GET /v1alpha1/golden-sets/{digest}` answers a golden set that was assigned to the pod, as a tar. All want `Authorization: Bearer …`. Reports go up at least once: the controller drops what it has by (`uid`, `sequence`).
 //!
 //! Times are nanoseconds on the sidecar's own monotonic clock since its start. `sent_ns` beside them lets the receiver place them on its own clock to
 //! within the time that the message travelled: nobody's wall clock decides a mark.
@@ -14,6 +14,14 @@ use crate::{
     golden::{Outcome, Verdict},
     policy::Origin,
 };
+
+/// Request header that says which protocol the sidecar speaks, as `major` or `major.minor`; without it, [`PROTOCOL_MAJOR`] is meant. The controller names its own
+/// in every answer, and refuses a major version that it does not speak with 426.
+pub const PROTOCOL_HEADER: &str = "steadfast-protocol";
+/// Rises when an old sidecar could misunderstand a new controller, or the reverse. New fields and new addresses do not raise it.
+pub const PROTOCOL_MAJOR: u32 = 1;
+/// Audience of the service-account tokens by which sidecars prove which pod they stand in.
+pub const TOKEN_AUDIENCE: &str = "steadfast.dev";
 
 /// Which pod a sidecar stands in.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

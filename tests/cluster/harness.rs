@@ -151,17 +151,14 @@ impl Cluster {
 
     /// A command that runs in the cluster's network with `KUBECONFIG` set. On a cluster of somebody else's: in this machine's network.
     pub(crate) fn command(&self, program: &str) -> Command {
-        let mut command = match &self.kubeconfig {
-            Some(file) => {
-                let mut command = Command::new(program);
-                command.env("KUBECONFIG", file);
-                command
-            }
-            None => {
-                let mut command = Command::new(tool());
-                command.arg("exec").arg(program);
-                command
-            }
+        let mut command = if let Some(file) = &self.kubeconfig {
+            let mut command = Command::new(program);
+            command.env("KUBECONFIG", file);
+            command
+        } else {
+            let mut command = Command::new(tool());
+            command.arg("exec").arg(program);
+            command
         };
         command.current_dir(root()).stdin(Stdio::null());
         command
@@ -284,7 +281,7 @@ impl Power<'_> {
     /// Waits until the API server holds it Ready.
     pub(crate) fn wait_ready(&self, seconds: u64) -> Result<(), String> {
         let until = Instant::now() + Duration::from_secs(seconds);
-        while !self.cluster.get(&format!("node/{}", self.node)).is_some_and(|node| condition(&node, "Ready").as_deref() == Some("True")) {
+        while self.cluster.get(&format!("node/{}", self.node)).is_none_or(|node| condition(&node, "Ready").as_deref() != Some("True")) {
             if Instant::now() > until {
                 return Err(format!("node {} was not Ready within {seconds} s", self.node));
             }
@@ -372,9 +369,7 @@ impl<'a> Namespace<'a> {
             if let Some(seen) = probe() {
                 return seen;
             }
-            if began.elapsed() > Duration::from_secs(seconds) {
-                panic!("after {seconds} s there was not {what}\n{}", self.state());
-            }
+            assert!(began.elapsed() <= Duration::from_secs(seconds), "after {seconds} s there was not {what}\n{}", self.state());
             thread::sleep(Duration::from_millis(200));
         }
     }

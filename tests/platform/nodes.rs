@@ -52,7 +52,15 @@ async fn a_node_that_is_back_before_anybody_noticed_starts_its_pods_anew() {
     let mut stage = Stage::serving(2, 2).await;
     let lost = stage.serving_now().remove(0);
     let order = stage.platform.apply(Order::LoseNodes { nodes: vec![lost.node.clone()], by: NodeFailureBy::Auto }, LONG).await.unwrap();
-    assert!(stage.platform.apply(Order::LoseNodes { nodes: vec![lost.node.clone()], by: NodeFailureBy::Auto }, LONG).await.unwrap_err().to_string().contains("is lost already"));
+    assert!(
+        stage
+            .platform
+            .apply(Order::LoseNodes { nodes: vec![lost.node.clone()], by: NodeFailureBy::Auto }, LONG)
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("is lost already")
+    );
     tokio::time::sleep(Duration::from_millis(300)).await;
     stage.platform.undo(order).await;
     let detected = stage.next(|what| matches!(what, What::Detected { .. })).await;

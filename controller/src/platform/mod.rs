@@ -93,31 +93,72 @@ pub enum What {
 pub enum Order {
     /// Arm `fault` for `share` of the user requests of these pods, and of pods that replace them on the same nodes. Golden replays are exempt, except from
     /// `corrupt`, which they must see: a wrong answer is wrong for everybody.
-    Requests { pods: Vec<String>, nodes: Vec<String>, fault: Fault, share: Percent },
+    Requests {
+        pods: Vec<String>,
+        nodes: Vec<String>,
+        fault: Fault,
+        share: Percent,
+    },
     /// Delete pods: SIGTERM, SIGKILL after `grace` (zero: at once).
-    Kill { pods: Vec<String>, grace: Span },
+    Kill {
+        pods: Vec<String>,
+        grace: Span,
+    },
     /// Nodes fall silent.
-    LoseNodes { nodes: Vec<String>, by: NodeFailureBy },
+    LoseNodes {
+        nodes: Vec<String>,
+        by: NodeFailureBy,
+    },
     /// Burn CPU on nodes.
-    Burn { nodes: Vec<String>, load: Percent },
+    Burn {
+        nodes: Vec<String>,
+        load: Percent,
+    },
     /// Burn CPU within pods, by their sidecars: a share of one core.
-    BurnPods { pods: Vec<String>, load: Percent },
+    BurnPods {
+        pods: Vec<String>,
+        load: Percent,
+    },
     /// Sidecars of these pods refuse connections and say that they are not ready.
-    HoldDown { pods: Vec<String> },
+    HoldDown {
+        pods: Vec<String>,
+    },
     /// Every packet that leaves these nodes is late.
-    DelayNodes { nodes: Vec<String>, delay: Delay },
+    DelayNodes {
+        nodes: Vec<String>,
+        delay: Delay,
+    },
     /// Delete pods as far as disruption budgets allow.
-    Evict { pods: Vec<String> },
+    Evict {
+        pods: Vec<String>,
+    },
     /// Kill the main process of a container (none: the first) of each pod.
-    KillContainers { pods: Vec<String>, container: Option<String> },
+    KillContainers {
+        pods: Vec<String>,
+        container: Option<String>,
+    },
     /// Give the target's workload another image.
-    RollOut { container: String, image: String },
+    RollOut {
+        container: String,
+        image: String,
+    },
     /// Scale the target's workload.
-    Scale { replicas: u32 },
-    Cordon { nodes: Vec<String> },
+    Scale {
+        replicas: u32,
+    },
+    Cordon {
+        nodes: Vec<String>,
+    },
     /// Cordon nodes, and evict their pods as far as disruption budgets allow.
-    Drain { nodes: Vec<String> },
-    Taint { nodes: Vec<String>, key: String, value: String, effect: TaintEffect },
+    Drain {
+        nodes: Vec<String>,
+    },
+    Taint {
+        nodes: Vec<String>,
+        key: String,
+        value: String,
+        effect: TaintEffect,
+    },
 }
 
 impl Order {

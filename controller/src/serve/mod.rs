@@ -1,9 +1,11 @@
 //! The controller's side of the sidecars' connection: policies down, evidence up. Words and addresses are in `steadfast_api::sidecar`.
 
 pub(crate) mod answer;
+pub mod auth;
 pub mod ingest;
 pub mod policy;
 pub mod server;
+pub mod sets;
 
 use std::time::Instant;
 

@@ -1,25 +1,45 @@
-//! Which policies each pod shall have armed, and which its sidecar says it has.
+//! What each pod's sidecar shall do, and what it says it does.
 //!
-//! One snapshot a pod UID; its generation rises with every change, so a sidecar can tell new from old whatever order messages arrive in. A snapshot is taken
-//! up by whoever listens at that moment and by whoever connects later: a pod that comes up during a fault is told at once.
+//! Several owners speak for one pod: a `FaultPolicy`, a run, a golden set, the readiness gate. Each sets its own part under its own name, and the snapshot that
+//! the sidecar gets is the sum, so nobody has to know of anybody else and taking one part back leaves the others as they are.
+//!
+//! Invariants:
+//! - Generations rise with every change of any pod, over the life of this process and from one process to the next (they begin at the second it started in), so a
+//!   sidecar can tell new from old whatever order messages arrive in, and a confirmation of an earlier controller's snapshot never counts here.
+//! - Expiries are kept as moments. A snapshot says what is left of them when it is sent, so saying something again never makes it last longer.
+//! - Never more than [`PODS_MAX`] pods are remembered; one for which nobody has set anything and whose sidecar is not connected makes room for another.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use steadfast_api::policy::{NamedPolicy, PolicySnapshot};
+use steadfast_api::{
+    Span,
+    policy::{GoldenAssignment, NamedPolicy, PolicySnapshot, Unready},
+};
 use tokio::{sync::watch, time::timeout};
 
 /// Pods known at once.
-pub const PODS_MAX: usize = 10_000;
+pub const PODS_MAX: usize = 20_000;
+/// Owners that speak for one pod.
+pub const OWNERS_MAX: usize = 64;
+/// Two expiries nearer than this are the same one, said twice.
+const SAME_EXPIRY: Duration = Duration::from_secs(1);
+/// Changes that one process may make before its generations could meet those of a process started a second later.
+const GENERATIONS_PER_SECOND: u64 = 1_000_000;
 
 /// Why a sidecar cannot be told anything, or did not confirm it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HubError {
-    #[error("{PODS_MAX} pods have policies already; forget those that are gone")]
+    #[error("{PODS_MAX} pods are known already; remove those that are gone")]
     Full,
+    #[error("pod {uid} has something set by {OWNERS_MAX} owners already, so {owner} cannot speak for it; take the parts of others back first")]
+    Crowded { uid: String, owner: String },
     #[error("the sidecar of pod {uid} did not confirm policy generation {generation} within {waited:?}; it confirmed generation {confirmed}")]
     NotConfirmed { uid: String, generation: u64, confirmed: u64, waited: Duration },
 }
@@ -31,53 +51,246 @@ struct Confirmed {
     at: Instant,
 }
 
+/// Something with the moment at which it ends; its own `expires_after` is not looked at again.
+#[derive(Clone, Debug)]
+struct Until<T> {
+    what: T,
+    until: Instant,
+}
+
+/// What one owner set for one pod.
+#[derive(Clone, Debug, Default)]
+struct Part {
+    policies: Vec<Until<NamedPolicy>>,
+    golden: Vec<GoldenAssignment>,
+    unready: Option<Until<Unready>>,
+}
+
+impl Part {
+    const fn is_empty(&self) -> bool {
+        self.policies.is_empty() && self.golden.is_empty() && self.unready.is_none()
+    }
+}
+
+#[derive(Debug)]
+struct Parts {
+    generation: u64,
+    by_owner: BTreeMap<String, Part>,
+}
+
+impl Parts {
+    /// The sum, as it stands at `now`.
+    fn snapshot(&self, epoch: &str, now: Instant) -> PolicySnapshot {
+        let left = |until: Instant| until.checked_duration_since(now).filter(|left| !left.is_zero()).map(Span::new);
+        let parts = || self.by_owner.values();
+        let policies = parts().flat_map(|part| &part.policies).filter_map(|policy| {
+            let mut said = policy.what.clone();
+            said.spec.expires_after = left(policy.until)?;
+            Some(said)
+        });
+        let mut reasons = parts().filter_map(|part| part.unready.as_ref()).filter_map(|unready| Some((left(unready.until)?, unready.what.reason.as_str())));
+        let unready = reasons.next().map(|(left, reason)| {
+            let first = (left, reason.to_owned());
+            let (expires_after, reason) = reasons.fold(first, |(longest, said), (left, reason)| (longest.max(left), format!("{said}; {reason}")));
+            Unready { reason, expires_after }
+        });
+        PolicySnapshot {
+            generation: self.generation,
+            epoch: epoch.to_owned(),
+            policies: policies.collect(),
+            golden: parts().flat_map(|part| part.golden.iter().cloned()).collect(),
+            unready,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
-    snapshot: watch::Sender<Arc<PolicySnapshot>>,
+    parts: watch::Sender<Parts>,
     confirmed: watch::Sender<Option<Confirmed>>,
 }
 
+impl Entry {
+    /// Nobody speaks for the pod, and nobody listens.
+    fn is_idle(&self) -> bool {
+        self.parts.receiver_count() == 0 && self.confirmed.receiver_count() == 0 && self.parts.borrow().by_owner.is_empty()
+    }
+}
+
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PolicyHub {
-    pods: Mutex<HashMap<String, Arc<Entry>>>,
+    epoch: String,
+    generation: AtomicU64,
+    open: watch::Sender<bool>,
+    pods: Mutex<HashMap<String, Entry>>,
+}
+
+impl Default for PolicyHub {
+    fn default() -> Self {
+        Self::new(true)
+    }
 }
 
 impl PolicyHub {
-    fn pods(&self) -> MutexGuard<'_, HashMap<String, Arc<Entry>>> {
+    fn new(open: bool) -> Self {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Self {
+            epoch: format!("{:016x}", rand::random::<u64>()),
+            generation: AtomicU64::new(started * GENERATIONS_PER_SECOND),
+            open: watch::Sender::new(open),
+            pods: Mutex::default(),
+        }
+    }
+
+    /// Says nothing to anybody until [`open`](Self::open): a controller that takes over first learns what is asked for, so that a sidecar that comes over from its
+    /// predecessor does not drop golden sets and return to the Service for a moment.
+    pub fn closed() -> Self {
+        Self::new(false)
+    }
+
+    /// What is asked for is known: sidecars are told from now on.
+    pub fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    /// Names this process in every snapshot.
+    pub fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
+    fn pods(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
         // Nothing panics while it holds the lock; were it to, the map is whole at every step.
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn entry(&self, uid: &str) -> Result<Arc<Entry>, HubError> {
-        let mut pods = self.pods();
-        if let Some(entry) = pods.get(uid) {
-            return Ok(Arc::clone(entry));
-        }
-        if pods.len() >= PODS_MAX {
-            return Err(HubError::Full);
-        }
-        let entry = Arc::new(Entry { snapshot: watch::Sender::new(Arc::default()), confirmed: watch::Sender::new(None) });
-        pods.insert(uid.to_owned(), Arc::clone(&entry));
-        Ok(entry)
+    fn next_generation(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// What the pod shall have armed from now on, all of it. Returns the generation to [wait](Self::wait) for.
-    pub fn set(&self, uid: &str, policies: Vec<NamedPolicy>) -> Result<u64, HubError> {
-        let entry = self.entry(uid)?;
-        let mut generation = 0;
-        entry.snapshot.send_modify(|snapshot| {
-            generation = snapshot.generation + 1;
-            *snapshot = Arc::new(PolicySnapshot { generation, policies, ..PolicySnapshot::clone(snapshot) });
+    fn entry<'a>(&self, pods: &'a mut HashMap<String, Entry>, uid: &str) -> Result<&'a Entry, HubError> {
+        if !pods.contains_key(uid) && pods.len() >= PODS_MAX {
+            pods.retain(|_, entry| !entry.is_idle());
+            if pods.len() >= PODS_MAX {
+                return Err(HubError::Full);
+            }
+        }
+        Ok(pods.entry(uid.to_owned()).or_insert_with(|| Entry {
+            parts: watch::Sender::new(Parts { generation: self.next_generation(), by_owner: BTreeMap::new() }),
+            confirmed: watch::Sender::new(None),
+        }))
+    }
+
+    /// Changes the part of `owner`; `change` tells whether anything is different now.
+    fn change(&self, owner: &str, uid: &str, change: impl FnOnce(&mut Part) -> bool) -> Result<u64, HubError> {
+        let mut pods = self.pods();
+        let entry = self.entry(&mut pods, uid)?;
+        let mut result = Err(HubError::Crowded { uid: uid.to_owned(), owner: owner.to_owned() });
+        entry.parts.send_if_modified(|parts| {
+            if parts.by_owner.len() >= OWNERS_MAX && !parts.by_owner.contains_key(owner) {
+                return false;
+            }
+            let part = parts.by_owner.entry(owner.to_owned()).or_default();
+            let changed = change(part);
+            if part.is_empty() {
+                parts.by_owner.remove(owner);
+            }
+            if changed {
+                parts.generation = self.next_generation();
+            }
+            result = Ok(parts.generation);
+            changed
         });
-        Ok(generation)
+        result
+    }
+
+    /// What `owner` wants armed in this pod from now on, all of it; each policy's `expiresAfter` counts from now. Returns the generation to
+    /// [wait](Self::wait) for. Saying the same again (expiries within a second) changes nothing.
+    pub fn set_policies(&self, owner: &str, uid: &str, policies: Vec<NamedPolicy>) -> Result<u64, HubError> {
+        let now = Instant::now();
+        let policies: Vec<_> = policies.into_iter().map(|what| Until { until: until(now, what.spec.expires_after), what }).collect();
+        self.change(owner, uid, |part| {
+            let same = part.policies.len() == policies.len() && part.policies.iter().zip(&policies).all(|(old, new)| same_policy(old, new));
+            if !same {
+                part.policies = policies;
+            }
+            !same
+        })
+    }
+
+    /// The golden sets that `owner` wants replayed in this pod, all of them.
+    pub fn set_golden(&self, owner: &str, uid: &str, golden: Vec<GoldenAssignment>) -> Result<u64, HubError> {
+        self.change(owner, uid, |part| {
+            let changed = part.golden != golden;
+            part.golden = golden;
+            changed
+        })
+    }
+
+    /// Whether `owner` wants this pod out of its Service, and for how long from now; say it again before it expires, or the pod returns.
+    pub fn set_unready(&self, owner: &str, uid: &str, unready: Option<Unready>) -> Result<u64, HubError> {
+        let now = Instant::now();
+        let unready = unready.map(|what| Until { until: until(now, what.expires_after), what });
+        self.change(owner, uid, |part| {
+            let same = match (&part.unready, &unready) {
+                (None, None) => true,
+                (Some(old), Some(new)) => old.what.reason == new.what.reason && same_moment(old.until, new.until),
+                _ => false,
+            };
+            if !same {
+                part.unready = unready;
+            }
+            !same
+        })
+    }
+
+    /// Takes back all that `owner` set, in every pod.
+    pub fn clear(&self, owner: &str) {
+        for entry in self.pods().values() {
+            entry.parts.send_if_modified(|parts| {
+                let had = parts.by_owner.remove(owner).is_some();
+                if had {
+                    parts.generation = self.next_generation();
+                }
+                had
+            });
+        }
+    }
+
+    /// UIDs of the pods for which `owner` has something set.
+    pub fn pods_of(&self, owner: &str) -> Vec<String> {
+        self.pods().iter().filter(|(_, entry)| entry.parts.borrow().by_owner.contains_key(owner)).map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// What the pod's sidecar would be told now; empty for a pod that nobody speaks for.
+    pub fn snapshot(&self, uid: &str) -> PolicySnapshot {
+        self.pods().get(uid).map(|entry| entry.parts.borrow().snapshot(&self.epoch, Instant::now())).unwrap_or_default()
+    }
+
+    /// Whether a golden set with this digest is assigned to this pod.
+    pub fn replays(&self, uid: &str, digest: &str) -> bool {
+        let pods = self.pods();
+        let Some(entry) = pods.get(uid) else { return false };
+        let parts = entry.parts.borrow();
+        parts.by_owner.values().flat_map(|part| &part.golden).any(|golden| golden.digest == digest)
+    }
+
+    /// Whether the pod's sidecar listens to this process now.
+    pub fn connected(&self, uid: &str) -> bool {
+        self.pods().get(uid).is_some_and(|entry| entry.parts.receiver_count() > 0)
+    }
+
+    /// Sidecars that listen to this process now.
+    pub fn connections(&self) -> usize {
+        self.pods().values().filter(|entry| entry.parts.receiver_count() > 0).count()
     }
 
     /// The pod's snapshot as it is now, and every change after.
-    pub fn subscribe(&self, uid: &str) -> Result<watch::Receiver<Arc<PolicySnapshot>>, HubError> {
-        let mut receiver = self.entry(uid)?.snapshot.subscribe();
-        receiver.mark_changed();
-        Ok(receiver)
+    pub fn subscribe(self: &Arc<Self>, uid: &str) -> Result<Subscription, HubError> {
+        let mut pods = self.pods();
+        let mut parts = self.entry(&mut pods, uid)?.parts.subscribe();
+        parts.mark_changed();
+        Ok(Subscription { hub: Arc::clone(self), parts, open: self.open.subscribe() })
     }
 
     /// The sidecar of this pod starts anew: it has nothing armed until it says so.
@@ -89,6 +302,9 @@ impl PolicyHub {
 
     /// The sidecar said which generation is in force.
     pub fn confirm(&self, uid: &str, generation: u64, at: Instant) {
+        if generation > self.generation.load(Ordering::Relaxed) {
+            return;
+        }
         if let Some(entry) = self.pods().get(uid) {
             entry.confirmed.send_if_modified(|confirmed| {
                 let newer = confirmed.is_none_or(|confirmed| confirmed.generation < generation);
@@ -100,9 +316,15 @@ impl PolicyHub {
         }
     }
 
+    /// Whether the pod's sidecar has `generation` or a newer one in force.
+    pub fn confirmed(&self, uid: &str, generation: u64) -> bool {
+        self.pods().get(uid).is_some_and(|entry| entry.confirmed.borrow().is_some_and(|confirmed| confirmed.generation >= generation))
+    }
+
     /// Returns once the pod's sidecar has `generation` (or a newer one) in force, with the moment when it took hold.
     pub async fn wait(&self, uid: &str, generation: u64, within: Duration) -> Result<Instant, HubError> {
-        let mut confirmed = self.entry(uid)?.confirmed.subscribe();
+        let refused = |confirmed| HubError::NotConfirmed { uid: uid.to_owned(), generation, confirmed, waited: within };
+        let mut confirmed = self.entry(&mut self.pods(), uid)?.confirmed.subscribe();
         let reached = |confirmed: &Option<Confirmed>| confirmed.is_some_and(|confirmed| confirmed.generation >= generation);
         if let Ok(Ok(confirmed)) = timeout(within, confirmed.wait_for(reached)).await
             && let Some(confirmed) = *confirmed
@@ -110,58 +332,47 @@ impl PolicyHub {
             return Ok(confirmed.at);
         }
         let confirmed = confirmed.borrow().map_or(0, |confirmed| confirmed.generation);
-        Err(HubError::NotConfirmed { uid: uid.to_owned(), generation, confirmed, waited: within })
+        Err(refused(confirmed))
     }
 
-    /// The pod is gone: its stream ends and its place is free.
-    pub fn forget(&self, uid: &str) {
+    /// The pod is gone: its stream ends, what owners set for it is forgotten, and its place is free.
+    pub fn remove_pod(&self, uid: &str) {
         self.pods().remove(uid);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// One sidecar's ear.
+#[derive(Debug)]
+pub struct Subscription {
+    hub: Arc<PolicyHub>,
+    parts: watch::Receiver<Parts>,
+    open: watch::Receiver<bool>,
+}
 
-    fn policy(name: &str) -> NamedPolicy {
-        serde_json::from_value(serde_json::json!({ "name": name, "spec": { "expiresAfter": "1m", "budget": { "concurrent": 1, "share": "100%" } } })).unwrap()
-    }
-
-    #[tokio::test]
-    async fn who_connects_late_is_told_at_once_and_every_change_has_a_newer_generation() {
-        let hub = PolicyHub::default();
-        assert_eq!(hub.set("a", vec![policy("one")]), Ok(1));
-        let mut stream = hub.subscribe("a").unwrap();
-        stream.changed().await.unwrap();
-        let first = Arc::clone(&stream.borrow_and_update());
-        assert_eq!((first.generation, first.policies.len()), (1, 1));
-        assert_eq!(hub.set("a", vec![]), Ok(2));
-        stream.changed().await.unwrap();
-        assert_eq!(stream.borrow_and_update().policies, vec![]);
-        hub.forget("a");
-        assert!(stream.changed().await.is_err(), "the stream of a pod that is gone ends");
-    }
-
-    #[tokio::test]
-    async fn a_generation_is_confirmed_only_by_the_sidecar_that_runs_now() {
-        let hub = PolicyHub::default();
-        let generation = hub.set("a", vec![policy("one")]).unwrap();
-        let at = Instant::now();
-        hub.confirm("a", generation, at);
-        assert_eq!(hub.wait("a", generation, Duration::from_secs(1)).await, Ok(at));
-        hub.sidecar_starts("a");
-        let error = hub.wait("a", generation, Duration::from_millis(20)).await.unwrap_err();
-        assert_eq!(error, HubError::NotConfirmed { uid: "a".into(), generation, confirmed: 0, waited: Duration::from_millis(20) });
-    }
-
-    #[test]
-    fn pods_are_bounded() {
-        let hub = PolicyHub::default();
-        for pod in 0..PODS_MAX {
-            hub.set(&pod.to_string(), vec![]).unwrap();
-        }
-        assert_eq!(hub.set("one more", vec![]), Err(HubError::Full));
-        hub.forget("0");
-        assert_eq!(hub.set("one more", vec![]), Ok(1));
+impl Subscription {
+    /// The newest snapshot, once there is one that was not given yet. `None`: the pod is gone. Safe to cancel.
+    pub async fn next(&mut self) -> Option<PolicySnapshot> {
+        self.open.wait_for(|open| *open).await.ok()?;
+        self.parts.changed().await.ok()?;
+        Some(self.parts.borrow_and_update().snapshot(&self.hub.epoch, Instant::now()))
     }
 }
+
+fn until(now: Instant, span: Span) -> Instant {
+    // A century is for ever.
+    now.checked_add(span.get()).unwrap_or(now + Duration::from_secs(100 * 365 * 86_400))
+}
+
+fn same_moment(one: Instant, other: Instant) -> bool {
+    one.saturating_duration_since(other).max(other.saturating_duration_since(one)) < SAME_EXPIRY
+}
+
+fn same_policy(old: &Until<NamedPolicy>, new: &Until<NamedPolicy>) -> bool {
+    let mut spec = old.what.spec.clone();
+    spec.expires_after = new.what.spec.expires_after;
+    same_moment(old.until, new.until) && old.what.name == new.what.name && spec == new.what.spec
+}
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

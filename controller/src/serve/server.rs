@@ -1,4 +1,4 @@
-//! The HTTP side: who may speak, and lines in and out. HTTP/1.1 and HTTP/2 with prior knowledge, on loopback.
+//! The HTTP side: who may speak for which pod, and lines in and out. HTTP/1.1 and HTTP/2; in the clear on loopback only, by TLS elsewhere.
 
 use std::{
     convert::Infallible,
@@ -11,7 +11,7 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::{
     body::{Frame, Incoming},
     service::service_fn,
@@ -20,23 +20,32 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use sha2::{Digest, Sha256};
-use steadfast_api::sidecar::SidecarReport;
+use steadfast_api::sidecar::{PROTOCOL_HEADER, PROTOCOL_MAJOR, SidecarReport};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpListener,
     sync::{Semaphore, mpsc},
+    time::timeout,
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::{
     Seen,
     answer::{Body, no_content, problem},
+    auth::{Auth, Owner, Refused, Speaker},
     ingest::{Ingest, Taken},
-    policy::PolicyHub,
+    policy::{PODS_MAX, PolicyHub},
+    sets::SetStore,
 };
 use crate::runtime::OwnThread;
 
 /// Connections at once; a sidecar needs two.
-const CONNECTIONS_MAX: usize = 4_096;
+const CONNECTIONS_MAX: usize = 2 * PODS_MAX;
+/// A stream of policies that has nothing to say sends an empty line so often, so that the sidecar can tell silence from a lost connection.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A client that has not finished its TLS handshake by then is disconnected.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+const GOLDEN_SETS: &str = "/v1alpha1/golden-sets/";
 /// One report as a line.
 const LINE_MAX: usize = 1 << 20;
 /// Evidence that waits for its reader.
@@ -44,12 +53,32 @@ const SEEN_MAX: usize = 65_536;
 /// A client that has not sent a whole request head by then is disconnected.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// The controller's side of the sidecars' connection, on a thread of its own. Dropping it ends every stream.
+/// What the sidecars' connection is about.
+#[derive(Clone, Debug)]
+pub struct Sidecars {
+    pub hub: Arc<PolicyHub>,
+    pub ingest: Arc<Ingest>,
+    /// Golden sets that sidecars may fetch.
+    pub sets: Arc<SetStore>,
+}
+
+impl Sidecars {
+    pub fn new(hub: PolicyHub) -> Self {
+        let hub = Arc::new(hub);
+        Self { ingest: Arc::new(Ingest::new(Arc::clone(&hub))), hub, sets: Arc::default() }
+    }
+}
+
+/// Answers sidecars on `listener` until it is dropped; by TLS where `tls` is given.
+pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, auth: Auth, sidecars: Sidecars) {
+    accept(listener, tls, Arc::new(Service { auth, sidecars })).await;
+}
+
+/// The controller's side of the sidecars' connection on one machine, on a thread of its own. Dropping it ends every stream.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    hub: Arc<PolicyHub>,
-    ingest: Arc<Ingest>,
+    sidecars: Sidecars,
     _thread: OwnThread,
 }
 
@@ -57,9 +86,8 @@ impl Server {
     /// Listens on a free loopback port for sidecars that know `token`.
     pub fn start(token: &str) -> io::Result<(Self, mpsc::Receiver<Seen>)> {
         let thread = OwnThread::start("sidecars")?;
-        let (sink, seen) = mpsc::channel(SEEN_MAX);
-        let hub = Arc::new(PolicyHub::default());
-        let ingest = Arc::new(Ingest::new(Arc::clone(&hub), sink));
+        let sidecars = Sidecars::new(PolicyHub::default());
+        let seen = sidecars.ingest.subscribe(SEEN_MAX, |_, _| true).into_receiver();
         let listener = {
             let _runtime = thread.handle().enter();
             let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -67,9 +95,8 @@ impl Server {
             TcpListener::from_std(listener)?
         };
         let address = listener.local_addr()?;
-        let service = Service { token: Token::new(token), hub: Arc::clone(&hub), ingest: Arc::clone(&ingest) };
-        thread.handle().spawn(accept(listener, Arc::new(service)));
-        Ok((Self { address, hub, ingest, _thread: thread }, seen))
+        thread.handle().spawn(serve(listener, None, Auth::secret(token), sidecars.clone()));
+        Ok((Self { address, sidecars, _thread: thread }, seen))
     }
 
     pub const fn address(&self) -> SocketAddr {
@@ -77,15 +104,15 @@ impl Server {
     }
 
     pub const fn hub(&self) -> &Arc<PolicyHub> {
-        &self.hub
+        &self.sidecars.hub
     }
 
     pub const fn ingest(&self) -> &Arc<Ingest> {
-        &self.ingest
+        &self.sidecars.ingest
     }
 }
 
-async fn accept(listener: TcpListener, service: Arc<Service>) {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, service: Arc<Service>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
@@ -98,69 +125,76 @@ async fn accept(listener: TcpListener, service: Arc<Service>) {
         };
         // Without it a lone snapshot could wait 40 ms for an acknowledgement.
         let _ = stream.set_nodelay(true);
-        let (builder, service) = (builder.clone(), Arc::clone(&service));
+        let (builder, service, tls) = (builder.clone(), Arc::clone(&service), tls.clone());
         tokio::spawn(async move {
-            let handler = service_fn(|request| {
-                let service = Arc::clone(&service);
-                async move { Ok::<_, Infallible>(service.answer(request).await) }
-            });
-            if let Err(error) = builder.serve_connection(TokioIo::new(stream), handler).await {
-                tracing::debug!(error, "a sidecar's connection ended");
+            match tls {
+                None => connection(&builder, stream, service).await,
+                Some(tls) => match timeout(HANDSHAKE_WITHIN, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => connection(&builder, stream, service).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                    Err(_) => tracing::debug!("a TLS handshake was not finished in time"),
+                },
             }
             drop(permit);
         });
     }
 }
 
-/// The run's secret. Only digests are compared, every byte of them, so the time taken tells nothing.
-struct Token([u8; 32]);
-
-impl Token {
-    fn new(token: &str) -> Self {
-        Self(Sha256::digest(token.as_bytes()).into())
-    }
-
-    fn admits(&self, headers: &HeaderMap) -> bool {
-        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        let given: [u8; 32] = Sha256::digest(given.unwrap_or_default()).into();
-        self.0.iter().zip(given).fold(0, |difference, (right, given)| difference | (right ^ given)) == 0
+async fn connection(builder: &auto::Builder<TokioExecutor>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, service: Arc<Service>) {
+    let handler = service_fn(|request| {
+        let service = Arc::clone(&service);
+        async move {
+            let mut answer = service.answer(request).await;
+            answer.headers_mut().insert(PROTOCOL_HEADER, HeaderValue::from(PROTOCOL_MAJOR));
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    if let Err(error) = builder.serve_connection(TokioIo::new(stream), handler).await {
+        tracing::debug!(error, "a sidecar's connection ended");
     }
 }
 
 struct Service {
-    token: Token,
-    hub: Arc<PolicyHub>,
-    ingest: Arc<Ingest>,
+    auth: Auth,
+    sidecars: Sidecars,
 }
 
 impl Service {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        if !self.token.admits(request.headers()) {
-            let mut refused = problem(StatusCode::UNAUTHORIZED, "send the run's token: Authorization: Bearer …");
-            refused.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            return refused;
+        let speaker = match self.auth.admit(request.headers()).await {
+            Ok(speaker) => speaker,
+            Err(refused) => return refusal(&refused),
+        };
+        if let Err(refused) = speaks_our_protocol(request.headers()) {
+            return *refused;
         }
         match (request.method(), request.uri().path()) {
-            (&Method::GET, "/v1alpha1/policies") => self.policies(request.uri().query().unwrap_or_default()),
-            (&Method::POST, "/v1alpha1/reports") => self.reports(request.into_body()).await,
+            (&Method::GET, "/v1alpha1/policies") => self.policies(&speaker, request.uri().query().unwrap_or_default()),
+            (&Method::POST, "/v1alpha1/reports") => self.reports(&speaker, request.into_body()).await,
+            (&Method::GET, path) if path.starts_with(GOLDEN_SETS) => self.golden_set(&speaker, &path[GOLDEN_SETS.len()..]),
             (_, "/v1alpha1/policies") => problem(StatusCode::METHOD_NOT_ALLOWED, "policies are read: GET"),
             (_, "/v1alpha1/reports") => problem(StatusCode::METHOD_NOT_ALLOWED, "reports are sent: POST"),
-            _ => problem(StatusCode::NOT_FOUND, "ask for GET /v1alpha1/policies?uid=… or POST /v1alpha1/reports"),
+            _ => problem(StatusCode::NOT_FOUND, "ask for GET /v1alpha1/policies?uid=…, GET /v1alpha1/golden-sets/DIGEST or POST /v1alpha1/reports"),
         }
     }
 
-    fn policies(&self, query: &str) -> Response<Body> {
+    fn policies(&self, speaker: &Speaker, query: &str) -> Response<Body> {
         let uid = query.split('&').find_map(|pair| pair.strip_prefix("uid=")).filter(|uid| !uid.is_empty());
         let Some(uid) = uid else {
             return problem(StatusCode::BAD_REQUEST, "say whose policies: /v1alpha1/policies?uid=POD-UID");
         };
-        let snapshots = match self.hub.subscribe(uid) {
+        if let Some(owner) = speaker.other_than(uid) {
+            return not_yours(owner, uid);
+        }
+        let snapshots = match self.sidecars.hub.subscribe(uid) {
             Ok(snapshots) => snapshots,
             Err(error) => return problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         };
         let lines = stream::unfold(snapshots, |mut snapshots| async move {
-            snapshots.changed().await.ok()?;
-            let mut line = serde_json::to_vec(&**snapshots.borrow_and_update()).ok()?;
+            let mut line = match timeout(HEARTBEAT, snapshots.next()).await {
+                Ok(snapshot) => serde_json::to_vec(&snapshot?).ok()?,
+                Err(_) => Vec::new(),
+            };
             line.push(b'\n');
             Some((Ok(Frame::data(Bytes::from(line))), snapshots))
         });
@@ -169,7 +203,21 @@ impl Service {
         response
     }
 
-    async fn reports(&self, mut body: Incoming) -> Response<Body> {
+    fn golden_set(&self, speaker: &Speaker, digest: &str) -> Response<Body> {
+        if let Speaker::Pod(owner) = speaker
+            && !self.sidecars.hub.replays(&owner.uid, digest)
+        {
+            return problem(StatusCode::FORBIDDEN, &format!("golden set {digest} is not assigned to pod {}/{}", owner.namespace, owner.name));
+        }
+        let Some(tar) = self.sidecars.sets.get(digest) else {
+            return problem(StatusCode::NOT_FOUND, &format!("golden set {digest} is not held here; its digest is in the GoldenSet's status"));
+        };
+        let mut response = Response::new(Full::new(tar).map_err(|never| match never {}).boxed());
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
+        response
+    }
+
+    async fn reports(&self, speaker: &Speaker, mut body: Incoming) -> Response<Body> {
         let mut buffer = BytesMut::new();
         let mut line = 1_u64;
         loop {
@@ -183,7 +231,7 @@ impl Service {
             while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
                 let text = buffer.split_to(end);
                 buffer.advance(1);
-                if let Err(refused) = self.report(received, line, &text) {
+                if let Err(refused) = self.report(speaker, received, line, &text) {
                     return *refused;
                 }
                 line += 1;
@@ -193,22 +241,61 @@ impl Service {
             }
         }
         // The last line may come without its end.
-        match self.report(Instant::now(), line, &buffer) {
+        match self.report(speaker, Instant::now(), line, &buffer) {
             Ok(()) => no_content(),
             Err(refused) => *refused,
         }
     }
 
-    fn report(&self, received: Instant, line: u64, text: &[u8]) -> Result<(), Box<Response<Body>>> {
+    fn report(&self, speaker: &Speaker, received: Instant, line: u64, text: &[u8]) -> Result<(), Box<Response<Body>>> {
         if text.trim_ascii().is_empty() {
             return Ok(());
         }
-        let report: SidecarReport =
+        let mut report: SidecarReport =
             serde_json::from_slice(text).map_err(|error| Box::new(problem(StatusCode::BAD_REQUEST, &format!("line {line} is not a report: {error}"))))?;
-        match self.ingest.take(received, report) {
+        if let Speaker::Pod(owner) = speaker {
+            if owner.uid != report.pod.uid {
+                return Err(Box::new(not_yours(owner, &report.pod.uid)));
+            }
+            // What the API server says counts, whatever the pod calls itself.
+            report.pod.name.clone_from(&owner.name);
+            report.pod.namespace.clone_from(&owner.namespace);
+        }
+        match self.sidecars.ingest.take(received, report) {
             Taken::Now | Taken::Before => Ok(()),
             Taken::Refused => Err(Box::new(problem(StatusCode::SERVICE_UNAVAILABLE, "too many pods report"))),
         }
+    }
+}
+
+fn refusal(refused: &Refused) -> Response<Body> {
+    let status = match refused {
+        Refused::Token(_) => StatusCode::UNAUTHORIZED,
+        Refused::NoPod(_) => StatusCode::FORBIDDEN,
+        Refused::Unknown(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let mut answer = problem(status, &refused.to_string());
+    if status == StatusCode::UNAUTHORIZED {
+        answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    answer
+}
+
+fn not_yours(owner: &Owner, uid: &str) -> Response<Body> {
+    problem(StatusCode::FORBIDDEN, &format!("this token speaks for pod {}/{} ({}), not for pod {uid}", owner.namespace, owner.name, owner.uid))
+}
+
+/// A sidecar that does not name its protocol speaks the first.
+fn speaks_our_protocol(headers: &HeaderMap) -> Result<(), Box<Response<Body>>> {
+    let Some(named) = headers.get(PROTOCOL_HEADER) else { return Ok(()) };
+    let major = named.to_str().ok().and_then(|named| named.split('.').next()?.parse::<u32>().ok());
+    match major {
+        Some(PROTOCOL_MAJOR) => Ok(()),
+        Some(other) => {
+            let said = format!("this controller speaks protocol {PROTOCOL_MAJOR}, not {other}: run sidecar and controller of one release");
+            Err(Box::new(problem(StatusCode::UPGRADE_REQUIRED, &said)))
+        }
+        None => Err(Box::new(problem(StatusCode::BAD_REQUEST, &format!("{PROTOCOL_HEADER}: {named:?} is not a version: say {PROTOCOL_MAJOR}")))),
     }
 }
 

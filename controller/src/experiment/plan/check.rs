@@ -9,8 +9,8 @@ use steadfast_api::{
     Percent, Span,
     policy::LabelSelector,
     test::{
-        Action, During, Halt, Hypothesis, Local, NetworkBy, NetworkLatency, NodeFailure, NodeFailureBy, RecoveredAt, ResilienceTest, ResilienceTestSpec, Selection,
-        Step,
+        Action, During, Halt, Hypothesis, Local, NetworkBy, NetworkLatency, NodeFailure, NodeFailureBy, RecoveredAt, ResilienceTest, ResilienceTestSpec,
+        Selection, Step,
     },
 };
 
@@ -241,10 +241,11 @@ impl Check<'_> {
                 }
             }
             Action::Scale(action) => self.scale(&format!("{field}.replicas"), action.replicas),
-            Action::Taint(action) => {
-                if !qualified_name(&action.key) {
-                    self.wrong(format!("{field}.key"), format!("{:?} is not the key of a taint: write letters, digits, `-`, `_` and `.`, such as example.com/maintenance", action.key));
-                }
+            Action::Taint(action) if !qualified_name(&action.key) => {
+                self.wrong(
+                    format!("{field}.key"),
+                    format!("{:?} is not the key of a taint: write letters, digits, `-`, `_` and `.`, such as example.com/maintenance", action.key),
+                );
             }
             _ => {}
         }

@@ -3,11 +3,7 @@
 use std::fmt::Write as _;
 
 use rand::{SeedableRng, rngs::StdRng};
-use steadfast_api::{
-    Span,
-    read::to_yaml,
-    test::Selection,
-};
+use steadfast_api::{Span, read::to_yaml, test::Selection};
 
 use super::{super::select, Plan};
 use crate::experiment::run::{nodes_of, pods_of};

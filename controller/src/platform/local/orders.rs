@@ -114,7 +114,11 @@ impl Orders {
             }
             _ => None,
         });
-        inner.hub.set_policies("run", uid, policies.collect()).map_err(|error| tracing::warn!(uid, %error, "the pod's sidecar cannot be told its policies")).ok()
+        inner
+            .hub
+            .set_policies("run", uid, policies.collect())
+            .map_err(|error| tracing::warn!(uid, %error, "the pod's sidecar cannot be told its policies"))
+            .ok()
     }
 
     /// Carries out an order. Call on the platform's thread.
@@ -215,8 +219,7 @@ fn requests(inner: &Inner, id: u64, order: Order) -> Result<Requests, PlatformEr
         Order::Requests { pods, nodes, fault, share } => {
             // A wrong answer is wrong for everybody; any other fault would look like drift.
             spec.golden_replays = fault.kind() == FaultKind::Corrupt;
-            spec.rules =
-                vec![Rule { matches: steadfast_api::policy::Match::default(), share, faults: vec![DrawnFault { fault, share: Percent::HUNDRED }] }];
+            spec.rules = vec![Rule { matches: steadfast_api::policy::Match::default(), share, faults: vec![DrawnFault { fault, share: Percent::HUNDRED }] }];
             (pods, nodes)
         }
         Order::HoldDown { pods } => {
