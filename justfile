@@ -25,6 +25,10 @@ schemas:
     cargo run -- schema report > docs/schema/report.v1alpha1.json
     cargo run -- schema test > docs/schema/resilience-test.v1alpha1.json
 
+# Write the chart's CustomResourceDefinitions anew after a change in api/.
+crds:
+    STEADFAST_WRITE_CRDS=1 cargo test -q -p steadfast-controller --lib published_definitions_are_current
+
 # How exact delays and CPU burns are on this machine.
 accuracy:
     cargo run --release --example fault_accuracy -p steadfast-proxy

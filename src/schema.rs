@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::ValueEnum;
-use steadfast_controller::report::json;
+use steadfast_controller::{reconcile::crd, report::json};
+
+use crate::exit;
 
 /// Print a JSON schema.
 #[derive(clap::Args)]
@@ -19,13 +21,22 @@ enum Of {
     Report,
     /// An experiment file.
     Test,
+    /// The CustomResourceDefinitions of Kubernetes, as YAML documents for `kubectl apply -f -`.
+    Crds,
 }
 
 pub(crate) fn main(args: Args) -> ExitCode {
-    let schema = match args.of {
-        Of::Report => json::report_schema(),
-        Of::Test => json::test_schema(),
-    };
-    println!("{schema:#}");
+    match args.of {
+        Of::Report => println!("{:#}", json::report_schema()),
+        Of::Test => println!("{:#}", json::test_schema()),
+        Of::Crds => {
+            for (_, crd) in crd::all() {
+                match crd::yaml(&crd) {
+                    Ok(yaml) => print!("---\n{yaml}"),
+                    Err(error) => return exit::failed(error),
+                }
+            }
+        }
+    }
     ExitCode::SUCCESS
 }

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use kube::{NamespaceResourceScope, Resource, api::ObjectMeta};
+use kube::{Resource, api::ObjectMeta, core::NamespaceResourceScope};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::Value;
 use steadfast_api::{

@@ -43,7 +43,26 @@ fn escape(field: &str) -> String {
     }
 }
 
+/// Texts that are quantities: their example, what they look like, and what to say.
+const QUANTITIES: [(&str, &str, &str); 3] = [
+    ("500ms", "^([0-9]+ ?[a-zA-Z]+ ?)+$", "a length of time such as 500ms, 60s, 2m or 1h 30m"),
+    ("99.9%", "^(100|[0-9]{1,2})([.][0-9]{1,4})?%$", "a share from 0% to 100%, such as 99.9%"),
+    ("200/s", "^[0-9]+([.][0-9]+)?/[sm]$", "a rate such as 200/s or 90/m"),
+];
+/// Most bytes of a quantity.
+const QUANTITY_MAX: u64 = 64;
+
+/// Where texts are quantities, the rule that says how they are written.
+fn quantity(schema: &mut Value) {
+    let Some((_, pattern, says)) = QUANTITIES.iter().find(|(example, ..)| schema["examples"] == json!([example])) else { return };
+    schema["maxLength"] = QUANTITY_MAX.into();
+    rule(schema, &format!("self.matches('{pattern}')"), says);
+}
+
 fn mend(schema: &mut Value) {
+    if schema.is_object() {
+        quantity(schema);
+    }
     // `true`: anything.
     let Value::Object(map) = schema else {
         *schema = json!({ "x-kubernetes-preserve-unknown-fields": true });
@@ -70,7 +89,9 @@ fn mend(schema: &mut Value) {
     if map.get("additionalProperties") == Some(&Value::Bool(false)) {
         map.remove("additionalProperties");
     }
-    let bound = |map: &mut Map<String, Value>, word: &str, most: u64| drop(map.entry(word).or_insert_with(|| most.into()));
+    let bound = |map: &mut Map<String, Value>, word: &str, most: u64| {
+        map.entry(word).or_insert_with(|| most.into());
+    };
     match map.get("type").and_then(Value::as_str) {
         Some("string") if !map.contains_key("enum") => bound(map, "maxLength", TEXT_MAX),
         Some("array") => bound(map, "maxItems", ITEMS_MAX),
@@ -99,6 +120,13 @@ fn alternatives(map: &mut Map<String, Value>) {
     let kinds = |kind: &str| options.iter().all(|option| option["type"] == kind);
     if options.len() == 1 && !options[0]["properties"].is_object() {
         merge(map, &options[0]);
+        if let Some(Value::Array(_)) = map.get("examples") {
+            let mut schema = Value::Object(std::mem::take(map));
+            quantity(&mut schema);
+            if let Value::Object(mended) = schema {
+                *map = mended;
+            }
+        }
     } else if kinds("string") && options.iter().all(|option| option.get("enum").is_some() || option.get("const").is_some()) {
         let words = options.iter().flat_map(|option| option["enum"].as_array().cloned().unwrap_or_else(|| vec![option["const"].clone()]));
         let words: Vec<Value> = words.collect();

@@ -1,0 +1,86 @@
+//! Custom resources: the API server itself refuses mistakes, with words that say what would be right.
+
+use crate::harness::{Cluster, cluster, root};
+
+fn definitions(cluster: &Cluster) {
+    for file in std::fs::read_dir(root().join("deploy/chart/files/crds")).expect("the chart's definitions") {
+        let file = file.expect("a file").path();
+        cluster.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &file.display().to_string()]).expect("a definition that the API server takes");
+    }
+    cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd/resiliencetests.steadfast.dev"]).expect("an established definition");
+}
+
+const TEST: &str = "
+apiVersion: steadfast.dev/v1alpha1
+kind: ResilienceTest
+metadata: {name: case-study}
+spec:
+  target: {selector: {matchLabels: {app: recommender}}, port: http}
+  load: [{name: users, rate: 200/s, inputs: {goldenSet: recommender}}]
+  golden: [{set: recommender, every: 1s}]
+  baseline: 30s
+  steps:
+    - {name: slow network, networkLatency: {nodes: {mode: one}, delay: 500ms}, for: 60s}
+    - {name: busy node, cpuPressure: {nodes: {mode: fixedPercent, value: 50%}, load: 90%}, for: 60s}
+    - {name: killed, podKill: {pods: {mode: fixed, value: 2}}}
+  hypothesis:
+    - availability: {atLeast: 99%}
+  halt: [{availability: {below: 20%, for: 30s}}]
+";
+
+#[test]
+fn a_test_is_taken_and_its_mistakes_are_refused_with_what_would_be_right() {
+    let Some(cluster) = cluster() else { return };
+    definitions(&cluster);
+    let space = cluster.namespace("resources");
+    space.try_apply(TEST).expect("a good test is taken");
+    for (right, wrong, says) in [
+        ("delay: 500ms", "delay: '500'", "a length of time such as 500ms"),
+        ("atLeast: 99%", "atLeast: 990%", "a share from 0% to 100%"),
+        ("rate: 200/s", "rate: fast", "a rate such as 200/s"),
+        ("podKill: {pods: {mode: fixed, value: 2}}", "podKill: {pods: {mode: fixed}}", "fixed takes a count"),
+        ("podKill: {pods: {mode: fixed, value: 2}}", "podKill: {pods: {mode: one}}, for: 3s", "happen in an instant"),
+        ("delay: 500ms}, for: 60s", "delay: 500ms}", "say how long the step lasts"),
+        ("networkLatency: {nodes: {mode: one}", "networkLatency: {nodes: {mode: one}, pods: {mode: one}", "exactly one of nodes and pods"),
+        ("podKill: {pods", "evict: {pods: {mode: one}}, podKill: {pods", "a step does one thing"),
+        ("mode: fixedPercent, value: 50%", "mode: fixedPercent, value: 50", "take a share, such as `value: 50%`"),
+        ("mode: fixedPercent", "mode: most", "supported values"),
+        ("availability: {atLeast: 99%}", "availability: {atLeast: 99%}\n      consistency: {atLeast: 99%}", "exactly one of"),
+        ("baseline: 30s", "baselin: 30s", "unknown field"),
+        ("app: recommender", "", "at least one label"),
+    ] {
+        assert!(TEST.contains(right), "{right}");
+        let refused = space.try_apply(&TEST.replacen(right, wrong, 1)).expect_err(wrong);
+        assert!(refused.contains(says), "{wrong}: {refused}");
+    }
+}
+
+#[test]
+fn the_other_resources_refuse_their_mistakes_too() {
+    let Some(cluster) = cluster() else { return };
+    definitions(&cluster);
+    let space = cluster.namespace("resources");
+    let object = |kind: &str, spec: &str| format!("{{apiVersion: steadfast.dev/v1alpha1, kind: {kind}, metadata: {{name: x}}, spec: {spec}}}");
+    let policy = "{selector: {matchLabels: {app: a}}, expiresAfter: 10m, budget: {concurrent: 10, share: 5%}}";
+    let schedule =
+        "{test: {name: x}, meanTimeBetween: 4h, window: {days: [Mon], from: '09:30', to: '16:00', timeZone: Europe/Berlin}, blackoutDates: ['2026-12-24']}";
+    let set = "{selector: {matchLabels: {app: a}}, source: {configMap: {name: x}}}";
+    for (kind, spec) in [("FaultPolicy", policy), ("ResilienceSchedule", schedule), ("GoldenSet", set)] {
+        space.try_apply(&object(kind, spec)).expect("it is taken");
+    }
+    for (kind, spec, right, wrong, says) in [
+        ("FaultPolicy", policy, "expiresAfter: 10m, ", "", "expiresAfter: Required"),
+        ("FaultPolicy", policy, "concurrent: 10", "concurrent: 0", "should be greater than or equal to 1"),
+        ("ResilienceSchedule", schedule, "'09:30'", "'9'", "a time of day such as 09:30"),
+        ("ResilienceSchedule", schedule, "days: [Mon]", "days: []", "name at least one of Mon"),
+        ("ResilienceSchedule", schedule, "'16:00'", "'09:30'", "never open"),
+        ("ResilienceSchedule", schedule, "2026-12-24", "24.12.", "a date such as"),
+        ("GoldenSet", set, "configMap: {name: x}", "", "exactly one of"),
+        ("GoldenSet", set, "source:", "digest: sha256:1, source:", "64 hexadecimal digits"),
+        ("GoldenSet", set, "configMap: {name: x}", "objectStore: {url: bucket}", "such as s3://"),
+    ] {
+        assert!(spec.contains(right), "{right}");
+        let refused = space.try_apply(&object(kind, &spec.replacen(right, wrong, 1))).expect_err(wrong);
+        assert!(refused.contains(says), "{wrong}: {refused}");
+    }
+}
