@@ -79,32 +79,32 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "networkLatency: {nodes: {mode: one}, delay: 500ms}",
         "networkLoss: {pods: {mode: one}, share: 0%}",
-        "17:56: spec.steps[0].networkLoss.share: 0% does nothing: write more, such as 5%",
+        "17:60: spec.steps[0].networkLoss.share: 0% does nothing: write more, such as 5%",
     ),
     (
         "delay: 500ms}, for: 5s}",
         "delay: 500ms, by: agent}, for: 5s}",
-        "17:75: spec.steps[0].networkLatency.by: the local platform has no node agent: leave `by` out, or run it with --platform kubernetes",
+        "17:75: spec.steps[0].networkLatency.by: the local platform has no node agent: leave `by` out",
     ),
     (
         "networkLatency: {nodes: {mode: one}, delay: 500ms}",
         "nodeFailure: {nodes: {mode: one}, by: power}",
-        "17:59: spec.steps[0].nodeFailure.by: the local platform has one way only for a node to fail: leave `by` out, or run it with --platform kubernetes",
+        "17:58: spec.steps[0].nodeFailure.by: the local platform has one way only for a node to fail: leave `by` out",
     ),
     (
         "podKill: {pods: {mode: fixed, value: 2}}",
         "evict: {pods: {mode: one}}",
-        "18:23: spec.steps[1].evict: the local platform has no disruption budgets to respect: write podKill, or run it with --platform kubernetes",
+        "18:29: spec.steps[1].evict: the local platform has no disruption budgets to respect: write podKill",
     ),
     (
         "podKill: {pods: {mode: fixed, value: 2}}",
         "containerKill: {pods: {mode: one}}",
-        "18:23: spec.steps[1].containerKill: the local platform kills whole pods: write podKill, or run it with --platform kubernetes",
+        "18:37: spec.steps[1].containerKill: the local platform kills whole pods: write podKill",
     ),
     (
         "podKill: {pods: {mode: fixed, value: 2}}",
         "rollout: {container: server, image: bad}, for: 5s",
-        "18:23: spec.steps[1].rollout: the local platform runs processes and has no images: write corrupt for a bad model, or run it with --platform kubernetes",
+        "18:31: spec.steps[1].rollout: the local platform runs processes and has no images: write corrupt for a bad model",
     ),
     (
         "podKill: {pods: {mode: fixed, value: 2}}",
@@ -114,12 +114,12 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "podKill: {pods: {mode: fixed, value: 2}}",
         "drain: {nodes: {mode: one}}, for: 5s",
-        "18:23: spec.steps[1].drain: the local platform has no disruption budgets to respect: write podKill or nodeFailure, or run it with --platform kubernetes",
+        "18:29: spec.steps[1].drain: the local platform has no disruption budgets to respect: write podKill or nodeFailure",
     ),
     (
         "podKill: {pods: {mode: fixed, value: 2}}",
         "taint: {nodes: {mode: one}, key: not a key}, for: 5s",
-        "18:23: spec.steps[1].taint: the local platform's scheduler knows no cordons and taints: run it with --platform kubernetes\n18:50: spec.steps[1].taint.key: \"not a key\" is not the key of a taint: write letters, digits, `-`, `_` and `.`, such as example.com/maintenance",
+        "18:29: spec.steps[1].taint: the local platform's scheduler knows no cordons and taints: write nodeFailure or podKill\n18:55: spec.steps[1].taint.key: \"not a key\" is not the key of a taint: write letters, digits, `-`, `_` and `.`, such as example.com/maintenance",
     ),
     ("delay: 500ms}, for: 5s}", "delay: 500ms}}", "17:7: spec.steps[0]: step \"slow\": networkLatency lasts for a while: say how long, such as `for: 60s`"),
     ("value: 2", "value: 3", "18:59: spec.steps[1].podKill.pods.value: 3 of 2 pods cannot be chosen: write 1 to 2, or mode all"),

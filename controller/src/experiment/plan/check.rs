@@ -360,16 +360,16 @@ impl Check<'_> {
 /// Why one machine cannot do this, and which field of it is the reason, if the rest could be done.
 const fn not_local(action: &Action) -> Option<(Option<&'static str>, &'static str)> {
     let why = match action {
-        Action::Evict(_) => "the local platform has no disruption budgets to respect: write podKill, or run it with --platform kubernetes",
-        Action::Drain(_) => "the local platform has no disruption budgets to respect: write podKill or nodeFailure, or run it with --platform kubernetes",
-        Action::ContainerKill(_) => "the local platform kills whole pods: write podKill, or run it with --platform kubernetes",
-        Action::Rollout(_) => "the local platform runs processes and has no images: write corrupt for a bad model, or run it with --platform kubernetes",
-        Action::Cordon(_) | Action::Taint(_) => "the local platform's scheduler knows no cordons and taints: run it with --platform kubernetes",
+        Action::Evict(_) => "the local platform has no disruption budgets to respect: write podKill",
+        Action::Drain(_) => "the local platform has no disruption budgets to respect: write podKill or nodeFailure",
+        Action::ContainerKill(_) => "the local platform kills whole pods: write podKill",
+        Action::Rollout(_) => "the local platform runs processes and has no images: write corrupt for a bad model",
+        Action::Cordon(_) | Action::Taint(_) => "the local platform's scheduler knows no cordons and taints: write nodeFailure or podKill",
         Action::NetworkLatency(NetworkLatency { by: NetworkBy::Agent, .. }) => {
-            return Some((Some("by"), "the local platform has no node agent: leave `by` out, or run it with --platform kubernetes"));
+            return Some((Some("by"), "the local platform has no node agent: leave `by` out"));
         }
         Action::NodeFailure(NodeFailure { by: NodeFailureBy::Agent | NodeFailureBy::Power | NodeFailureBy::Kubelet, .. }) => {
-            return Some((Some("by"), "the local platform has one way only for a node to fail: leave `by` out, or run it with --platform kubernetes"));
+            return Some((Some("by"), "the local platform has one way only for a node to fail: leave `by` out"));
         }
         _ => return None,
     };
