@@ -1,8 +1,9 @@
 //! What is armed right now. One [`ArcSwap`] load tells a request; changes come from the controller, from `/policy`, and from the clock.
 //!
-//! Invariants: an older or equal generation of the controller is ignored; a policy that comes again unchanged keeps its deadline and its budget, so nothing
-//! outlives the deadline that it was first given; a policy that has expired or was disarmed by hand stays so until it comes changed. Policies set by hand
-//! stand beside the controller's and know no generations.
+//! Invariants: an older or equal generation of the same controller is ignored; a policy that comes again unchanged keeps its deadline and its budget, so nothing
+//! outlives the deadline that it was first given; a policy that has expired or was disarmed by hand stays so until it comes changed. The controller says what is
+//! left of an expiry, so a policy is unchanged when its deadline is the same to within [`SAME_DEADLINE_NS`]. Policies set by hand stand beside the controller's and
+//! know no generations.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,6 +19,9 @@ use super::{
     policy::{CompiledPolicy, POLICIES_MAX},
 };
 use crate::{clock, control::report::Evidence, problem::BadField};
+
+/// Two deadlines nearer than this are one, said twice.
+const SAME_DEADLINE_NS: u64 = 1_000_000_000;
 
 /// Who armed a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +40,13 @@ pub struct Armed {
 
 #[derive(Default)]
 struct State {
+    /// The controller's process that `generation` counts in.
+    epoch: String,
     generation: u64,
     controller: Vec<Arc<CompiledPolicy>>,
     manual: Vec<Arc<CompiledPolicy>>,
     /// Policies that were disarmed by hand: the controller's next snapshot does not bring them back.
-    disarmed: Vec<NamedPolicy>,
+    disarmed: Vec<Arc<CompiledPolicy>>,
 }
 
 /// The place where arming, disarming and expiry happen.
@@ -65,12 +71,13 @@ impl Store {
     /// Arms exactly what the controller says. `false`: not newer than what is armed, ignored.
     pub fn from_controller(&self, snapshot: PolicySnapshot) -> Result<bool, BadField> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if snapshot.generation <= state.generation {
+        if snapshot.epoch == state.epoch && snapshot.generation <= state.generation {
             return Ok(false);
         }
         let policies = compile(snapshot.policies, &state.controller)?;
         // What was disarmed by hand is remembered for as long as the controller goes on saying it.
-        state.disarmed.retain(|disarmed| policies.iter().any(|policy| policy.source == *disarmed));
+        state.disarmed.retain(|disarmed| policies.iter().any(|policy| Arc::ptr_eq(policy, disarmed)));
+        state.epoch = snapshot.epoch;
         state.generation = snapshot.generation;
         state.controller = policies;
         self.publish(&state);
@@ -88,10 +95,11 @@ impl Store {
 
     /// Disarms everything, whoever armed it.
     pub fn disarm(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *guard;
         state.manual.clear();
-        state.disarmed = state.controller.iter().map(|policy| policy.source.clone()).collect();
-        self.publish(&state);
+        state.disarmed.clone_from(&state.controller);
+        self.publish(state);
     }
 
     /// Every policy in force with who armed it.
@@ -136,7 +144,7 @@ impl Store {
 
 fn in_force(state: &State, now_ns: u64) -> impl Iterator<Item = (Source, Arc<CompiledPolicy>)> {
     let manual = state.manual.iter().map(|policy| (Source::Manual, policy));
-    let controller = state.controller.iter().filter(|policy| !state.disarmed.contains(&policy.source)).map(|policy| (Source::Controller, policy));
+    let controller = state.controller.iter().filter(|policy| !state.disarmed.iter().any(|disarmed| Arc::ptr_eq(policy, disarmed))).map(|policy| (Source::Controller, policy));
     manual.chain(controller).filter(move |(_, policy)| !policy.is_expired(now_ns)).map(|(source, policy)| (source, Arc::clone(policy)))
 }
 
@@ -150,13 +158,20 @@ fn compile(policies: Vec<NamedPolicy>, before: &[Arc<CompiledPolicy>]) -> Result
         if compiled.iter().any(|other| *other.name == *policy.name) {
             return Err(BadField { key: format!("policies[{i}].name"), value: policy.name, expected: "a name that no other policy has".into() });
         }
-        let unchanged = before.iter().find(|before| before.source == policy);
+        let unchanged = before.iter().find(|before| is_unchanged(before, &policy, now_ns));
         compiled.push(match unchanged {
             Some(unchanged) => Arc::clone(unchanged),
             None => Arc::new(CompiledPolicy::new(policy, &format!("policies[{i}]"), now_ns)?),
         });
     }
     Ok(compiled)
+}
+
+fn is_unchanged(before: &CompiledPolicy, policy: &NamedPolicy, now_ns: u64) -> bool {
+    let mut source = policy.clone();
+    source.spec.expires_after = before.source.spec.expires_after;
+    let deadline_ns = now_ns.saturating_add(policy.spec.expires_after.get().as_nanos() as u64);
+    source == before.source && deadline_ns.abs_diff(before.expires_ns) < SAME_DEADLINE_NS
 }
 
 #[cfg(test)]
@@ -187,6 +202,23 @@ mod tests {
         assert_eq!(names(&store), ["a"]);
         assert!(store.from_controller(snapshot(3, &[])).unwrap());
         assert!(names(&store).is_empty());
+    }
+
+    #[test]
+    fn another_controller_counts_anew_and_says_what_is_left() {
+        let store = Store::new(Evidence::new(100));
+        let from = |epoch: &str, generation, expires| PolicySnapshot { epoch: epoch.into(), ..snapshot(generation, &[policy("a", expires)]) };
+        store.from_controller(from("one", 90, "1h")).unwrap();
+        let (deadline, before) = (store.load().policies[0].expires_ns, Arc::clone(&store.load().policies[0]));
+        assert!(store.from_controller(from("two", 1, "59m 59s 999ms")).unwrap());
+        assert!(Arc::ptr_eq(&before, &store.load().policies[0]), "its budget and its counts go on");
+        assert_eq!(store.load().policies[0].expires_ns, deadline);
+        store.disarm();
+        store.from_controller(from("two", 2, "59m 59s 998ms")).unwrap();
+        assert!(names(&store).is_empty(), "disarmed by hand, it stays so");
+        store.from_controller(from("two", 3, "30m")).unwrap();
+        assert_eq!(names(&store), ["a"], "its end is another now");
+        assert!(!store.from_controller(from("two", 3, "1m")).unwrap());
     }
 
     #[test]
