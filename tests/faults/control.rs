@@ -26,7 +26,11 @@ use steadfast_api::{
     sidecar::{SidecarReport, What},
 };
 use steadfast_golden_sets::{GoldenSet, oip};
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    sync::mpsc,
+};
 
 use crate::harness::{PATIENCE, Server, Sidecar, ask, client, get};
 
@@ -245,4 +249,38 @@ async fn golden_replays_begin_with_readiness_and_tell_wrong_answers_from_none() 
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(sidecar.metric("steadfast_requests_total", &[]).await, 0, "replays count as users' requests");
+}
+
+#[tokio::test]
+async fn a_controller_that_fell_silent_is_dialled_again_and_what_is_armed_stays() {
+    let server = Server::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (dialled, mut dials) = mpsc::channel(8);
+    // Answers with one snapshot each time, then says nothing and keeps the connection: a machine that froze, or a cable that was cut.
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let dialled = dialled.clone();
+            tokio::spawn(async move {
+                let mut head = vec![0; 4096];
+                let read = connection.read(&mut head).await.unwrap_or(0);
+                if !head[..read].starts_with(b"GET /v1alpha1/policies") {
+                    let _ = connection.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await;
+                    return;
+                }
+                let abort = r#"{"name":"down","spec":{"expiresAfter":"1h","budget":{"concurrent":9,"share":"100%"},"rules":[{"faults":[{"abort":{"httpStatus":503}}]}]}}"#;
+                let snapshot = format!("{{\"generation\":7,\"epoch\":\"e\",\"policies\":[{abort}]}}\n");
+                let _ = connection
+                    .write_all(format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{snapshot}\r\n", snapshot.len()).as_bytes())
+                    .await;
+                let _ = dialled.send(Instant::now()).await;
+                let _ = connection.read(&mut head).await;
+            });
+        }
+    });
+    let sidecar = Sidecar::start_with_token(server.address, &["--controller", &url, "--pod-uid", "uid-1"], "secret");
+    let first = dials.recv().await.unwrap();
+    let second = tokio::time::timeout(Duration::from_secs(30), dials.recv()).await.expect("it dials again").unwrap();
+    assert!((Duration::from_secs(19)..Duration::from_secs(26)).contains(&(second - first)), "{:?}", second - first);
+    assert_eq!(ask(&client(), get(&sidecar.url("/"), &[])).await.status, 503);
 }

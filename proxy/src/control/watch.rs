@@ -7,6 +7,7 @@ use http::{Request, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use steadfast_api::policy::PolicySnapshot;
+use tokio::time::timeout;
 
 use super::Backoff;
 use crate::{client::Client, config::Controller, worker::Shared};
@@ -14,6 +15,8 @@ use crate::{client::Client, config::Controller, worker::Shared};
 /// One snapshot on the wire.
 const LINE_MAX: usize = 1 << 20;
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
+/// A controller that is there sends an empty line every five seconds.
+const SILENT_FOR: Duration = Duration::from_secs(20);
 
 /// Follows the controller for as long as it is polled.
 pub async fn follow(shared: Arc<Shared>, controller: Controller) {
@@ -52,7 +55,7 @@ async fn follow_once(shared: &Shared, controller: &Controller, backoff: &mut Bac
 
 async fn read_lines(shared: &Shared, mut body: Incoming) -> Result<(), String> {
     let mut pending = BytesMut::new();
-    while let Some(frame) = body.frame().await {
+    while let Some(frame) = timeout(SILENT_FOR, body.frame()).await.map_err(|_| format!("nothing was heard of it for {SILENT_FOR:?}"))? {
         let Ok(bytes) = frame.map_err(|error| error.to_string())?.into_data() else { continue };
         pending.extend_from_slice(&bytes);
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {

@@ -144,7 +144,11 @@ impl Store {
 
 fn in_force(state: &State, now_ns: u64) -> impl Iterator<Item = (Source, Arc<CompiledPolicy>)> {
     let manual = state.manual.iter().map(|policy| (Source::Manual, policy));
-    let controller = state.controller.iter().filter(|policy| !state.disarmed.iter().any(|disarmed| Arc::ptr_eq(policy, disarmed))).map(|policy| (Source::Controller, policy));
+    let controller = state
+        .controller
+        .iter()
+        .filter(|policy| !state.disarmed.iter().any(|disarmed| Arc::ptr_eq(policy, disarmed)))
+        .map(|policy| (Source::Controller, policy));
     manual.chain(controller).filter(move |(_, policy)| !policy.is_expired(now_ns)).map(|(source, policy)| (source, Arc::clone(policy)))
 }
 
