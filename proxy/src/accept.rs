@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -24,7 +24,9 @@ use tokio::{
 };
 
 use crate::{
+    config::UNSPECIFIED,
     drain::{Phase, reached},
+    hold::held_down,
     stack,
     worker::{LocalExec, Worker},
 };
@@ -40,8 +42,17 @@ const BACKLOG: u32 = 1024;
 /// The connection preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// One bound socket for each of `threads`, all on one port; port 0 becomes whichever is free.
+/// One bound socket for each of `threads`, all on one port; port 0 becomes whichever is free. `[::]` takes both families, or IPv4 where there is no other.
 pub fn bind(address: SocketAddr, threads: usize) -> io::Result<(SocketAddr, Vec<TcpSocket>)> {
+    match bind_one(address, threads) {
+        Err(error) if address.ip() == UNSPECIFIED && matches!(error.raw_os_error(), Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL)) => {
+            bind_one(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()), threads)
+        }
+        bound => bound,
+    }
+}
+
+fn bind_one(address: SocketAddr, threads: usize) -> io::Result<(SocketAddr, Vec<TcpSocket>)> {
     let socket = |address: SocketAddr| -> io::Result<TcpSocket> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_reuseaddr(true)?;
@@ -63,8 +74,8 @@ pub fn listen(socket: TcpSocket) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves `listener` until the sidecar has drained.
-pub async fn accept(worker: Rc<Worker>, listener: TcpListener) {
+/// Serves `listener`, which is that of `route`, until the sidecar has drained.
+pub async fn accept(worker: Rc<Worker>, listener: TcpListener, route: usize) {
     let config = &worker.shared.config;
     let most = (config.max_connections / config.threads).max(1);
     let builder = Rc::new(builder(config.header_timeout));
@@ -78,7 +89,8 @@ pub async fn accept(worker: Rc<Worker>, listener: TcpListener) {
             biased;
             () = reached(&mut gone, Phase::Gone) => return,
             accepted = next => match accepted {
-                Ok((stream, peer)) => serve(&worker, &builder, stream, peer),
+                Ok((stream, _)) if worker.held.is_held() => refuse(&stream),
+                Ok((stream, peer)) => serve(&worker, &builder, stream, peer, route),
                 // Out of descriptors or the client gave up; neither is a reason to stop, and the first needs a moment.
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -117,18 +129,24 @@ fn builder(header_timeout: Duration) -> auto::Builder<LocalExec> {
     builder
 }
 
-fn serve(worker: &Rc<Worker>, builder: &Rc<auto::Builder<LocalExec>>, stream: TcpStream, peer: SocketAddr) {
+/// Held down: the client is told at once, by a reset.
+fn refuse(stream: &TcpStream) {
+    // A socket that refuses this is closed all the same.
+    let _ = stream.set_zero_linger();
+}
+
+fn serve(worker: &Rc<Worker>, builder: &Rc<auto::Builder<LocalExec>>, stream: TcpStream, peer: SocketAddr, route: usize) {
     // Small answers must not wait for the acknowledgement of the last one. A socket that refuses this still works.
     let _ = stream.set_nodelay(true);
     let (worker, builder) = (Rc::clone(worker), Rc::clone(builder));
     let open = worker.connections.enter();
     worker.meter.metrics.connections.inc();
     tokio::task::spawn_local(async move {
-        let service = TowerToHyperService::new(stack::stack(Rc::clone(&worker), peer.ip()));
+        let service = TowerToHyperService::new(stack::stack(Rc::clone(&worker), peer.ip().to_canonical(), route));
         let stream = FirstBytes::new(stream, worker.shared.config.header_timeout);
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
-        let (mut leaving, mut gone) = (worker.drain.subscribe(), worker.drain.subscribe());
+        let (mut leaving, mut gone, mut held) = (worker.drain.subscribe(), worker.drain.subscribe(), worker.held.subscribe());
         let leave = reached(&mut leaving, Phase::Leaving);
         tokio::pin!(leave);
         let mut left = false;
@@ -146,6 +164,7 @@ fn serve(worker: &Rc<Worker>, builder: &Rc<auto::Builder<LocalExec>>, stream: Tc
                     connection.as_mut().graceful_shutdown();
                 }
                 () = reached(&mut gone, Phase::Gone) => break,
+                () = held_down(&mut held) => break,
             }
         }
         worker.meter.metrics.connections.dec();

@@ -1,4 +1,4 @@
-//! The admin port, on loopback: `/metrics`, `/healthz`, `/readyz`, `/policy`.
+//! The admin port, on loopback: `/metrics`, `/healthz`, `/readyz`, `/policy`; and the health port, on all interfaces, for kubelet and Prometheus: the first three.
 //!
 //! Loopback keeps other machines out but not web pages in this machine's browser, so a request must name a loopback host (which a rebound DNS name is not),
 //! and one that a page sent (it has `Origin`) may change nothing.
@@ -30,8 +30,17 @@ const BODY_MAX: usize = 1 << 20;
 const CONNECTIONS_MAX: usize = 64;
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 
+/// Who can reach a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// This machine: everything is there.
+    Loopback,
+    /// Everybody: nothing can be changed, nor read that says what is armed.
+    Network,
+}
+
 /// Serves for as long as it is polled.
-pub async fn serve(shared: Arc<Shared>, listener: TcpListener) {
+pub async fn serve(shared: Arc<Shared>, listener: TcpListener, reach: Reach) {
     let connections = Rc::<Counter>::default();
     loop {
         connections.below(CONNECTIONS_MAX).await;
@@ -48,7 +57,7 @@ pub async fn serve(shared: Arc<Shared>, listener: TcpListener) {
             let _open = open;
             let service = service_fn(move |request| {
                 let shared = Arc::clone(&shared);
-                async move { Ok::<_, Infallible>(answer(&shared, request).await.map(Full::new)) }
+                async move { Ok::<_, Infallible>(answer(&shared, request, reach).await.map(Full::new)) }
             });
             let served = http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).serve_connection(TokioIo::new(stream), service);
             if let Err(error) = served.await {
@@ -58,17 +67,27 @@ pub async fn serve(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
-async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Bytes> {
-    if let Err(problem) = allowed(&request) {
+async fn answer(shared: &Shared, request: Request<Incoming>, reach: Reach) -> Response<Bytes> {
+    let here: &[&str] = match reach {
+        Reach::Loopback => &["/metrics", "/healthz", "/readyz", "/policy"],
+        Reach::Network => &["/metrics", "/healthz", "/readyz"],
+    };
+    if reach == Reach::Loopback
+        && let Err(problem) = allowed(&request)
+    {
         return problem.response(Dialect::Http, Origin::Proxy);
+    }
+    if !here.contains(&request.uri().path()) {
+        let detail = format!("{} is not here: there are {}", request.uri().path(), here.join(", "));
+        return Problem::new(StatusCode::NOT_FOUND, "path", "Not found", detail).response(Dialect::Http, Origin::Proxy);
     }
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => text(StatusCode::OK, gather::CONTENT_TYPE, metrics(shared)),
         (&Method::GET, "/healthz") => text(StatusCode::OK, "text/plain", "ok\n"),
-        (&Method::GET, "/readyz") => {
-            let why = if shared.drain.is_draining() { "draining\n" } else { "model server not ready\n" };
-            if shared.is_ready() { text(StatusCode::OK, "text/plain", "ok\n") } else { text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", why) }
-        }
+        (&Method::GET, "/readyz") => match shared.not_ready() {
+            None => text(StatusCode::OK, "text/plain", "ok\n"),
+            Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n")),
+        },
         (&Method::GET, "/policy") => policies(shared),
         (&Method::PUT, "/policy") => match put(shared, request).await {
             Ok(()) => policies(shared),
@@ -78,16 +97,12 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Bytes> 
             shared.store.disarm();
             policies(shared)
         }
-        (_, "/metrics" | "/healthz" | "/readyz" | "/policy") => {
+        _ => {
             let allow = if request.uri().path() == "/policy" { "GET, PUT, DELETE" } else { "GET" };
             let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "Method not allowed", format!("use {allow}"));
             let mut response = problem.response(Dialect::Http, Origin::Proxy);
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
             response
-        }
-        (_, path) => {
-            let detail = format!("{path} is not here: there are /metrics, /healthz, /readyz and /policy");
-            Problem::new(StatusCode::NOT_FOUND, "path", "Not found", detail).response(Dialect::Http, Origin::Proxy)
         }
     }
 }

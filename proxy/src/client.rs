@@ -7,7 +7,13 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::control::address::Tls;
 
 /// Why there was no answer.
 #[derive(Debug, thiserror::Error)]
@@ -23,13 +29,14 @@ pub enum ClientError {
 /// A connection to one place, kept while it works.
 pub struct Client {
     authority: String,
+    tls: Option<Tls>,
     connection: Option<http1::SendRequest<Full<Bytes>>>,
 }
 
 impl Client {
     /// `authority`: `host:port`.
-    pub fn new(authority: impl Into<String>) -> Self {
-        Self { authority: authority.into(), connection: None }
+    pub fn new(authority: impl Into<String>, tls: Option<Tls>) -> Self {
+        Self { authority: authority.into(), tls, connection: None }
     }
 
     /// Sends `request` and waits for the response's head, both within `after`. The response's body must be read before the next call, or the connection is lost.
@@ -62,6 +69,17 @@ impl Client {
         let authority = || self.authority.clone();
         let stream = TcpStream::connect(&self.authority).await.map_err(|why| ClientError::Connect { authority: authority(), why })?;
         let _ = stream.set_nodelay(true);
+        match &self.tls {
+            None => self.handshake(stream).await,
+            Some(Tls { connector, name }) => {
+                let stream = connector.connect(name.clone(), stream).await.map_err(|why| ClientError::Connect { authority: authority(), why })?;
+                self.handshake(stream).await
+            }
+        }
+    }
+
+    async fn handshake(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) -> Result<http1::SendRequest<Full<Bytes>>, ClientError> {
+        let authority = || self.authority.clone();
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|why| ClientError::Http { authority: authority(), why })?;
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {

@@ -1,14 +1,25 @@
 //! What a sidecar is told when it starts: flags, checked once into [`Config`].
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use steadfast_api::{Span, sidecar::PodIdentity};
 use steadfast_golden_sets::engine::EngineChoice;
 
+use crate::control::address::Controller;
+
 /// Variable with the bearer token for the controller; a flag would show it to everybody who may list processes.
 pub const TOKEN_VARIABLE: &str = "STEADFAST_CONTROLLER_TOKEN";
+/// Variable with the certificates by which the controller proves itself, PEM.
+pub const CA_VARIABLE: &str = "STEADFAST_CONTROLLER_CA";
 /// Threads that forward requests.
 const THREADS_MAX: usize = 256;
+/// Ports of one model server.
+const ROUTES_MAX: usize = 16;
 
 /// Stand in front of one model server: measure, inject faults when armed, replay golden inputs.
 ///
@@ -22,14 +33,27 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
     /// Address of the model server.
-    #[arg(long, value_name = "ADDRESS")]
-    pub upstream: SocketAddr,
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "route")]
+    pub upstream: Option<SocketAddr>,
+    /// Instead of --listen and --upstream, for servers with several ports: where users come in and where the server listens; a port alone means all interfaces
+    /// there, loopback here. May be repeated; the first is also the way of golden replays.
+    #[arg(long, value_name = "LISTEN=UPSTREAM", conflicts_with_all = ["listen", "upstream"])]
+    pub route: Vec<String>,
     /// Address of metrics, health and /policy. Loopback only.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub admin: SocketAddr,
+    /// Address, or port on all interfaces, of /healthz, /readyz and /metrics for those who are not on this machine. /policy is not there.
+    #[arg(long, value_name = "ADDRESS")]
+    pub health: Option<String>,
     /// The model server's readiness path.
     #[arg(long, value_name = "PATH", default_value = "/v2/health/ready")]
     pub ready_path: String,
+    /// Port on which the model server tells its readiness. Without it: the first upstream's.
+    #[arg(long, value_name = "PORT")]
+    pub ready_port: Option<u16>,
+    /// The model server is ready when it takes connections; nothing is asked.
+    #[arg(long, conflicts_with = "ready_path")]
+    pub ready_tcp: bool,
     /// Name of the pod, for reports.
     #[arg(long, value_name = "NAME", default_value = "")]
     pub pod_name: String,
@@ -39,9 +63,16 @@ pub struct Args {
     /// Name of the pod's node, for reports.
     #[arg(long, value_name = "NAME", default_value = "")]
     pub node_name: String,
-    /// Controller to take policies from and to report to, such as http://127.0.0.1:8600. The bearer token is read from STEADFAST_CONTROLLER_TOKEN.
+    /// Namespace of the pod, for reports.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub namespace: String,
+    /// Controller to take policies from and to report to, such as http://127.0.0.1:8600 or https://HOST:PORT, which must then prove itself by the certificates in
+    /// STEADFAST_CONTROLLER_CA. The bearer token is read from STEADFAST_CONTROLLER_TOKEN, or from --token-file.
     #[arg(long, value_name = "URL")]
     pub controller: Option<String>,
+    /// File with the bearer token; read again whenever it is sent.
+    #[arg(long, value_name = "FILE", requires = "controller")]
+    pub token_file: Option<PathBuf>,
     /// Golden set to replay against the model server; may be repeated.
     #[arg(long, value_name = "DIRECTORY")]
     pub golden: Vec<PathBuf>,
@@ -106,22 +137,34 @@ pub struct BadFlag {
     pub why: String,
 }
 
-/// The controller's address, taken apart.
+/// Where users come in, and the model server behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub listen: SocketAddr,
+    pub upstream: SocketAddr,
+}
+
+/// How the model server tells that it is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Controller {
-    /// `host:port`.
-    pub authority: String,
-    /// Bearer token; empty: none.
-    pub token: String,
+pub enum Readiness {
+    Http {
+        address: SocketAddr,
+        path: http::uri::PathAndQuery,
+    },
+    /// It takes connections.
+    Tcp {
+        address: SocketAddr,
+    },
 }
 
 /// Checked flags.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub listen: SocketAddr,
-    pub upstream: SocketAddr,
+    /// At least one; the first is the way of golden replays.
+    pub routes: Vec<Route>,
     pub admin: SocketAddr,
-    pub ready_path: http::uri::PathAndQuery,
+    pub health: Option<SocketAddr>,
+    pub readiness: Readiness,
     pub pod: PodIdentity,
     pub controller: Option<Controller>,
     pub golden: Vec<PathBuf>,
@@ -143,17 +186,26 @@ pub struct Config {
 }
 
 impl Config {
-    /// Checks `args`. `token` is the controller's bearer token.
-    pub fn new(args: Args, token: Option<String>) -> Result<Self, BadFlag> {
+    /// Where golden replays go.
+    pub fn upstream(&self) -> SocketAddr {
+        self.routes[0].upstream
+    }
+
+    /// Checks `args`. `variable` reads a variable of the environment.
+    pub fn new(args: Args, variable: impl Fn(&str) -> Option<String>) -> Result<Self, BadFlag> {
         let bad = |flag, value: &dyn ToString, why: &str| BadFlag { flag, value: value.to_string(), why: why.to_owned() };
         if !args.admin.ip().is_loopback() {
             return Err(bad("admin", &args.admin, "the admin port has no authentication and stays on loopback: give 127.0.0.1:PORT or [::1]:PORT"));
         }
-        if args.upstream.port() == 0 {
-            return Err(bad("upstream", &args.upstream, "port 0 cannot be dialled: give the model server's port"));
-        }
+        let routes = routes(&args)?;
+        let health =
+            args.health.as_ref().map(|text| address(text, UNSPECIFIED).ok_or_else(|| bad("health", text, "give a port such as 4191, or ADDRESS:PORT")));
+        let health = health.transpose()?;
+        let mut ready_address = routes[0].upstream;
+        ready_address.set_port(args.ready_port.unwrap_or(ready_address.port()));
         let ready_path = args.ready_path.parse().ok().filter(|_| args.ready_path.starts_with('/'));
         let ready_path = ready_path.ok_or_else(|| bad("ready-path", &args.ready_path, "give a path that begins with a slash, such as /v2/health/ready"))?;
+        let readiness = if args.ready_tcp { Readiness::Tcp { address: ready_address } } else { Readiness::Http { address: ready_address, path: ready_path } };
         if args.threads > THREADS_MAX {
             return Err(bad("threads", &args.threads, "give 1 to 256, or 0 for one per core"));
         }
@@ -171,33 +223,14 @@ impl Config {
                 return Err(bad(flag, &span, "give at least 1ms"));
             }
         }
-        let controller = match args.controller {
-            None => None,
-            Some(url) => {
-                let uri: Option<http::Uri> = url.parse().ok();
-                let uri = uri.filter(|uri| uri.scheme_str() == Some("http") && uri.path() == "/" && uri.query().is_none());
-                let authority = uri.as_ref().and_then(http::Uri::authority).filter(|authority| authority.port().is_some());
-                let Some(authority) = authority else {
-                    return Err(bad("controller", &url, "give http://HOST:PORT"));
-                };
-                let token = token.unwrap_or_default();
-                if http::HeaderValue::try_from(&token).is_err() {
-                    return Err(BadFlag {
-                        flag: "controller",
-                        value: url,
-                        why: format!("the token in {TOKEN_VARIABLE} has characters that no header can carry"),
-                    });
-                }
-                Some(Controller { authority: authority.to_string(), token })
-            }
-        };
+        let controller = args.controller.map(|url| Controller::new(&url, args.token_file, variable(TOKEN_VARIABLE), variable(CA_VARIABLE))).transpose()?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Self {
-            listen: args.listen,
-            upstream: args.upstream,
+            routes,
             admin: args.admin,
-            ready_path,
-            pod: PodIdentity { name: args.pod_name, uid: args.pod_uid, node: args.node_name, namespace: String::new() },
+            health,
+            readiness,
+            pod: PodIdentity { name: args.pod_name, uid: args.pod_uid, node: args.node_name, namespace: args.namespace },
             controller,
             golden: args.golden,
             golden_every: args.golden_every.get(),
@@ -219,6 +252,37 @@ impl Config {
     }
 }
 
+/// Every interface, of both families where the machine has both.
+pub const UNSPECIFIED: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
+/// `ADDRESS:PORT`, or a port of `host`.
+fn address(text: &str, host: IpAddr) -> Option<SocketAddr> {
+    text.parse().ok().or_else(|| text.parse().ok().map(|port: u16| SocketAddr::new(host, port)))
+}
+
+fn routes(args: &Args) -> Result<Vec<Route>, BadFlag> {
+    let bad = |flag, value: &dyn ToString, why: &str| BadFlag { flag, value: value.to_string(), why: why.to_owned() };
+    let no_port = "port 0 cannot be dialled: give the model server's port";
+    if let Some(upstream) = args.upstream {
+        if upstream.port() == 0 {
+            return Err(bad("upstream", &upstream, no_port));
+        }
+        return Ok(vec![Route { listen: args.listen, upstream }]);
+    }
+    if args.route.len() > ROUTES_MAX {
+        return Err(bad("route", &format!("{} times", args.route.len()), "give it 16 times at most"));
+    }
+    let one = |text: &String| {
+        let parts = text.split_once('=').and_then(|(listen, upstream)| Some((address(listen, UNSPECIFIED)?, address(upstream, Ipv4Addr::LOCALHOST.into())?)));
+        let (listen, upstream) = parts.ok_or_else(|| bad("route", text, "give LISTEN=UPSTREAM, each a port or ADDRESS:PORT, such as 4180=8000"))?;
+        if upstream.port() == 0 {
+            return Err(bad("route", text, no_port));
+        }
+        Ok(Route { listen, upstream })
+    };
+    args.route.iter().map(one).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -233,7 +297,23 @@ mod tests {
 
     fn config(flags: &str) -> Result<Config, BadFlag> {
         let line = ["proxy", "--upstream", "127.0.0.1:8000"].into_iter().chain(flags.split_whitespace());
-        Config::new(Line::try_parse_from(line).unwrap().args, Some("secret".into()))
+        Config::new(Line::try_parse_from(line).unwrap().args, |name| (name == TOKEN_VARIABLE).then(|| "secret".into()))
+    }
+
+    #[test]
+    fn a_route_is_a_pair_of_ports_or_addresses() {
+        let config = |flags: &str| Config::new(Line::try_parse_from(["proxy"].into_iter().chain(flags.split_whitespace())).unwrap().args, |_| None);
+        let good = config("--route 4180=8000 --route 127.0.0.1:0=10.0.0.1:9 --ready-tcp --ready-port 81 --health 4191").unwrap();
+        let addresses: Vec<_> = good.routes.iter().map(|route| format!("{}={}", route.listen, route.upstream)).collect();
+        assert_eq!(addresses, ["[::]:4180=127.0.0.1:8000", "127.0.0.1:0=10.0.0.1:9"]);
+        assert_eq!(good.readiness, Readiness::Tcp { address: "127.0.0.1:81".parse().unwrap() });
+        assert_eq!(good.health.unwrap().port(), 4191);
+        for bad in ["4180", "4180=", "4180=0", "x=1", "4180:8000"] {
+            let error = config(&format!("--route {bad}")).unwrap_err().to_string();
+            assert!(error.contains(bad) && (error.contains("4180=8000") || error.contains("port 0")), "{error}");
+        }
+        assert!(Line::try_parse_from(["proxy"]).is_err(), "either is needed");
+        assert!(Line::try_parse_from(["proxy", "--route", "1=2", "--upstream", "127.0.0.1:1"]).is_err(), "not both");
     }
 
     #[test]
@@ -243,7 +323,7 @@ mod tests {
             ("--ready-path ready", "/v2/health/ready"),
             ("--threads 257", "1 to 256"),
             ("--controller 127.0.0.1:80", "http://HOST:PORT"),
-            ("--controller https://127.0.0.1:80", "http://HOST:PORT"),
+            ("--controller https://127.0.0.1:80", "STEADFAST_CONTROLLER_CA"),
             ("--controller http://localhost", "http://HOST:PORT"),
             ("--golden-every 0s", "at least 1ms"),
         ] {
@@ -256,6 +336,7 @@ mod tests {
     fn defaults_are_enough() {
         let config = config("--controller http://127.0.0.1:80").unwrap();
         assert!(config.threads >= 1);
-        assert_eq!(config.controller.unwrap(), Controller { authority: "127.0.0.1:80".into(), token: "secret".into() });
+        let controller = config.controller.unwrap();
+        assert_eq!((controller.authority.as_str(), controller.authorization().unwrap().to_str().unwrap()), ("127.0.0.1:80", "Bearer secret"));
     }
 }

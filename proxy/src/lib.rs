@@ -21,6 +21,7 @@ pub mod drain;
 pub mod fault;
 pub mod forward;
 pub mod golden;
+pub mod hold;
 pub mod measure;
 pub mod problem;
 pub mod ready;

@@ -11,7 +11,9 @@ use http::{Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use steadfast_api::sidecar::What;
 
-use crate::{client::Client, worker::Shared};
+use tokio::net::TcpStream;
+
+use crate::{client::Client, config::Readiness, worker::Shared};
 
 const WHILE_NOT_READY: Duration = Duration::from_millis(20);
 const WHILE_READY: Duration = Duration::from_secs(1);
@@ -22,7 +24,9 @@ const BODY_MAX: usize = 64 << 10;
 
 /// Looks for as long as it is polled, and tells every change.
 pub async fn watch(shared: Arc<Shared>) {
-    let mut client = Client::new(shared.config.upstream.to_string());
+    let mut client = match &shared.config.readiness {
+        Readiness::Http { address, .. } | Readiness::Tcp { address } => Client::new(address.to_string(), None),
+    };
     let mut known = None;
     loop {
         let begun = Instant::now();
@@ -44,7 +48,11 @@ pub async fn watch(shared: Arc<Shared>) {
 }
 
 async fn look(shared: &Shared, client: &mut Client) -> bool {
-    let request = Request::get(shared.config.ready_path.as_str()).header(header::HOST, shared.config.upstream.to_string()).body(Full::new(Bytes::new()));
+    let (address, path) = match &shared.config.readiness {
+        Readiness::Tcp { address } => return matches!(tokio::time::timeout(LOOK_MAX, TcpStream::connect(address)).await, Ok(Ok(_))),
+        Readiness::Http { address, path } => (address, path),
+    };
+    let request = Request::get(path.as_str()).header(header::HOST, address.to_string()).body(Full::new(Bytes::new()));
     // Path and address were checked when the flags were.
     let Ok(request) = request else { return false };
     match client.send(request, LOOK_MAX).await {

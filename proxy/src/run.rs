@@ -19,13 +19,16 @@ use tokio::{
 };
 
 use crate::{
-    accept, admin, clock,
-    config::{Args, BadFlag, Config, TOKEN_VARIABLE},
+    accept,
+    admin::{self, Reach},
+    clock,
+    config::{Args, BadFlag, Config},
     control::{
         report::{self, Evidence, Reporter},
         watch,
     },
     drain::Phase,
+    forward::pool::Pool,
     golden, ready,
     worker::{Shared, Worker},
 };
@@ -63,18 +66,27 @@ pub fn run(args: Args) -> Result<(), RunError> {
     // A program that has set up logging already keeps its own.
     let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).try_init();
     clock::since_start_ns();
-    let config = Config::new(args, std::env::var(TOKEN_VARIABLE).ok())?;
+    let config = Config::new(args, |name| std::env::var(name).ok())?;
     let policy = config.policy.as_ref().map(read_policy).transpose()?;
     let sets = config.golden.iter().map(|directory| golden::load(directory)).collect::<Result<Vec<_>, _>>()?;
     let listen = |what, address, why| RunError::Listen { what, address, why };
-    let (data, sockets) = accept::bind(config.listen, config.threads).map_err(|why| listen("--listen", config.listen, why))?;
+    let mut ports = Ports::default();
+    for route in &config.routes {
+        let (address, sockets) = accept::bind(route.listen, config.threads).map_err(|why| listen("--listen", route.listen, why))?;
+        ports.data.push(address);
+        ports.sockets.push(sockets);
+    }
     let admin = std::net::TcpListener::bind(config.admin).map_err(|why| listen("--admin", config.admin, why))?;
+    if let Some(address) = config.health {
+        let (_, mut sockets) = accept::bind(address, 1).map_err(|why| listen("--health", address, why))?;
+        ports.health = sockets.pop();
+    }
     let shared = Shared::new(config, Evidence::new(EVIDENCE_MAX));
     if let (Some(text), Some(file)) = (policy, &shared.config.policy) {
         admin::arm(&shared, &file.display().to_string(), &text).map_err(|error| RunError::Policy(error.message))?;
     }
     let runtime = start("no runtime", tokio::runtime::Builder::new_current_thread().enable_all().build())?;
-    LocalSet::new().block_on(&runtime, main(shared, data, sockets, admin, sets))
+    LocalSet::new().block_on(&runtime, main(shared, ports, admin, sets))
 }
 
 fn read_policy(file: &PathBuf) -> Result<String, RunError> {
@@ -87,7 +99,7 @@ fn read_policy(file: &PathBuf) -> Result<String, RunError> {
 }
 
 /// The main thread: everything that is not a request of a user.
-async fn main(shared: Arc<Shared>, data: SocketAddr, sockets: Vec<TcpSocket>, admin: std::net::TcpListener, sets: Vec<golden::Loaded>) -> Result<(), RunError> {
+async fn main(shared: Arc<Shared>, ports: Ports, admin: std::net::TcpListener, sets: Vec<golden::Loaded>) -> Result<(), RunError> {
     // Before anybody can know that we run, so that no signal finds the default action.
     let mut terminate = start("SIGTERM", signal(SignalKind::terminate()))?;
     let mut interrupt = start("SIGINT", signal(SignalKind::interrupt()))?;
@@ -96,11 +108,19 @@ async fn main(shared: Arc<Shared>, data: SocketAddr, sockets: Vec<TcpSocket>, ad
     let admin = start("admin port", tokio::net::TcpListener::from_std(admin))?;
     let mut threads = Vec::new();
     let (done, ended) = (Arc::new(Notify::new()), Arc::new(std::sync::atomic::AtomicUsize::new(0)));
-    let count = sockets.len();
-    for (index, socket) in sockets.into_iter().enumerate() {
-        threads.push(spawn(&shared, index as u64, socket, Arc::clone(&done), Arc::clone(&ended))?);
+    let Ports { data, sockets: mut by_route, health } = ports;
+    let count = shared.config.threads;
+    for index in 0..count {
+        let sockets = by_route.iter_mut().filter_map(Vec::pop).collect();
+        threads.push(spawn(&shared, index as u64, sockets, Arc::clone(&done), Arc::clone(&ended))?);
     }
-    tokio::task::spawn_local(admin::serve(Arc::clone(&shared), admin));
+    tokio::task::spawn_local(admin::serve(Arc::clone(&shared), admin, Reach::Loopback));
+    let mut health_address = None;
+    if let Some(socket) = health {
+        let listener = start("health port", accept::listen(socket))?;
+        health_address = Some(start("health port", listener.local_addr())?);
+        tokio::task::spawn_local(admin::serve(Arc::clone(&shared), listener, Reach::Network));
+    }
     tokio::task::spawn_local(ready::watch(Arc::clone(&shared)));
     tokio::task::spawn_local({
         let shared = Arc::clone(&shared);
@@ -122,9 +142,18 @@ async fn main(shared: Arc<Shared>, data: SocketAddr, sockets: Vec<TcpSocket>, ad
         start("golden thread", thread::Builder::new().name("golden".into()).spawn(run))?;
     }
     // Whoever started us may not listen; then nobody needs it.
-    let _ = writeln!(io::stdout(), "{}", serde_json::json!({ "data": data.to_string(), "admin": admin_address.to_string() }));
+    let mut line = serde_json::json!({ "data": data[0].to_string(), "admin": admin_address.to_string() });
+    if data.len() > 1 {
+        line["routes"] = data.iter().map(ToString::to_string).collect();
+    }
+    if let Some(health) = health_address {
+        line["health"] = health.to_string().into();
+    }
+    let _ = writeln!(io::stdout(), "{line}");
     let _ = io::stdout().flush();
-    tracing::info!(%data, admin = %admin_address, upstream = %shared.config.upstream, threads = count, "listening");
+    for (listen, route) in data.iter().zip(&shared.config.routes) {
+        tracing::info!(data = %listen, upstream = %route.upstream, admin = %admin_address, threads = count, "listening");
+    }
 
     let mut failed = false;
     tokio::select! {
@@ -162,11 +191,21 @@ async fn main(shared: Arc<Shared>, data: SocketAddr, sockets: Vec<TcpSocket>, ad
     if failed { Err(RunError::Thread) } else { Ok(()) }
 }
 
-/// A thread that serves `socket`. Returns once it listens.
+/// What is bound before anything runs.
+#[derive(Default)]
+struct Ports {
+    /// Address of each route.
+    data: Vec<SocketAddr>,
+    /// For each route, a socket for each thread.
+    sockets: Vec<Vec<TcpSocket>>,
+    health: Option<TcpSocket>,
+}
+
+/// A thread that serves `sockets`, one for each route. Returns once it listens.
 fn spawn(
     shared: &Arc<Shared>,
     index: u64,
-    socket: TcpSocket,
+    sockets: Vec<TcpSocket>,
     done: Arc<Notify>,
     ended: Arc<std::sync::atomic::AtomicUsize>,
 ) -> Result<thread::JoinHandle<()>, RunError> {
@@ -178,10 +217,11 @@ fn spawn(
         let result = tokio::runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
             LocalSet::new().block_on(&runtime, async {
                 let worker = Worker::new(Arc::clone(&shared), index)?;
-                let listener = accept::listen(socket)?;
+                let listeners = sockets.into_iter().map(accept::listen).collect::<io::Result<Vec<_>>>()?;
                 let _ = listening.send(Ok(()));
                 tokio::task::spawn_local(hand_over(Rc::clone(&worker)));
-                accept::accept(Rc::clone(&worker), listener).await;
+                let accepting = listeners.into_iter().enumerate().map(|(route, listener)| accept::accept(Rc::clone(&worker), listener, route));
+                futures_util::future::join_all(accepting).await;
                 flush(&worker);
                 Ok(())
             })
@@ -213,7 +253,7 @@ async fn hand_over(worker: Rc<Worker>) {
     loop {
         every.tick().await;
         flush(&worker);
-        worker.pool.sweep();
+        worker.pools.iter().for_each(Pool::sweep);
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Facts {
     pub fault_header: Vec<HeaderValue>,
     /// The client asks to switch to WebSocket.
     pub websocket: bool,
+    /// By which of [`Config::routes`](crate::config::Config::routes) it came in.
+    pub route: usize,
 }
 
 /// A request that cannot be forwarded, and the form in which to say so.
@@ -52,7 +54,7 @@ pub struct Refusal {
 
 impl Sanitized<Request<RequestBody>> {
     /// A user's request.
-    pub fn user(request: Request<RequestBody>, peer: IpAddr) -> Result<Self, Refusal> {
+    pub fn user(request: Request<RequestBody>, peer: IpAddr, route: usize) -> Result<Self, Refusal> {
         let dialect = dialect(request.version(), request.uri().path(), request.headers());
         let head = request.method() == Method::HEAD;
         let (mut parts, body) = request.into_parts();
@@ -85,7 +87,7 @@ impl Sanitized<Request<RequestBody>> {
         let (probe, model) = oip(path.path());
         parts.uri = path.into();
         parts.version = Version::HTTP_11;
-        let facts = Facts { caller: Caller::User(peer), dialect, head, probe, model, fault_header, websocket };
+        let facts = Facts { caller: Caller::User(peer), dialect, head, probe, model, fault_header, websocket, route };
         Ok(Self { request: Request::from_parts(parts, body), facts })
     }
 
@@ -93,7 +95,7 @@ impl Sanitized<Request<RequestBody>> {
     pub fn replay(request: Request<RequestBody>) -> Self {
         let (probe, model) = oip(request.uri().path());
         let dialect = dialect(request.version(), request.uri().path(), request.headers());
-        let facts = Facts { caller: Caller::Replay, dialect, head: false, probe, model, fault_header: Vec::new(), websocket: false };
+        let facts = Facts { caller: Caller::Replay, dialect, head: false, probe, model, fault_header: Vec::new(), websocket: false, route: 0 };
         Self { request, facts }
     }
 
@@ -185,7 +187,7 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        Sanitized::user(request.body(RequestBody::Empty).unwrap(), "127.0.0.1".parse().unwrap()).map(Sanitized::into_parts)
+        Sanitized::user(request.body(RequestBody::Empty).unwrap(), "127.0.0.1".parse().unwrap(), 0).map(Sanitized::into_parts)
     }
 
     #[test]
@@ -194,7 +196,7 @@ mod tests {
             assert_eq!(request(Version::HTTP_11, uri, headers).err().unwrap().problem.status, 400);
         }
         let connect = Request::builder().method("CONNECT").uri("a:80").body(RequestBody::Empty).unwrap();
-        assert_eq!(Sanitized::user(connect, "127.0.0.1".parse().unwrap()).err().unwrap().problem.status, 501);
+        assert_eq!(Sanitized::user(connect, "127.0.0.1".parse().unwrap(), 0).err().unwrap().problem.status, 501);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::{
     drain::Drain,
     fault::{armed::Store, timer::Timer},
     forward::pool::Pool,
+    hold::Hold,
     measure::{Meter, Metrics, window::Window},
 };
 
@@ -84,8 +85,17 @@ impl Shared {
         self.metrics.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|metrics| metrics.in_progress.get()).sum()
     }
 
-    pub fn is_ready(&self) -> bool {
-        self.upstream_ready.load(Ordering::Acquire) && !self.drain.is_draining()
+    /// Why users should not be sent here now; `None`: the pod is ready.
+    pub fn not_ready(&self) -> Option<String> {
+        if self.drain.is_draining() {
+            Some("draining".to_owned())
+        } else if self.store.hold.is_held() {
+            Some("held down by a policy".to_owned())
+        } else if let Some(reason) = self.store.kept_out() {
+            Some(format!("kept out of the Service: {reason}"))
+        } else {
+            (!self.upstream_ready.load(Ordering::Acquire)).then(|| "model server not ready".to_owned())
+        }
     }
 }
 
@@ -94,11 +104,14 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     pub meter: Meter,
     pub timer: Timer,
-    pub pool: Pool,
+    /// One for each route.
+    pub pools: Vec<Pool>,
     pub rng: RefCell<StdRng>,
     pub connections: Rc<Counter>,
     /// [`Shared::drain`] as this thread knows it.
     pub drain: Drain,
+    /// [`Store::hold`] as this thread knows it.
+    pub held: Hold,
 }
 
 impl Worker {
@@ -107,12 +120,12 @@ impl Worker {
         let timer = Timer::new()?;
         tokio::task::spawn_local(timer.clone().drive());
         let config = &shared.config;
-        let pool = Pool::new(config.upstream, config.connect_timeout, config.max_connections);
+        let pools = config.routes.iter().map(|route| Pool::new(route.upstream, config.connect_timeout, config.max_connections)).collect();
         let rng = RefCell::new(StdRng::seed_from_u64(config.seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15))));
         let meter = Meter::new(shared.metrics());
-        let worker = Rc::new(Self { meter, timer, pool, rng, connections: Rc::default(), drain: Drain::new(), shared });
+        let worker = Rc::new(Self { meter, timer, pools, rng, connections: Rc::default(), drain: Drain::new(), held: Hold::default(), shared });
         let own = Rc::clone(&worker);
-        tokio::task::spawn_local(async move { own.drain.follow(&own.shared.drain).await });
+        tokio::task::spawn_local(async move { tokio::join!(own.drain.follow(&own.shared.drain), own.held.follow(&own.shared.store.hold)) });
         Ok(worker)
     }
 }

@@ -163,6 +163,9 @@ pub(crate) struct Sidecar {
     child: Child,
     pub(crate) data: SocketAddr,
     pub(crate) admin: SocketAddr,
+    /// Addresses of all routes, where there are several, and of the health port.
+    pub(crate) routes: Vec<SocketAddr>,
+    pub(crate) health: Option<SocketAddr>,
 }
 
 impl Sidecar {
@@ -172,8 +175,12 @@ impl Sidecar {
 
     /// `token`: for the controller.
     pub(crate) fn start_with_token(upstream: SocketAddr, flags: &[&str], token: &str) -> Self {
+        Self::start_bare(&[&["--upstream", &upstream.to_string()], flags].concat(), token)
+    }
+
+    pub(crate) fn start_bare(flags: &[&str], token: &str) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_steadfast"))
-            .args(["proxy", "--upstream", &upstream.to_string()])
+            .arg("proxy")
             .args(if flags.contains(&"--threads") { &[][..] } else { &["--threads", "1"] })
             .args(flags)
             .env("STEADFAST_CONTROLLER_TOKEN", token)
@@ -184,8 +191,10 @@ impl Sidecar {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let addresses: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
-        let address = |name: &str| addresses[name].as_str().unwrap().parse().unwrap();
-        Self { data: address("data"), admin: address("admin"), child }
+        let address = |value: &Value| value.as_str().unwrap().parse().unwrap();
+        let routes = addresses["routes"].as_array().map(|routes| routes.iter().map(address).collect()).unwrap_or_default();
+        let health = addresses.get("health").map(address);
+        Self { data: address(&addresses["data"]), admin: address(&addresses["admin"]), routes, health, child }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {

@@ -6,5 +6,7 @@ mod drain;
 mod exact;
 mod harness;
 mod header;
+mod hold;
 mod pass;
 mod policy;
+mod ports;

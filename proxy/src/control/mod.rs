@@ -1,6 +1,7 @@
 //! The sidecar's connection to the controller: policies down, numbered evidence up. The words are in `steadfast_api::sidecar`.
-//! Plain HTTP/1.1 with JSON lines; the sidecar dials, and if the controller is away traffic flows on and policies expire by themselves.
+//! HTTP/1.1 with JSON lines, by TLS on a cluster; the sidecar dials, and if the controller is away traffic flows on and policies expire by themselves.
 
+pub mod address;
 pub mod report;
 pub mod watch;
 

@@ -10,13 +10,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, header};
+use http::{Method, header};
 use http_body_util::{BodyExt, Full, Limited};
 use steadfast_api::sidecar::{self, SidecarReport, What};
 use tokio::sync::Notify;
 
-use super::Backoff;
-use crate::{client::Client, clock, config::Controller, worker::Shared};
+use super::{Backoff, address::Controller};
+use crate::{client::Client, clock, worker::Shared};
 
 /// Evidence of one report.
 const REPORT_MAX: usize = 512;
@@ -106,7 +106,7 @@ pub struct Reporter {
 
 impl Reporter {
     pub fn new(shared: Arc<Shared>, controller: Controller) -> Self {
-        let client = Client::new(&controller.authority);
+        let client = controller.client();
         Self { shared, controller, client, sequence: 0, unacknowledged: None }
     }
 
@@ -173,9 +173,11 @@ impl Reporter {
         report.sent_ns = clock::since_start_ns();
         let mut line = serde_json::to_vec(report).map_err(|error| error.to_string())?;
         line.push(b'\n');
-        let request = Request::post("/v1alpha1/reports")
-            .header(header::HOST, &self.controller.authority)
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.controller.token))
+        let request = self
+            .controller
+            .request()?
+            .method(Method::POST)
+            .uri("/v1alpha1/reports")
             .header(header::CONTENT_TYPE, "application/jsonl")
             .body(Full::new(Bytes::from(line)))
             .map_err(|error| error.to_string())?;

@@ -3,14 +3,13 @@
 use std::{fmt::Write, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use steadfast_api::policy::PolicySnapshot;
 use tokio::time::timeout;
 
-use super::Backoff;
-use crate::{client::Client, config::Controller, worker::Shared};
+use super::{Backoff, address::Controller};
+use crate::worker::Shared;
 
 /// One snapshot on the wire.
 const LINE_MAX: usize = 1 << 20;
@@ -40,12 +39,8 @@ async fn follow_once(shared: &Shared, controller: &Controller, backoff: &mut Bac
             let _ = write!(query, "%{byte:02X}");
         }
     }
-    let request = Request::get(format!("/v1alpha1/policies?uid={query}"))
-        .header(header::HOST, &controller.authority)
-        .header(header::AUTHORIZATION, format!("Bearer {}", controller.token))
-        .body(Full::new(Bytes::new()))
-        .map_err(|error| error.to_string())?;
-    let response = Client::new(&controller.authority).send(request, HEAD_WITHIN).await.map_err(|error| error.to_string())?;
+    let request = controller.request()?.uri(format!("/v1alpha1/policies?uid={query}")).body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
+    let response = controller.client().send(request, HEAD_WITHIN).await.map_err(|error| error.to_string())?;
     if !response.status().is_success() {
         return Err(format!("the controller answered {}", response.status()));
     }

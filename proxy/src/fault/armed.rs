@@ -18,7 +18,7 @@ use super::{
     burners::Burners,
     policy::{CompiledPolicy, POLICIES_MAX},
 };
-use crate::{clock, control::report::Evidence, problem::BadField};
+use crate::{clock, control::report::Evidence, hold::Hold, problem::BadField};
 
 /// Two deadlines nearer than this are one, said twice.
 const SAME_DEADLINE_NS: u64 = 1_000_000_000;
@@ -54,13 +54,24 @@ pub struct Store {
     armed: ArcSwap<Armed>,
     state: Mutex<State>,
     pub burners: Burners,
+    pub hold: Hold,
+    /// Why the pod stays out of its Service, and until when.
+    kept_out: Mutex<Option<(String, u64)>>,
     evidence: Evidence,
     changed: Notify,
 }
 
 impl Store {
     pub fn new(evidence: Evidence) -> Self {
-        Self { armed: ArcSwap::default(), state: Mutex::default(), burners: Burners::default(), evidence, changed: Notify::new() }
+        Self {
+            armed: ArcSwap::default(),
+            state: Mutex::default(),
+            burners: Burners::default(),
+            hold: Hold::default(),
+            kept_out: Mutex::default(),
+            evidence,
+            changed: Notify::new(),
+        }
     }
 
     /// What is armed. Never hold the guard across an `.await`.
@@ -75,6 +86,8 @@ impl Store {
             return Ok(false);
         }
         let policies = compile(snapshot.policies, &state.controller)?;
+        let until = |span: steadfast_api::Span| clock::now_ns().saturating_add(span.get().as_nanos() as u64);
+        *self.kept_out.lock().unwrap_or_else(PoisonError::into_inner) = snapshot.unready.map(|unready| (unready.reason, until(unready.expires_after)));
         // What was disarmed by hand is remembered for as long as the controller goes on saying it.
         state.disarmed.retain(|disarmed| policies.iter().any(|policy| Arc::ptr_eq(policy, disarmed)));
         state.epoch = snapshot.epoch;
@@ -82,6 +95,12 @@ impl Store {
         state.controller = policies;
         self.publish(&state);
         Ok(true)
+    }
+
+    /// Why the controller keeps this pod out of its Service now, if it does. What it said ends by itself.
+    pub fn kept_out(&self) -> Option<String> {
+        let kept_out = self.kept_out.lock().unwrap_or_else(PoisonError::into_inner);
+        kept_out.as_ref().filter(|(_, until_ns)| clock::now_ns() < *until_ns).map(|(reason, _)| reason.clone())
     }
 
     /// Arms exactly `policies` beside what the controller says.
@@ -112,6 +131,7 @@ impl Store {
         let policies: Vec<_> = in_force(state, clock::now_ns()).map(|(_, policy)| policy).collect();
         let armed = !policies.is_empty();
         self.burners.keep(&policies);
+        self.hold.set(policies.iter().any(|policy| policy.source.spec.held_down));
         tracing::info!(generation = state.generation, policies = policies.len(), "policies in force");
         self.armed.store(Arc::new(Armed { generation: state.generation, policies }));
         self.evidence.urgent(What::Policy { generation: state.generation, armed });
