@@ -142,6 +142,44 @@ fn a_slow_network_is_felt_for_as_long_as_it_lasts_and_proven() {
 }
 
 #[test]
+fn pods_held_down_lost_requests_and_scaling_are_seen_for_what_they_are() {
+    let spec = "  baseline: 2s
+  steps:
+    - {name: held, podHoldDown: {pods: {mode: one}}, for: 3s}
+    - {name: lossy, networkLoss: {pods: {mode: all}, share: 50%}, for: 2s}
+    - {name: cut off, networkPartition: {pods: {mode: one}}, for: 2s}
+    - {name: more, scale: {replicas: 3}, for: 3s}
+    - {name: fewer, scale: {replicas: 1}, for: 2s}
+    - {name: busy pod, cpuPressure: {pods: {mode: one}, load: 20%}, for: 2s}
+  stable: {within: 30s, hold: 1s}
+";
+    let ended = Run::start(&experiment("more-failures", "", spec), &[]).ended();
+    assert_eq!(ended.code, Some(0), "{}", ended.all());
+    let report = ended.report();
+    assert_sound(&report);
+    let during = |index: u32| report.phases.iter().find(|phase| phase.kind == PhaseKind::Fault && phase.step == Some(index)).expect("its phase");
+    let share = |index: u32| {
+        let counts = &during(index).service.availability;
+        counts.good as f64 / counts.attempted as f64
+    };
+    assert!(
+        share(0) < 0.99 && during(0).service.availability.failed_injected == 0,
+        "a pod held down answers nothing, it resets connections: {:?}",
+        during(0).service.availability
+    );
+    assert!((0.3..0.7).contains(&share(1)) && during(1).service.availability.failed_injected > 0, "{:?}", during(1).service.availability);
+    assert!((0.3..0.7).contains(&share(2)), "it stays in the Service and is reached by nobody: {:?}", during(2).service.availability);
+    assert!(share(3) > 0.99 && share(5) > 0.99, "{} {}", share(3), share(5));
+    // The pod that was held down and the one that was scaled away are outages, and recovered; the one that came for a while and went is none.
+    let outages: Vec<_> = report.outages.iter().map(|outage| (outage.fault, outage.censored)).collect();
+    assert_eq!(outages, [(Some(0), false), (Some(4), false)], "{:?}", report.outages);
+    let held = &report.outages[0];
+    assert!(held.capacity_outage_ms >= 3_000.0 && held.replacement.as_ref() == Some(&held.pod), "the same pod came back: {held:?}");
+    let right = held.marks.get(Mark::FirstCorrectPrediction).expect("it answered right again");
+    assert!(right - held.marks.get(Mark::Fault).expect("t0") >= 3_000.0, "not before users could ask it: {held:?}");
+}
+
+#[test]
 fn a_halt_undoes_everything_and_exits_4() {
     let spec = "  baseline: 2s
   steps: [{name: all gone, nodeFailure: {nodes: {mode: all}}, for: 60s}]

@@ -201,6 +201,7 @@ pub(crate) fn uid_of(what: &What) -> Option<&str> {
         | What::Endpoint { uid, .. }
         | What::Detected { uid, .. }
         | What::BackOff { uid, .. }
+        | What::Retired { uid }
         | What::Terminating { uid }
         | What::Gone { uid, .. } => Some(uid),
         What::Node { .. } => None,
@@ -225,6 +226,7 @@ pub(crate) fn words(changes: &[&Change]) -> Vec<&'static str> {
         What::Endpoint { present: false, .. } => "out",
         What::Detected { .. } => "detected",
         What::BackOff { .. } => "back-off",
+        What::Retired { .. } => "retired",
         What::Terminating { .. } => "terminating",
         What::Gone { .. } => "gone",
         What::Node { .. } => "node",

@@ -136,7 +136,7 @@ impl Fleet {
                 self.pods.push(track);
             }
             What::Scheduled { uid, node } => self.with(at, uid, |pod| pod.node.clone_from(node)),
-            What::Initialized { uid } | What::Ready { uid, .. } | What::Detected { uid, .. } => self.with(at, uid, |_| ()),
+            What::Initialized { uid } | What::Ready { uid, .. } | What::Detected { uid, .. } | What::Retired { uid } => self.with(at, uid, |_| ()),
             What::ContainerStarted { uid, .. } => self.with(at, uid, |pod| {
                 pod.running = true;
                 pod.waiting = false;

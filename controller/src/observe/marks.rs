@@ -11,6 +11,7 @@
 //!   before t12 (on the lost pod: to the last of all).
 //! - t11 is the first 2xx that the successor gave to a user, the first correct prediction the first right answer of it to a user or to a golden replay. t12 is
 //!   the beginning of the good service that then lasted for `hold`: no failure by this pod, no loss of its endpoint. Without users, t12 is t10.
+//! - A place that is not wanted any more (scaled away) ends without an outage.
 //! - What happened later is evidence that what must come before it had happened by then: t4 to t11 never run backwards (a sidecar polls every 20 ms, so the
 //!   probe may find the model loaded before it does).
 //!
@@ -235,6 +236,12 @@ impl Builder<'_> {
                 }
             }
             What::BackOff { uid, reason, .. } | What::Gone { uid, reason } => self.lost_by_uid(uid, at, reason),
+            What::Retired { uid } => {
+                if let Some(index) = self.by_uid.get(uid).copied().filter(|index| self.places[*index].holder.uid == *uid) {
+                    self.close(index, at);
+                    self.places[index].in_service = false;
+                }
+            }
             What::Terminating { uid } => self.lost_by_uid(uid, at, "deleted"),
             What::Node { node, ready } => {
                 if !*ready {

@@ -75,6 +75,10 @@ pub enum What {
         reason: String,
         wait: Span,
     },
+    /// Its place is not wanted any more (scaled away): what becomes of it now is no outage.
+    Retired {
+        uid: String,
+    },
     Terminating {
         uid: String,
     },

@@ -1,7 +1,8 @@
 //! When which sample is replayed. Random draws from a seed, one replay of a set at a time.
 //!
 //! At once when the model server becomes ready, and then quickly until the first right answer (so that the moment of the first correct prediction is known
-//! to within [`EAGER`]); every `--golden-every` from then on; skipped and counted while users keep the sidecar busy.
+//! to within [`EAGER`]); every `--golden-every` from then on; skipped and counted while users keep the sidecar busy;
+//! nothing is asked of a pod that is held down, since users cannot ask it either, and the end of that is like becoming ready.
 
 use std::{rc::Rc, time::Duration};
 
@@ -54,9 +55,19 @@ pub async fn run(worker: Rc<Worker>, loaded: Loaded, index: u64) {
         asked.judge.reset();
         asked.right_in_a_row = 0;
         asked.tell();
-        let (ready_since, mut right_since_ready) = (Instant::now(), false);
+        let (mut ready_since, mut right_since_ready) = (Instant::now(), false);
         let mut due = Instant::now();
+        let mut held = worker.held.subscribe();
         while *readiness.borrow_and_update() {
+            if *held.borrow_and_update() {
+                tokio::select! {
+                    // Whoever holds the pod down is this very sidecar.
+                    _ = held.wait_for(|held| !*held) => {}
+                    changed = readiness.changed() => if changed.is_err() { return },
+                }
+                (ready_since, right_since_ready, due) = (Instant::now(), false, Instant::now());
+                continue;
+            }
             if config.golden_skip_above > 0 && shared.in_progress() > i64::from(config.golden_skip_above) {
                 worker.meter.metrics.golden_skipped.with_label_values(&[&asked.name]).inc();
             } else if let Some(sample) = draw.next() {

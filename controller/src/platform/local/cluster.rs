@@ -195,13 +195,20 @@ impl Cluster {
         self.fill(at, uids);
     }
 
-    /// Wants this many pods from now on; the newest go first, and who comes back takes the places of `lost`. Returns the replicas before and who goes.
-    pub(super) fn scale(&mut self, at: Instant, replicas: usize, lost: &[String]) -> (usize, Vec<String>) {
+    /// Wants this many pods from now on; the newest go first, and who comes back takes the places of `lost`. `retire`: the places of those that go are not wanted
+    /// back. Returns the replicas before and who goes.
+    pub(super) fn scale(&mut self, at: Instant, replicas: usize, lost: &[String], retire: bool) -> (usize, Vec<String>) {
         let before = std::mem::replace(&mut self.replicas, replicas);
         let there: Vec<String> = self.pods.iter().filter(|held| !held.terminating).map(|held| held.pod.uid.clone()).collect();
         let surplus = there.get(replicas..).unwrap_or_default().to_vec();
-        self.delete(at, &surplus, "scaled down");
-        self.fill(at, lost);
+        for uid in surplus.iter().filter(|_| retire) {
+            self.tell(at, What::Retired { uid: uid.clone() });
+        }
+        if surplus.is_empty() {
+            self.fill(at, lost);
+        } else {
+            self.delete(at, &surplus, "scaled down");
+        }
         (before, surplus)
     }
 

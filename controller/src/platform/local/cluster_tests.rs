@@ -113,3 +113,18 @@ fn unknown_names_are_refused_with_the_known_ones() {
     assert_eq!(cluster.check_nodes(&["node-9".into()]).unwrap_err(), "node-9 is no node of the target: there are node-1, node-2");
     assert!(cluster.uids(&["x".into()]).unwrap_err().contains(&cluster.pods[0].pod.name));
 }
+
+#[test]
+fn who_comes_back_after_scaling_takes_the_places_of_those_that_went_and_guests_retire() {
+    let (mut cluster, mut changes, at) = serving(2, 2);
+    let (before, went) = cluster.scale(at, 1, &[], false);
+    assert_eq!((before, went.len()), (2, 1));
+    told(&mut changes);
+    cluster.scale(at, before, &went, true);
+    assert!(matches!(&told(&mut changes)[..], [What::Created { replaces: Some(uid), .. }] if *uid == went[0]));
+    let (_, none) = cluster.scale(at, 3, &[], false);
+    assert!(none.is_empty() && matches!(told(&mut changes)[..], [What::Created { replaces: None, .. }]));
+    let (_, guests) = cluster.scale(at, 2, &none, true);
+    let told = told(&mut changes);
+    assert!(matches!(&told[..], [What::Retired { uid }, What::Detected { .. }, What::Terminating { .. }] if *uid == guests[0]), "{told:?}");
+}

@@ -168,13 +168,8 @@ impl Orders {
                 began
             }
             Order::Scale { replicas } => {
-                let (before, went) = inner.change_at(began, |cluster, at| {
-                    let (before, went) = cluster.scale(at, replicas as usize, &[]);
-                    for uid in &went {
-                        inner.command(uid, Command::Delete { grace: inner.settings.local.pods.termination_grace_period.get() });
-                    }
-                    (before, went)
-                });
+                let (before, went) = inner.change_at(began, |cluster, at| cluster.scale(at, replicas as usize, &[], false));
+                delete(inner, &went);
                 place(Kind::Scaled(before, went));
                 began
             }
@@ -309,6 +304,13 @@ impl Orders {
     }
 }
 
+/// Deletes pods that are not wanted any more, with the grace that they ask for.
+fn delete(inner: &Inner, uids: &[String]) {
+    for uid in uids {
+        inner.command(uid, Command::Delete { grace: inner.settings.local.pods.termination_grace_period.get() });
+    }
+}
+
 /// Ends an order, once. Nothing: there is no such order.
 async fn end(inner: &Arc<Inner>, id: u64) -> Option<Undone> {
     let placed = lock(&inner.orders.placed).get(&id).cloned()?;
@@ -319,8 +321,9 @@ async fn take_back(inner: &Arc<Inner>, placed: &Placed) -> Undone {
     match &placed.kind {
         Kind::Requests(requests) => disarm(inner, requests, placed.began).await,
         Kind::Scaled(before, went) => {
-            let (meanwhile, _) = inner.change(|cluster, at| cluster.scale(at, *before, went));
-            let evidence = vec![format!("scaled from {before} to {meanwhile} pods: {} deleted, and back to {before}", went.len())];
+            let (meanwhile, surplus) = inner.change(|cluster, at| cluster.scale(at, *before, went, true));
+            delete(inner, &surplus);
+            let evidence = vec![format!("scaled from {before} to {meanwhile} pods, and back to {before}")];
             Undone { evidence, left_behind: Vec::new() }
         }
         Kind::Killed(evidence) => Undone { evidence: evidence.clone(), left_behind: Vec::new() },
