@@ -24,6 +24,7 @@ timings:
 schemas:
     cargo run -- schema report > docs/schema/report.v1alpha1.json
     cargo run -- schema test > docs/schema/resilience-test.v1alpha1.json
+    cargo run -- schema policy > docs/schema/policy.v1alpha1.json
 
 # Write the chart's CustomResourceDefinitions anew after a change in api/.
 crds:

@@ -10,7 +10,7 @@ use crate::exit;
 pub fn main(args: Args) -> ExitCode {
     match steadfast_proxy::run(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ (RunError::Flag(_) | RunError::Policy(_) | RunError::Golden(_))) => exit::bad_input(error),
+        Err(error @ (RunError::Flag(_) | RunError::Policy(_) | RunError::Golden(_) | RunError::Listen { .. })) => exit::bad_input(error),
         Err(error) => exit::failed(error),
     }
 }

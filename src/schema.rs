@@ -21,6 +21,8 @@ enum Of {
     Report,
     /// An experiment file.
     Test,
+    /// A policy that a sidecar takes by hand (`steadfast proxy --policy`, `PUT /policy`).
+    Policy,
     /// The CustomResourceDefinitions of Kubernetes, as YAML documents for `kubectl apply -f -`.
     Crds,
 }
@@ -29,6 +31,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
     match args.of {
         Of::Report => println!("{:#}", json::report_schema()),
         Of::Test => println!("{:#}", json::test_schema()),
+        Of::Policy => println!("{:#}", json::policy_schema()),
         Of::Crds => {
             for (_, crd) in crd::all() {
                 match crd::yaml(&crd) {

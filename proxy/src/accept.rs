@@ -8,6 +8,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,6 +21,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream},
+    sync::Notify,
     time::Sleep,
 };
 
@@ -37,6 +39,8 @@ const HEAD_MAX: usize = 64 << 10;
 const FIELDS_MAX: usize = 128;
 /// Streams of one HTTP/2 connection at one moment.
 const STREAMS_MAX: u32 = 256;
+/// While we leave, a client that has connected has so long to say something.
+const FIRST_WORD: Duration = Duration::from_secs(1);
 /// Connections that the kernel keeps for us.
 const BACKLOG: u32 = 1024;
 /// The connection preface of HTTP/2 (RFC 9113 §3.4).
@@ -56,13 +60,18 @@ fn bind_one(address: SocketAddr, threads: usize) -> io::Result<(SocketAddr, Vec<
     let socket = |address: SocketAddr| -> io::Result<TcpSocket> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_reuseaddr(true)?;
-        // Alone on a port it must stay alone: a second sidecar with the same address is a mistake that should be told.
         if threads > 1 {
             socket.set_reuseport(true)?;
         }
         socket.bind(address)?;
         Ok(socket)
     };
+    // A port that is given must be ours alone: threads share it by a flag by which another sidecar's threads could share it too, unnoticed.
+    if threads > 1 && address.port() != 0 {
+        let alone = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        alone.set_reuseaddr(true)?;
+        alone.bind(address)?;
+    }
     let first = socket(address)?;
     let address = first.local_addr()?;
     let sockets = std::iter::once(Ok(first)).chain((1..threads).map(|_| socket(address))).collect::<io::Result<_>>()?;
@@ -97,13 +106,23 @@ pub async fn accept(worker: Rc<Worker>, listener: TcpListener, route: usize) {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             },
-            // Only when nothing waits in the queue (`biased`): who connected before the end is served.
-            () = async { reached(&mut leaving, Phase::Leaving).await; worker.connections.below(1).await; tokio::time::sleep(Duration::from_millis(20)).await } => {
-                if worker.connections.get() == 0 {
-                    return;
-                }
-            }
+            () = reached(&mut leaving, Phase::Leaving) => break,
         }
+    }
+    // Who connected before the end is served: the kernel's queue is emptied, then the port is closed, and whoever comes now is refused and told so.
+    let emptied = listener.into_std().and_then(|listener| {
+        while let Ok((stream, peer)) = listener.accept() {
+            stream.set_nonblocking(true)?;
+            serve(&worker, &builder, TcpStream::from_std(stream)?, peer, route);
+        }
+        Ok(())
+    });
+    if let Err(error) = emptied {
+        tracing::warn!(%error, "connections that waited could not be served");
+    }
+    tokio::select! {
+        () = reached(&mut gone, Phase::Gone) => {}
+        () = worker.connections.below(1) => {}
     }
 }
 
@@ -143,11 +162,16 @@ fn serve(worker: &Rc<Worker>, builder: &Rc<auto::Builder<LocalExec>>, stream: Tc
     worker.meter.metrics.connections.inc();
     tokio::task::spawn_local(async move {
         let service = TowerToHyperService::new(stack::stack(Rc::clone(&worker), peer.ip().to_canonical(), route));
-        let stream = FirstBytes::new(stream, worker.shared.config.header_timeout);
+        let spoke = Arc::new(Notify::new());
+        let stream = FirstBytes::new(stream, worker.shared.config.header_timeout, Arc::clone(&spoke));
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let (mut leaving, mut gone, mut held) = (worker.drain.subscribe(), worker.drain.subscribe(), worker.held.subscribe());
-        let leave = reached(&mut leaving, Phase::Leaving);
+        let leave = async {
+            reached(&mut leaving, Phase::Leaving).await;
+            // A client that has just connected gets its first answer; asked to leave before it spoke, hyper would close the connection in its face.
+            let _ = tokio::time::timeout(FIRST_WORD, spoke.notified()).await;
+        };
         tokio::pin!(leave);
         let mut left = false;
         loop {
@@ -177,11 +201,13 @@ struct FirstBytes {
     stream: TcpStream,
     /// While the protocol is open: how many bytes of the preface were seen, and until when the rest must come.
     waiting: Option<(usize, Pin<Box<Sleep>>)>,
+    /// Told when something was read.
+    spoke: Option<Arc<Notify>>,
 }
 
 impl FirstBytes {
-    fn new(stream: TcpStream, within: Duration) -> Self {
-        Self { stream, waiting: Some((0, Box::pin(tokio::time::sleep(within)))) }
+    fn new(stream: TcpStream, within: Duration, spoke: Arc<Notify>) -> Self {
+        Self { stream, waiting: Some((0, Box::pin(tokio::time::sleep(within)))), spoke: Some(spoke) }
     }
 }
 
@@ -189,6 +215,11 @@ impl AsyncRead for FirstBytes {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before
+            && let Some(spoke) = self.spoke.take()
+        {
+            spoke.notify_one();
+        }
         if let Some((seen, deadline)) = &mut self.waiting {
             match &polled {
                 Poll::Ready(Ok(())) => {
@@ -244,8 +275,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_second_sidecar_cannot_take_the_port_unnoticed() {
-        let (address, sockets) = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
-        let _first: Vec<_> = sockets.into_iter().map(|socket| listen(socket).unwrap()).collect();
-        assert!(bind(address, 1).and_then(|(_, mut sockets)| listen(sockets.remove(0))).is_err());
+        for threads in [1, 2] {
+            let (address, sockets) = bind("127.0.0.1:0".parse().unwrap(), threads).unwrap();
+            let _first: Vec<_> = sockets.into_iter().map(|socket| listen(socket).unwrap()).collect();
+            let second = bind(address, threads).and_then(|(_, mut sockets)| listen(sockets.remove(0)));
+            assert_eq!(second.unwrap_err().kind(), io::ErrorKind::AddrInUse, "{threads} threads");
+        }
     }
 }

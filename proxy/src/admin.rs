@@ -200,6 +200,7 @@ fn metrics(shared: &Shared) -> String {
     for (name, help, value) in [
         ("steadfast_upstream_ready", "1 while the model server is ready by its own path.", u64::from(*shared.readiness.borrow())),
         ("steadfast_policies_armed", "Policies in force.", armed.policies.len() as u64),
+        ("steadfast_cpu_burn_threads", "Threads that burn CPU, for policies with cpuPressure and for requests.", shared.store.burners.threads() as u64),
         ("steadfast_policy_generation", "Generation of the controller's policies.", armed.generation),
     ] {
         // A String takes everything.

@@ -4,13 +4,19 @@ use std::{
     collections::VecDeque,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use crate::{fault::budget::ActiveFault, forward::pool::Lease, measure::request::Record};
+
+/// Bytes of a body that nobody wants.
+const DISCARD_MAX: usize = 16 << 20;
+const DISCARD_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a client sends, or the sidecar itself.
 pub enum RequestBody {
@@ -49,6 +55,25 @@ impl Body for RequestBody {
             Self::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Empty => SizeHint::with_exact(0),
         }
+    }
+}
+
+impl RequestBody {
+    /// Reads what is left and throws it away, so that whoever is answered without being heard can be heard again on the same connection. Whether it came to its
+    /// end within [`DISCARD_MAX`] bytes and [`DISCARD_WITHIN`].
+    pub async fn discard(mut self) -> bool {
+        let read = async {
+            let mut size = 0;
+            while let Some(frame) = self.frame().await {
+                let Ok(frame) = frame else { return false };
+                size += frame.data_ref().map_or(0, Bytes::len);
+                if size > DISCARD_MAX {
+                    return false;
+                }
+            }
+            true
+        };
+        tokio::time::timeout(DISCARD_WITHIN, read).await.unwrap_or(false)
     }
 }
 

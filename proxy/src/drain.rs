@@ -1,5 +1,5 @@
-//! Leaving without losing a request: readiness off → grace (connections are accepted, every answer closes its connection) → leaving (GOAWAY, idle
-//! connections closed, still accepting what stands in the queue) → gone when nothing is open, or when the timeout has passed.
+//! Leaving without losing a request: readiness off → grace (connections are accepted, every answer closes its connection) → leaving (what
+//! stands in the queue is served, the port is closed, GOAWAY, idle connections closed) → gone when nothing is open, or when the timeout has passed.
 
 use tokio::sync::watch;
 

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("steadfast-proxy: {error}");
-            let bad_input = matches!(error, RunError::Flag(_) | RunError::Policy(_) | RunError::Golden(_));
+            let bad_input = matches!(error, RunError::Flag(_) | RunError::Policy(_) | RunError::Golden(_) | RunError::Listen { .. });
             if bad_input { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }

@@ -50,6 +50,7 @@ pub struct Refusal {
     pub problem: Problem,
     pub dialect: Dialect,
     pub head: bool,
+    pub unread: RequestBody,
 }
 
 impl Sanitized<Request<RequestBody>> {
@@ -58,11 +59,14 @@ impl Sanitized<Request<RequestBody>> {
         let dialect = dialect(request.version(), request.uri().path(), request.headers());
         let head = request.method() == Method::HEAD;
         let (mut parts, body) = request.into_parts();
-        let refuse = |status, kind, detail: &str| Refusal { problem: Problem::new(status, kind, "Request refused", detail), dialect, head };
+        let refuse = |unread, status, kind, detail: &str| Refusal { problem: Problem::new(status, kind, "Request refused", detail), dialect, head, unread };
         if parts.method == Method::CONNECT {
-            return Err(refuse(StatusCode::NOT_IMPLEMENTED, "connect", "CONNECT asks for a tunnel, and this is no tunnel: send an ordinary request"));
+            return Err(refuse(body, StatusCode::NOT_IMPLEMENTED, "connect", "CONNECT asks for a tunnel, and this is no tunnel: send an ordinary request"));
         }
-        let authority = one_authority(&parts.uri, &parts.headers, parts.version).map_err(|detail| refuse(StatusCode::BAD_REQUEST, "host", detail))?;
+        let authority = match one_authority(&parts.uri, &parts.headers, parts.version) {
+            Ok(authority) => authority,
+            Err(detail) => return Err(refuse(body, StatusCode::BAD_REQUEST, "host", detail)),
+        };
         let websocket = parts.version == Version::HTTP_11 && hop_by_hop::asks_for_websocket(&parts.headers);
         // With both given, a length would be somebody else's idea of where this body ends.
         if parts.headers.contains_key(header::TRANSFER_ENCODING) {

@@ -70,7 +70,7 @@ fn measure<S: Stage<Clean, Answer>>(worker: Rc<Worker>) -> impl Layer<S, Service
             async move {
                 let answer = match request {
                     Ok(request) => inner.oneshot(request).await?,
-                    Err(refusal) => Answer::own(&refusal.problem, refusal.dialect, refusal.head, Origin::Proxy),
+                    Err(refusal) => Answer::own(&refusal.problem, refusal.dialect, refusal.head, Origin::Proxy).without_reading(refusal.unread).await,
                 };
                 Ok(begun.answer(answer))
             }
@@ -86,7 +86,10 @@ fn decide_faults<S: Stage<(Clean, FaultPlan), Answer>>(worker: Rc<Worker>) -> im
             async move {
                 match plan {
                     Ok(plan) => inner.oneshot((request, plan)).await,
-                    Err(problem) => Ok(Answer::own(&problem, request.facts.dialect, request.facts.head, Origin::Proxy)),
+                    Err(problem) => {
+                        let answer = Answer::own(&problem, request.facts.dialect, request.facts.head, Origin::Proxy);
+                        Ok(answer.without_reading(request.into_parts().0.into_body()).await)
+                    }
                 }
             }
         })

@@ -64,7 +64,7 @@ fn text(set: &GoldenSet, tags: &BTreeMap<&str, usize>, engines: &[(&str, Referen
     if !manifest.description.is_empty() {
         println!("  {}", manifest.description.trim());
     }
-    println!("\nmodel    {} ({} bytes)\ndigest   {}", manifest.onnx.file, set.model().len(), set.digest());
+    println!("\nset      {}\nmodel    {} ({} bytes)", set.digest(), manifest.onnx.file, set.model().len());
     for input in &manifest.inputs {
         println!("input    {} {} {:?}", input.name, input.datatype, input.shape);
     }

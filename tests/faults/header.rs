@@ -34,6 +34,32 @@ async fn a_trusted_header_gets_what_it_asks_for_and_the_server_never_sees_it() {
     sidecar.metric_reaches("steadfast_faults_injected_total", &[r#"policy="header""#, r#"kind="abort""#], 2).await;
 }
 
+/// An abort is answered without the model server, but not before the request was read: what is left of a body must not become the next request.
+#[tokio::test]
+async fn an_abort_whose_body_comes_later_leaves_the_connection_whole() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let server = Server::start().await;
+    let sidecar = Sidecar::start(server.address, &[]);
+    sidecar.arm(TRUSTING).await;
+    let mut stream = tokio::net::TcpStream::connect(sidecar.data).await.unwrap();
+    let mut answer = async |request: &[u8]| {
+        stream.write_all(request).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stream.write_all(b"GET /smuggled HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut bytes = vec![0; 4096];
+        let size = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut bytes)).await.expect("an answer in time").unwrap();
+        String::from_utf8_lossy(&bytes[..size]).into_owned()
+    };
+    for header in ["steadfast-fault: abort=503", "steadfast-fault: abort=0"] {
+        let expected = if header.ends_with("503") { "HTTP/1.1 503" } else { "HTTP/1.1 400" };
+        for _ in 0..2 {
+            let text = answer(format!("POST /x HTTP/1.1\r\nhost: x\r\n{header}\r\ncontent-length: 26\r\n\r\n").as_bytes()).await;
+            assert!(text.starts_with(expected) && !text.to_ascii_lowercase().contains("connection: close"), "{text}");
+        }
+    }
+    assert_eq!(server.seen.requests.load(std::sync::atomic::Ordering::Acquire), 0, "the body was taken for a request");
+}
+
 #[tokio::test]
 async fn a_bad_header_is_a_400_that_says_what_would_be_right() {
     let server = Server::start().await;

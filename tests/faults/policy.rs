@@ -152,11 +152,12 @@ async fn cpu_pressure_burns_while_armed_and_stops_with_it() {
     let before = burned();
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let while_armed = burned() - before;
+    sidecar.metric_reaches("steadfast_cpu_burn_threads", &[], 1).await;
     sidecar.admin("DELETE", "/policy", "").await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     let before = burned();
     tokio::time::sleep(Duration::from_millis(1000)).await;
     let after = burned() - before;
     // Clock ticks of 10 ms: 30 % of 1.5 s are 45.
-    assert!(while_armed >= 25.0 && after <= 10.0, "{while_armed} ticks while armed, {after} after");
+    assert!((25.0..=70.0).contains(&while_armed) && after <= 10.0, "{while_armed} ticks while armed, {after} after");
 }

@@ -2,6 +2,7 @@
 
 use schemars::schema_for;
 use steadfast_api::{
+    policy::NamedPolicy,
     report::{Report, SCHEMA},
     test::ResilienceTest,
 };
@@ -38,13 +39,20 @@ pub fn test_schema() -> serde_json::Value {
     schema_for!(ResilienceTest).to_value()
 }
 
+/// JSON schema of a policy that a sidecar takes by hand, as published in `docs/schema/policy.v1alpha1.json`.
+pub fn policy_schema() -> serde_json::Value {
+    schema_for!(NamedPolicy).to_value()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn published_schemas_are_current() {
-        for (file, schema) in [("report.v1alpha1.json", report_schema()), ("resilience-test.v1alpha1.json", test_schema())] {
+        for (file, schema) in
+            [("report.v1alpha1.json", report_schema()), ("resilience-test.v1alpha1.json", test_schema()), ("policy.v1alpha1.json", policy_schema())]
+        {
             let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schema").join(file);
             let text = std::fs::read_to_string(&path).unwrap_or_default();
             let published: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();

@@ -60,6 +60,14 @@ impl Burners {
         }
     }
 
+    /// Threads that burn now, for policies and for requests.
+    pub fn threads(&self) -> usize {
+        let pressure = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
+        let requested = self.requested.lock().unwrap_or_else(PoisonError::into_inner);
+        let burns = pressure.iter().map(|(_, burn)| burn).chain(requested.iter().map(|requested| &requested.burn));
+        burns.filter(|burn| !burn.is_over()).map(Burn::threads).sum()
+    }
+
     /// Burns for a request of `policy`. The fault stays active until the burn ends. `false`: too many burners already.
     pub fn request(&self, policy: &Arc<CompiledPolicy>, cpu: &Cpu, active: ActiveFault) -> bool {
         let now_ns = clock::now_ns();

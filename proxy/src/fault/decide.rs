@@ -16,6 +16,7 @@ use rand::{Rng, RngExt};
 use steadfast_api::{
     FaultKind, Percent,
     fault::{Cpu, Fault, HttpAbort},
+    policy::FAULT_HEADER,
 };
 
 use super::{budget::ActiveFault, header, policy::CompiledPolicy};
@@ -153,7 +154,8 @@ fn asked<'a>(
     let faults = faults.map_err(|field| {
         let kind = FaultKind::ALL.into_iter().find(|kind| field.key.split(';').next() == Some(kind.name()));
         metrics.headers_rejected.with_label_values(&[kind.map_or("syntax", FaultKind::name)]).inc();
-        let detail = format!("steadfast-fault: {}: {} cannot be: give {}", field.key, field.value, field.expected);
+        let of = if field.key == FAULT_HEADER { "" } else { "steadfast-fault: " };
+        let detail = format!("{of}{}: {} cannot be: give {}", field.key, field.value, field.expected);
         Problem { field: Some(Box::new(field)), ..Problem::new(StatusCode::BAD_REQUEST, "fault-header", "Fault header refused", detail) }
     })?;
     Ok(Some((Arc::clone(policy), faults)))

@@ -11,7 +11,7 @@ use sfv::{BareItem, Dictionary, ListEntry, Parameters, Parser};
 use steadfast_api::{
     FaultKind, Percent, Span,
     fault::{Abort, Corrupt, Cpu, Delay, Fault, HttpAbort},
-    policy::HeaderTrust,
+    policy::{FAULT_HEADER, HeaderTrust},
 };
 
 use crate::problem::BadField;
@@ -29,16 +29,44 @@ pub fn parse<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Result<Vec
         text.extend_from_slice(line.as_bytes());
     }
     let shown = || String::from_utf8_lossy(&text[..text.len().min(120)]).into_owned();
-    let whole = |expected: String| BadField { key: "steadfast-fault".into(), value: shown(), expected };
+    let whole = |expected: String| BadField { key: FAULT_HEADER.into(), value: shown(), expected };
     if text.len() > LENGTH_MAX {
         return Err(whole(format!("at most {LENGTH_MAX} bytes")));
     }
-    let dictionary: Dictionary =
-        Parser::new(&text).parse().map_err(|error| whole(format!("an RFC 9651 dictionary such as delay=250;jitter=50, abort=503;p=0.25 ({error})")))?;
+    let dictionary: Dictionary = Parser::new(&text)
+        .parse()
+        .map_err(|error| misspelt(&text).unwrap_or_else(|| whole(format!("an RFC 9651 dictionary such as delay=250;jitter=50, abort=503;p=0.25 ({error})"))))?;
     if dictionary.is_empty() {
         return Err(whole(KEYS.to_owned()));
     }
     dictionary.iter().map(|(key, entry)| read(key.as_str(), entry)).collect()
+}
+
+/// Finds the entry for which a header is no dictionary, such as `delay=50ms`: a number's unit and a percent sign are what people write first.
+fn misspelt(text: &[u8]) -> Option<BadField> {
+    let reads = |text: &str| Parser::new(text).parse::<Dictionary>().is_ok();
+    let text = std::str::from_utf8(text).ok()?;
+    let entry = text.split(',').map(str::trim).find(|entry| !reads(entry))?;
+    let (value, parameters) = entry.split_once(';').map_or((entry, None), |(value, parameters)| (value, Some(parameters)));
+    let (key, value) = value.split_once('=')?;
+    let kind = FaultKind::ALL.into_iter().find(|kind| kind.name() == key.trim())?;
+    if !reads(&format!("{key}={value}")) {
+        return Some(field(kind, None, value, wanted(kind, None)));
+    }
+    let (name, value) =
+        parameters?.split(';').filter_map(|parameter| parameter.trim().split_once('=')).find(|(name, value)| !reads(&format!("a;{name}={value}")))?;
+    Some(field(kind, Some(name), value, wanted(kind, Some(name))))
+}
+
+/// What an entry or one of its parameters takes.
+fn wanted(kind: FaultKind, parameter: Option<&str>) -> &'static str {
+    match (parameter, kind) {
+        (Some("p"), _) => "a number from 0 to 1, such as 0.25",
+        (Some("cores"), _) => "a whole number from 1 to 1024",
+        (Some(_), _) | (None, FaultKind::Delay) => "milliseconds from 0 to 3600000 without a unit, such as 250",
+        (None, FaultKind::Abort) => "a status from 200 to 599, such as 503",
+        (None, FaultKind::Cpu | FaultKind::Corrupt) => "a number above 0 and at most 1, such as 0.8",
+    }
 }
 
 /// Holds what was asked against what the policy allows.
@@ -118,14 +146,15 @@ impl Entry<'_> {
     fn milliseconds(&self, parameter: Option<&str>, item: &BareItem) -> Result<Span, BadField> {
         // An hour, as in policies; caps of the policy come on top.
         let value = number(item).filter(|value| (0.0..=3_600_000.0).contains(value));
-        let value = value.ok_or_else(|| field(self.kind, parameter, show(item), "milliseconds from 0 to 3600000, such as 250"))?;
+        let value = value.ok_or_else(|| field(self.kind, parameter, show(item), wanted(self.kind, parameter)))?;
         Ok(Span::new(Duration::from_nanos((value * 1e6).round() as u64)))
     }
 
-    fn share(&self, parameter: Option<&str>, item: &BareItem, zero: bool) -> Result<Percent, BadField> {
+    fn share(&self, parameter: Option<&str>, item: &BareItem) -> Result<Percent, BadField> {
+        // A fault of nothing is a mistake; a probability of nothing is a way to switch it off.
+        let zero = parameter == Some("p");
         let value = number(item).filter(|value| (0.0..=1.0).contains(value) && (zero || *value > 0.0));
-        let expected = if zero { "a number from 0 to 1, such as 0.25" } else { "a number above 0 and at most 1, such as 0.8" };
-        value.map(Percent::from_ratio).ok_or_else(|| field(self.kind, parameter, show(item), expected))
+        value.map(Percent::from_ratio).ok_or_else(|| field(self.kind, parameter, show(item), wanted(self.kind, parameter)))
     }
 
     fn get(&self, parameter: &str) -> Option<&BareItem> {
@@ -157,7 +186,7 @@ fn read(key: &str, entry: &ListEntry) -> Result<(Fault, Percent), BadField> {
             entry.only(&["p"])?;
             let status = if let BareItem::Integer(status) = value { u16::try_from(i64::from(*status)).ok() } else { None };
             let status = status.and_then(|status| HttpAbort::try_from(status).ok());
-            Fault::Abort(Abort { http_status: status.ok_or_else(|| field(kind, None, show(value), "a status from 200 to 599, such as 503"))? })
+            Fault::Abort(Abort { http_status: status.ok_or_else(|| field(kind, None, show(value), wanted(kind, None)))? })
         }
         FaultKind::Cpu => {
             entry.only(&["cores", "for", "p"])?;
@@ -166,18 +195,18 @@ fn read(key: &str, entry: &ListEntry) -> Result<(Fault, Percent), BadField> {
                 Some(item) => {
                     let cores = if let BareItem::Integer(cores) = item { u16::try_from(i64::from(*cores)).ok() } else { None };
                     let cores = cores.filter(|cores| (1..=super::cpu::THREADS_MAX).contains(&usize::from(*cores)));
-                    cores.ok_or_else(|| field(kind, Some("cores"), show(item), "a whole number from 1 to 1024"))?
+                    cores.ok_or_else(|| field(kind, Some("cores"), show(item), wanted(kind, Some("cores"))))?
                 }
             };
             let duration = entry.get("for").map(|item| entry.milliseconds(Some("for"), item)).transpose()?;
-            Fault::Cpu(Cpu { load: entry.share(None, value, false)?, cores, duration })
+            Fault::Cpu(Cpu { load: entry.share(None, value)?, cores, duration })
         }
         FaultKind::Corrupt => {
             entry.only(&["p"])?;
-            Fault::Corrupt(Corrupt { magnitude: entry.share(None, value, false)? })
+            Fault::Corrupt(Corrupt { magnitude: entry.share(None, value)? })
         }
     };
-    let probability = entry.get("p").map_or(Ok(Percent::HUNDRED), |p| entry.share(Some("p"), p, true))?;
+    let probability = entry.get("p").map_or(Ok(Percent::HUNDRED), |p| entry.share(Some("p"), p))?;
     Ok((fault, probability))
 }
 
@@ -212,8 +241,14 @@ mod tests {
     fn what_is_wrong_is_named_with_key_value_and_what_would_be_right() {
         for (text, key, value, expected) in [
             ("", "steadfast-fault", "", "delay"),
-            ("delay==1", "steadfast-fault", "delay==1", "RFC 9651"),
+            ("delay==1", "delay", "=1", "such as 250"),
+            ("delay=1,,", "steadfast-fault", "delay=1,,", "RFC 9651"),
             ("latency=5", "latency", "latency", "one of delay"),
+            ("delay=50ms", "delay", "50ms", "without a unit"),
+            ("abort=503, delay=50;jitter=5ms", "delay;jitter", "5ms", "without a unit"),
+            ("cpu=30%;for=100", "cpu", "30%", "at most 1"),
+            ("delay=1;p=50%", "delay;p", "50%", "0 to 1"),
+            ("delay=1 abort=503", "delay", "1 abort=503", "without a unit"),
             ("delay", "delay", "true", "milliseconds"),
             ("delay=-1", "delay", "-1", "from 0"),
             ("delay=soon", "delay", "soon", "such as 250"),

@@ -78,7 +78,7 @@ where
         let mut answer = Answer::own(&abort(status.get(), &by), dialect, head, Origin::Injected);
         injected.write(answer.response.headers_mut());
         answer.active = Some(active);
-        return Ok(answer);
+        return Ok(answer.without_reading(request.into_parts().0.into_body()).await);
     }
     let head = request.facts.head;
     let dialect = request.facts.dialect;

@@ -177,6 +177,13 @@ spec:
     }
 
     #[test]
+    fn the_example_can_be_armed() {
+        let text = include_str!("../../../examples/policies/slow-and-refused.yaml");
+        let policy = CompiledPolicy::new(from_yaml("example", text).unwrap(), "", 0).unwrap();
+        assert!(policy.rules.len() == 1 && policy.trusts("127.0.0.1".parse().unwrap()).is_some());
+    }
+
+    #[test]
     fn a_rule_matches_only_when_every_field_does() {
         let policy = compile(POLICY).unwrap();
         let mut headers = HeaderMap::new();

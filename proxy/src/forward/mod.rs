@@ -37,6 +37,16 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// The same, to a request whose body nobody has read. It is read away first; where that takes too much, the connection ends with this answer and says so.
+    pub async fn without_reading(mut self, unread: RequestBody) -> Self {
+        if !unread.discard().await {
+            self.response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        self
+    }
+}
+
 /// Why the model server gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
