@@ -6,6 +6,7 @@ mod burn;
 mod demo;
 mod exit;
 mod golden;
+mod inject;
 mod keeper;
 mod lint;
 mod progress;
@@ -42,6 +43,7 @@ enum Command {
     Report(report::Args),
     Schema(schema::Args),
     Golden(golden::Args),
+    Inject(inject::Args),
     Proxy(proxy::Args),
     Serve(serve::Args),
     #[command(hide = true)]
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Command::Report(args) => report::main(args),
         Command::Schema(args) => schema::main(args),
         Command::Golden(args) => golden::main(args),
+        Command::Inject(args) => inject::main(args),
         Command::Proxy(args) => proxy::main(args),
         Command::Serve(args) => serve::main(args),
         Command::Burn(args) => burn::main(args),

@@ -77,6 +77,13 @@ pub(crate) struct Alone {
     cluster: &'static Cluster,
 }
 
+impl Shared {
+    /// For threads that a test joins before it ends.
+    pub(crate) const fn everywhere(&self) -> &'static Cluster {
+        self.cluster
+    }
+}
+
 impl Deref for Shared {
     type Target = Cluster;
     fn deref(&self) -> &Cluster {

@@ -3,11 +3,13 @@
 //! - The name of each taken port moves to a new port of the same container, which is the sidecar's. (Containers of a pod share its network, and a declared port only
 //!   gives a number a name. Declared on the sidecar itself it would be unknown to EndpointSlices before Kubernetes 1.32.)
 //! - Probes and hooks that meant the server by that name get its number: they go on asking the server itself, and no fault can reach them.
+//! - A server with no preStop hook of its own gets one that sleeps for as long as endpoints take to be withdrawn everywhere, and the pod's grace period grows by
+//!   that: a server that stops listening at SIGTERM would otherwise turn away those who have not heard yet, with or without a sidecar.
 //! - The sidecar is the last init container, with `restartPolicy: Always`: it runs before the server and ends after it, and a finished Job is not kept alive by it.
 
 use json_patch::{Patch, PatchOperation};
 use k8s_openapi::{
-    api::core::v1::{Container, LifecycleHandler, Pod, Probe},
+    api::core::v1::{Container, LifecycleHandler, Pod, PodSpec, Probe},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use serde_json::{Value, json};
@@ -32,7 +34,14 @@ pub struct SidecarSettings {
     /// Where sidecars dial in; absent: they stand alone, and take policies by hand.
     pub controller: Option<ControllerAddress>,
     pub resources: SidecarResources,
+    /// How long a server without a preStop hook goes on before it is told to stop, in seconds; 0: no hook. Needs Kubernetes 1.30.
+    pub leave_seconds: u32,
 }
+
+/// Endpoints are withdrawn everywhere within about a second; this leaves room for a slow node.
+pub const LEAVE_SECONDS: u32 = 5;
+/// Kubernetes' own grace period.
+const GRACE_SECONDS: i64 = 30;
 
 #[derive(Clone, Debug)]
 pub struct ControllerAddress {
@@ -74,6 +83,9 @@ pub fn patch(pod: &Pod, plan: &Plan, settings: &SidecarSettings) -> Patch {
             }
         }
     }
+    if settings.leave_seconds > 0 {
+        operations.extend(leave_slowly(&spec, plan, settings.leave_seconds));
+    }
     let mut append = |list: &str, exists: bool, value: Value| {
         operations.push(if exists {
             json!({ "op": "add", "path": format!("{list}/-"), "value": value })
@@ -92,6 +104,28 @@ pub fn patch(pod: &Pod, plan: &Plan, settings: &SidecarSettings) -> Patch {
     });
     // Every one is of the shape that it is read by.
     Patch(operations.into_iter().filter_map(|operation| serde_json::from_value::<PatchOperation>(operation).ok()).collect())
+}
+
+/// Hooks for the servers that have none, and the time that they take.
+fn leave_slowly(spec: &PodSpec, plan: &Plan, seconds: u32) -> Vec<Value> {
+    let hook = json!({ "sleep": { "seconds": seconds } });
+    let mut operations = Vec::new();
+    for (index, container) in spec.containers.iter().enumerate() {
+        if !plan.routes.iter().any(|route| route.container == index) {
+            continue;
+        }
+        let path = format!("/spec/containers/{index}/lifecycle");
+        match &container.lifecycle {
+            None => operations.push(json!({ "op": "add", "path": path, "value": { "preStop": hook } })),
+            Some(lifecycle) if lifecycle.pre_stop.is_none() => operations.push(json!({ "op": "add", "path": format!("{path}/preStop"), "value": hook })),
+            Some(_) => {}
+        }
+    }
+    if !operations.is_empty() {
+        let grace = spec.termination_grace_period_seconds.unwrap_or(GRACE_SECONDS).saturating_add(seconds.into());
+        operations.push(json!({ "op": "add", "path": "/spec/terminationGracePeriodSeconds", "value": grace }));
+    }
+    operations
 }
 
 /// A port given by name in a probe or hook.
@@ -166,7 +200,7 @@ fn sidecar(plan: &Plan, settings: &SidecarSettings) -> Value {
         "name": SIDECAR,
         "image": settings.image,
         "restartPolicy": "Always",
-        "ports": [{ "name": "steadfast-health", "containerPort": HEALTH_PORT, "protocol": "TCP" }],
+        "ports": [{ "name": "sf-health", "containerPort": HEALTH_PORT, "protocol": "TCP" }],
         "resources": { "requests": { "cpu": resources.cpu, "memory": memory }, "limits": limits },
         "startupProbe": probe("/healthz", 60),
         "readinessProbe": probe("/readyz", 2),
@@ -203,7 +237,13 @@ mod tests {
 
     fn settings() -> SidecarSettings {
         let controller = ControllerAddress { url: "https://steadfast-sidecars.steadfast.svc:4193".into(), ca: "PEM".into() };
-        SidecarSettings { image: "proxy:1".into(), image_pull_policy: None, controller: Some(controller), resources: SidecarResources::default() }
+        SidecarSettings {
+            image: "proxy:1".into(),
+            image_pull_policy: None,
+            controller: Some(controller),
+            resources: SidecarResources::default(),
+            leave_seconds: LEAVE_SECONDS,
+        }
     }
 
     fn injected(yaml: &str) -> (Value, Value) {
@@ -263,9 +303,22 @@ spec:
         let spec = after["spec"].as_object_mut().unwrap();
         spec.remove("initContainers");
         spec.remove("volumes");
+        spec.remove("terminationGracePeriodSeconds");
         after["metadata"].as_object_mut().unwrap().remove("annotations");
         after["spec"]["containers"] = before["spec"]["containers"].clone();
         assert_eq!(after, before);
+    }
+
+    #[test]
+    fn a_server_without_a_hook_leaves_slowly_and_keeps_its_grace_period() {
+        let (_, after) = injected(&POD.replace("spec:\n", "spec:\n  terminationGracePeriodSeconds: 60\n"));
+        assert_eq!(after["spec"]["terminationGracePeriodSeconds"], 65);
+        assert!(after["spec"]["containers"][0]["lifecycle"]["preStop"].get("sleep").is_none(), "its own hook stays");
+        assert_eq!(after["spec"]["containers"][1]["lifecycle"]["preStop"], json!({ "sleep": { "seconds": 5 } }));
+        let (_, after) = injected(&POD.replace("lifecycle: {preStop: {httpGet: {path: /stop, port: http}}}", "lifecycle: {postStart: {exec: {command: [x]}}}"));
+        let lifecycle = &after["spec"]["containers"][0]["lifecycle"];
+        assert!(lifecycle["preStop"]["sleep"]["seconds"] == 5 && lifecycle["postStart"]["exec"].is_object(), "{lifecycle}");
+        assert_eq!(after["spec"]["terminationGracePeriodSeconds"], 35);
     }
 
     #[test]

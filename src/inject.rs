@@ -1,0 +1,104 @@
+//! `steadfast inject`: the sidecar in manifests, as the webhook would put it into pods.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use steadfast_controller::webhook::{
+    manifest::{self, Done},
+    patch::{ControllerAddress, LEAVE_SECONDS, SidecarResources, SidecarSettings},
+};
+
+use crate::exit;
+
+/// Manifests are text that people write.
+const INPUT_MAX: u64 = 64 << 20;
+
+/// Put the sidecar into Kubernetes manifests: every workload in them that does not say steadfast.dev/inject: "false".
+///
+/// The manifests go to standard output; what was done, and what was not and why, to standard error.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  steadfast inject -f recommender.yaml --image registry.example/steadfast-proxy:0.1 | kubectl apply -f -")]
+pub(crate) struct Args {
+    /// File with manifests, YAML or JSON; `-`: standard input.
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Image of the sidecar.
+    #[arg(long, value_name = "IMAGE")]
+    image: String,
+    /// Always, IfNotPresent or Never. Without it: Kubernetes' own rule.
+    #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    image_pull_policy: Option<String>,
+    /// Where sidecars dial in, such as https://steadfast-sidecars.steadfast.svc:4193. Without it they stand alone, and take policies on their own admin port.
+    #[arg(long, value_name = "URL", requires = "controller_ca")]
+    controller: Option<String>,
+    /// File with the certificates by which the controller proves itself, PEM.
+    #[arg(long, value_name = "FILE", requires = "controller")]
+    controller_ca: Option<PathBuf>,
+    /// CPU that the sidecar requests.
+    #[arg(long, value_name = "QUANTITY", default_value = "50m")]
+    cpu: String,
+    /// Memory that the sidecar requests.
+    #[arg(long, value_name = "QUANTITY", default_value = "64Mi")]
+    memory: String,
+    /// Memory beyond which it is killed.
+    #[arg(long, value_name = "QUANTITY", default_value = "256Mi")]
+    memory_limit: String,
+    /// Seconds for which a server without a preStop hook goes on before it is told to stop, so that everybody hears that the pod leaves; 0: no such hook. Needs
+    /// Kubernetes 1.30.
+    #[arg(long, value_name = "SECONDS", default_value_t = LEAVE_SECONDS, value_parser = clap::value_parser!(u32).range(..=600))]
+    leave_seconds: u32,
+}
+
+pub(crate) fn main(args: Args) -> ExitCode {
+    let text = match read(&args.file) {
+        Ok(text) => text,
+        Err(error) => return exit::bad_input(format!("{}: {error}", args.file.display())),
+    };
+    let controller = match (args.controller, args.controller_ca) {
+        (Some(url), Some(file)) => match fs::read_to_string(&file) {
+            Ok(ca) => Some(ControllerAddress { url, ca }),
+            Err(error) => return exit::bad_input(format!("--controller-ca {}: {error}", file.display())),
+        },
+        _ => None,
+    };
+    let resources = SidecarResources { cpu: args.cpu, memory: args.memory, memory_limit: args.memory_limit };
+    let settings = SidecarSettings { image: args.image, image_pull_policy: args.image_pull_policy, controller, resources, leave_seconds: args.leave_seconds };
+    let (written, notes) = match manifest::inject(&text, &settings) {
+        Ok(injected) => injected,
+        Err(error) => return exit::bad_input(format!("{}: {error}", args.file.display())),
+    };
+    if notes.is_empty() {
+        eprintln!("steadfast: no workload in {}: it passes as it is", args.file.display());
+    }
+    for note in notes {
+        let what = match note.what {
+            Done::Injected(ports) => format!("injected: {}", ports.join(", ")),
+            Done::Named { port, name } => format!("targets port {port} by its name now, {name}: a number would go past the sidecar"),
+            Done::Already => "has the sidecar already".to_owned(),
+            Done::Declined => "declines by its label".to_owned(),
+            Done::Skipped(why) => format!("not injected: {why}"),
+        };
+        eprintln!("{}: {what}", note.object);
+    }
+    match io::stdout().write_all(written.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::failed(format!("standard output: {error}")),
+    }
+}
+
+fn read(file: &PathBuf) -> io::Result<String> {
+    let mut text = String::new();
+    let read = if file.as_os_str() == "-" {
+        io::stdin().lock().take(INPUT_MAX + 1).read_to_string(&mut text)?
+    } else {
+        fs::File::open(file)?.take(INPUT_MAX + 1).read_to_string(&mut text)?
+    };
+    if read as u64 > INPUT_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {INPUT_MAX} bytes are no manifests")));
+    }
+    Ok(text)
+}

@@ -1,0 +1,183 @@
+//! The sidecar in pods: users reach it by the Service, nothing is lost on the way there and back, and a pod that was not injected works beside those that were.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::harness::{Cluster, Namespace, PROXY_IMAGE, STEADFAST, cluster, condition, output, recommender};
+
+/// What `steadfast inject` makes of manifests.
+fn injected(yaml: &str) -> String {
+    output(Command::new(STEADFAST).args(["inject", "--file", "-", "--image", PROXY_IMAGE, "--image-pull-policy", "Never"]), Some(yaml))
+        .expect("manifests with the sidecar")
+}
+
+fn service(space: &Namespace<'_>, name: &str) -> SocketAddr {
+    let address = space.get(&format!("service/{name}")).expect("it was applied")["spec"]["clusterIP"].as_str().expect("an address").to_owned();
+    format!("{address}:80").parse().expect("an address")
+}
+
+/// Ports of the endpoints of a Service that are ready.
+fn endpoint_ports(space: &Namespace<'_>, name: &str) -> Vec<u64> {
+    let slices = space
+        .kubectl(&["get", "endpointslices", "--selector", &format!("kubernetes.io/service-name={name}"), "--output", "json"])
+        .and_then(|json| serde_json::from_str::<Value>(&json).map_err(|error| error.to_string()))
+        .expect("the slices of a Service");
+    let slices = slices["items"].as_array().cloned().unwrap_or_default();
+    let ready = |slice: &&Value| slice["endpoints"].as_array().is_some_and(|all| all.iter().any(|endpoint| endpoint["conditions"]["ready"] == true));
+    slices.iter().filter(ready).flat_map(|slice| slice["ports"].as_array().cloned().unwrap_or_default()).filter_map(|port| port["port"].as_u64()).collect()
+}
+
+fn ask(to: SocketAddr) -> Result<(), String> {
+    let fail = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).map_err(fail("connect"))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(fail("timeout"))?;
+    stream.write_all(b"GET /v2/models/recommender HTTP/1.1\r\nhost: recommender\r\nconnection: close\r\n\r\n").map_err(fail("send"))?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map_err(fail("read"))?;
+    if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(format!("{:?}", answer.lines().next())) }
+}
+
+/// When a request was sent, and what came of it.
+type Asked = (Duration, Result<(), String>);
+
+/// Users of a Service, each request on a connection of its own, until they are stopped.
+struct Users {
+    stop: Arc<AtomicBool>,
+    threads: Vec<thread::JoinHandle<Vec<Asked>>>,
+}
+
+impl Users {
+    fn start(cluster: &'static Cluster, to: SocketAddr) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let began = Instant::now();
+        let user = |_| {
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || {
+                cluster.inside(move || {
+                    let mut asked = Vec::new();
+                    while !stop.load(Ordering::Acquire) {
+                        asked.push((began.elapsed(), ask(to)));
+                        thread::sleep(Duration::from_millis(20));
+                    }
+                    asked
+                })
+            })
+        };
+        Self { threads: (0..2).map(user).collect(), stop }
+    }
+
+    /// How many requests were answered, and those that were not.
+    fn stop(mut self) -> (usize, Vec<(Duration, String)>) {
+        self.stop.store(true, Ordering::Release);
+        let asked: Vec<_> = self.threads.drain(..).flat_map(|thread| thread.join().expect("a user")).collect();
+        let good = asked.iter().filter(|(_, result)| result.is_ok()).count();
+        (good, asked.into_iter().filter_map(|(at, result)| Some((at, result.err()?))).collect())
+    }
+}
+
+impl Drop for Users {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
+fn requests_seen(space: &Namespace<'_>, pod: &str) -> u64 {
+    let metrics = space.ask(&format!("pod/{pod}:4191"), "/metrics").expect("the sidecar's metrics");
+    metrics.lines().filter(|line| line.starts_with("steadfast_requests_total")).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
+        as u64
+}
+
+#[test]
+fn injected_pods_pass_the_restricted_standard_and_users_reach_the_sidecar_by_the_service() {
+    let Some(cluster) = cluster() else { return };
+    let space = cluster.namespace_with("inject", "pod-security.kubernetes.io/enforce: restricted");
+    space.apply(&injected(&recommender("recommender", 2, "")));
+    let pods = space.wait_ready("app=recommender", 2);
+    assert_eq!(endpoint_ports(&space, "recommender"), [4180], "the Service's named port is the sidecar's");
+    for pod in &pods {
+        let pod = space.get(&format!("pod/{pod}")).expect("it is there");
+        let sidecar = &pod["status"]["initContainerStatuses"][0];
+        assert!(sidecar["name"] == "steadfast-proxy" && sidecar["started"] == true && sidecar["ready"] == true, "{sidecar}");
+        assert_eq!(condition(&pod, "Ready").as_deref(), Some("True"));
+    }
+    let before: u64 = pods.iter().map(|pod| requests_seen(&space, pod)).sum();
+    for _ in 0..20 {
+        let model: Value = serde_json::from_str(&space.ask("recommender:80", "/v2/models/recommender").expect("an answer")).expect("JSON");
+        assert_eq!(model["name"], "recommender");
+    }
+    let after: u64 = pods.iter().map(|pod| requests_seen(&space, pod)).sum();
+    assert!(after - before >= 20, "{before} {after}: users go through the sidecar, and probes of the server do not");
+    // Nothing that could arm a fault can be reached from outside of the pod.
+    let policy = space.ask(&format!("pod/{}:4191", pods[0]), "/policy").unwrap_err();
+    assert!(policy.contains("/policy is not here") || policy.contains("NotFound") || policy.contains("could not find"), "{policy}");
+    assert!(space.ask(&format!("pod/{}:4190", pods[0]), "/policy").is_err());
+}
+
+#[test]
+fn rolling_the_sidecar_out_and_back_under_load_loses_no_request() {
+    let Some(shared) = cluster() else { return };
+    if shared.is_elsewhere() {
+        eprintln!("not run: addresses of this cluster cannot be dialled from here");
+        return;
+    }
+    let space = shared.namespace("rolling");
+    let plain = recommender("recommender", 2, "");
+    // Without the sidecar it is the server's own business to outlive the news of its leaving.
+    let bare = plain.replace("          ports: [{name: http", "          lifecycle: {preStop: {sleep: {seconds: 5}}}\n          ports: [{name: http");
+    assert!(bare.contains("preStop"));
+    space.apply(&bare);
+    space.wait_ready("app=recommender", 2);
+    let to = service(&space, "recommender");
+    space.wait(20, "an answer by the Service", || shared.inside(|| ask(to).ok()));
+
+    let users = Users::start(shared.everywhere(), to);
+    let mut rolled = Vec::new();
+    let mut roll = |what: &str, yaml: Option<&str>| {
+        match yaml {
+            Some(yaml) => drop(space.try_apply(yaml).expect("applied")),
+            None => drop(space.kubectl(&["rollout", "restart", "deployment/recommender"]).expect("restarted")),
+        }
+        space.kubectl(&["rollout", "status", "deployment/recommender", "--timeout=90s"]).expect("rolled out");
+        rolled.push(what.to_owned());
+        // The old pods take their time to go, and kube-proxies to hear of it.
+        thread::sleep(Duration::from_secs(3));
+    };
+    roll("injected", Some(&injected(&plain)));
+    assert_eq!(endpoint_ports(&space, "recommender"), [4180]);
+    roll("restarted", None);
+    roll("back", Some(&bare));
+    assert_eq!(endpoint_ports(&space, "recommender"), [8000]);
+    let (good, failed) = users.stop();
+    println!("{good} requests answered while pods were {}", rolled.join(", "));
+    assert!(good > 300, "{good}");
+    assert_eq!(failed, [], "after {rolled:?}");
+}
+
+#[test]
+fn a_finished_job_is_not_kept_alive_by_its_sidecar() {
+    let Some(cluster) = cluster() else { return };
+    let space = cluster.namespace("job");
+    let job = "apiVersion: batch/v1
+kind: Job
+metadata: {name: batch}
+spec:
+  template:
+    spec:
+      restartPolicy: Never
+      containers:
+        - {name: batch, image: 'steadfast.test/steadfast:1', imagePullPolicy: Never, args: [golden, show, /golden-sets/digits], ports: [{name: http, containerPort: 8000}]}
+";
+    space.apply(&injected(job));
+    space.wait(60, "a finished job", || space.get("job/batch").filter(|job| condition(job, "Complete").as_deref() == Some("True")));
+}
