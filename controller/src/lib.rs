@@ -3,10 +3,7 @@
 //! In: an experiment file (`steadfast_api::test`). Through: [`platform`] keeps the target and carries out faults, [`load`] plays the users, [`serve`] hears the
 //! sidecars, [`observe`] turns all of it into marks, availability and consistency, [`experiment`] leads the run. Out: [`report`].
 
-pub mod agent;
 pub mod experiment;
-pub mod golden;
-pub mod leader;
 pub mod load;
 pub mod observe;
 pub mod platform;

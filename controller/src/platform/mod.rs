@@ -3,7 +3,6 @@
 //! A platform does three things: it keeps the target running and tells every change (as [`Change`]s, each with the moment it happened), it carries out
 //! faults and takes them back, and it closes leaving nothing behind.
 
-pub mod kubernetes;
 pub mod local;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Instant};

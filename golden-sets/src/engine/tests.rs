@@ -250,7 +250,11 @@ fn shipped() -> Vec<GoldenSet> {
     let parent = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("sets");
     let entries = std::fs::read_dir(parent).unwrap().map(|entry| entry.unwrap().path());
     let sets: Vec<_> = entries.filter(|path| path.join("golden.yaml").exists()).map(|path| crate::set::read(path).unwrap()).collect();
-    assert!(sets.iter().any(|set| set.manifest().model == "recommender"));
+    let recommender = sets.iter().find(|set| set.manifest().model == "recommender").expect("the recommender");
+    // What it promises: enough samples to tell a mismatch of 5 %, of every kind, and a model that is quick to fetch.
+    assert!(recommender.samples().len() >= 200 && recommender.model().len() <= 4 << 20);
+    let tags: std::collections::BTreeSet<&str> = recommender.samples().iter().flat_map(|sample| &sample.tags).map(String::as_str).collect();
+    assert!(["heavy", "light", "cold", "unknown", "near-tie"].iter().all(|tag| tags.contains(tag)), "{tags:?}");
     sets
 }
 

@@ -1,1 +1,0 @@
-//! Which of the controller's replicas leads: a Lease.
