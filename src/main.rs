@@ -3,6 +3,7 @@
 //! Child processes of the local platform are this same program (`steadfast proxy`, `serve`, `burn`, `keeper`), so one build runs everything.
 
 mod burn;
+mod controller;
 mod demo;
 mod exit;
 mod golden;
@@ -42,6 +43,7 @@ enum Command {
     Lint(lint::Args),
     Report(report::Args),
     Schema(schema::Args),
+    Controller(controller::Args),
     Golden(golden::Args),
     Inject(inject::Args),
     Proxy(proxy::Args),
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Command::Lint(args) => lint::main(args),
         Command::Report(args) => report::main(args),
         Command::Schema(args) => schema::main(args),
+        Command::Controller(args) => controller::main(args),
         Command::Golden(args) => golden::main(args),
         Command::Inject(args) => inject::main(args),
         Command::Proxy(args) => proxy::main(args),

@@ -3,8 +3,13 @@
 //! In: an experiment file (`steadfast_api::test`). Through: [`platform`] keeps the target and carries out faults, [`load`] plays the users, [`serve`] hears the
 //! sidecars, [`observe`] turns all of it into marks, availability and consistency, [`experiment`] leads the run. Out: [`report`].
 
+pub mod cluster;
+pub mod events;
 pub mod experiment;
+pub mod http;
+pub mod leader;
 pub mod load;
+pub mod metrics;
 pub mod observe;
 pub mod platform;
 pub mod reconcile;

@@ -5,5 +5,7 @@
 
 mod harness;
 mod injection;
+mod install;
 mod resources;
 mod serving;
+mod webhook;

@@ -169,7 +169,7 @@ fn pods_held_down_lost_requests_and_scaling_are_seen_for_what_they_are() {
     );
     assert!((0.3..0.7).contains(&share(1)) && during(1).service.availability.failed_injected > 0, "{:?}", during(1).service.availability);
     assert!((0.3..0.7).contains(&share(2)), "it stays in the Service and is reached by nobody: {:?}", during(2).service.availability);
-    assert!(share(3) > 0.99 && share(5) > 0.99, "{} {}", share(3), share(5));
+    assert!(share(3) > 0.99 && share(5) > 0.99, "{:?} {:?}", during(3).service.availability, during(5).service.availability);
     // The pod that was held down and the one that was scaled away are outages, and recovered; the one that came for a while and went is none.
     let outages: Vec<_> = report.outages.iter().map(|outage| (outage.fault, outage.censored)).collect();
     assert_eq!(outages, [(Some(0), false), (Some(4), false)], "{:?}", report.outages);

@@ -1,5 +1,9 @@
-//! Custom resources: what they ask for, carried out and written back as status.
+//! A cluster's objects: custom resources, what they ask for carried out and written back as status; pods and Services, what is wrong with them told.
 
 pub mod crd;
+pub mod fault_policy;
+pub mod injection;
+pub mod pods;
 pub mod resource;
 pub mod schema;
+pub mod watched;

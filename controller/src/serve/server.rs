@@ -1,7 +1,6 @@
 //! The HTTP side: who may speak for which pod, and lines in and out. HTTP/1.1 and HTTP/2; in the clear on loopback only, by TLS elsewhere.
 
 use std::{
-    convert::Infallible,
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -12,21 +11,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::{
-    body::{Frame, Incoming},
-    service::service_fn,
-};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
+use hyper::body::{Frame, Incoming};
 use steadfast_api::sidecar::{PROTOCOL_HEADER, PROTOCOL_MAJOR, SidecarReport};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
-    sync::{Semaphore, mpsc},
-    time::timeout,
-};
+use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::{
@@ -37,21 +24,17 @@ use super::{
     policy::{PODS_MAX, PolicyHub},
     sets::SetStore,
 };
-use crate::runtime::OwnThread;
+use crate::{http::serve as serve_http, runtime::OwnThread};
 
 /// Connections at once; a sidecar needs two.
 const CONNECTIONS_MAX: usize = 2 * PODS_MAX;
 /// A stream of policies that has nothing to say sends an empty line so often, so that the sidecar can tell silence from a lost connection.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// A client that has not finished its TLS handshake by then is disconnected.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const GOLDEN_SETS: &str = "/v1alpha1/golden-sets/";
 /// One report as a line.
 const LINE_MAX: usize = 1 << 20;
 /// Evidence that waits for its reader.
 const SEEN_MAX: usize = 65_536;
-/// A client that has not sent a whole request head by then is disconnected.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// What the sidecars' connection is about.
 #[derive(Clone, Debug)]
@@ -71,7 +54,16 @@ impl Sidecars {
 
 /// Answers sidecars on `listener` until it is dropped; by TLS where `tls` is given.
 pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, auth: Auth, sidecars: Sidecars) {
-    accept(listener, tls, Arc::new(Service { auth, sidecars })).await;
+    let service = Arc::new(Service { auth, sidecars });
+    let handler = move |request| {
+        let service = Arc::clone(&service);
+        async move {
+            let mut answer = service.answer(request).await;
+            answer.headers_mut().insert(PROTOCOL_HEADER, HeaderValue::from(PROTOCOL_MAJOR));
+            answer
+        }
+    };
+    serve_http(listener, tls, CONNECTIONS_MAX, handler).await;
 }
 
 /// The controller's side of the sidecars' connection on one machine, on a thread of its own. Dropping it ends every stream.
@@ -109,48 +101,6 @@ impl Server {
 
     pub const fn ingest(&self) -> &Arc<Ingest> {
         &self.sidecars.ingest
-    }
-}
-
-async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, service: Arc<Service>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    // The semaphore is never closed.
-    while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
-        let Ok((stream, _)) = listener.accept().await else {
-            // Out of file descriptors, most likely: other connections must end first.
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            continue;
-        };
-        // Without it a lone snapshot could wait 40 ms for an acknowledgement.
-        let _ = stream.set_nodelay(true);
-        let (builder, service, tls) = (builder.clone(), Arc::clone(&service), tls.clone());
-        tokio::spawn(async move {
-            match tls {
-                None => connection(&builder, stream, service).await,
-                Some(tls) => match timeout(HANDSHAKE_WITHIN, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => connection(&builder, stream, service).await,
-                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-                    Err(_) => tracing::debug!("a TLS handshake was not finished in time"),
-                },
-            }
-            drop(permit);
-        });
-    }
-}
-
-async fn connection(builder: &auto::Builder<TokioExecutor>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, service: Arc<Service>) {
-    let handler = service_fn(|request| {
-        let service = Arc::clone(&service);
-        async move {
-            let mut answer = service.answer(request).await;
-            answer.headers_mut().insert(PROTOCOL_HEADER, HeaderValue::from(PROTOCOL_MAJOR));
-            Ok::<_, Infallible>(answer)
-        }
-    });
-    if let Err(error) = builder.serve_connection(TokioIo::new(stream), handler).await {
-        tracing::debug!(error, "a sidecar's connection ended");
     }
 }
 

@@ -17,6 +17,8 @@ use k8s_openapi::{
 pub const INJECT_LABEL: &str = "steadfast.dev/inject";
 /// On injected pods: the version that injected them.
 pub const INJECTED_ANNOTATION: &str = "steadfast.dev/injected";
+/// On injected pods: what the sidecar stands in front of, as `NAME=SIDECAR-PORT:SERVER-PORT`, separated by commas.
+pub const ROUTES_ANNOTATION: &str = "steadfast.dev/routes";
 /// On pods: names of the ports to take over, separated by commas. Without it: every named TCP port that does not carry metrics.
 pub const PORTS_ANNOTATION: &str = "steadfast.dev/ports";
 /// Name of the injected container.

@@ -1,5 +1,9 @@
-//! Injection: which pods get the sidecar, how the pod changes, and the certificate that the API server trusts.
+//! Injection: which pods get the sidecar, how a pod changes, what the API server asks, and the certificate that it trusts.
 
+pub mod admit;
+pub mod certificate;
 pub mod decide;
 pub mod manifest;
 pub mod patch;
+pub mod secret;
+pub mod server;

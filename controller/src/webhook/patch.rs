@@ -15,7 +15,7 @@ use k8s_openapi::{
 use serde_json::{Value, json};
 use steadfast_api::sidecar::TOKEN_AUDIENCE;
 
-use super::decide::{ADMIN_PORT, HEALTH_PORT, INJECTED_ANNOTATION, Plan, Readiness, Route, SIDECAR};
+use super::decide::{ADMIN_PORT, HEALTH_PORT, INJECTED_ANNOTATION, Plan, ROUTES_ANNOTATION, Readiness, Route, SIDECAR};
 
 /// Where the sidecar finds its token.
 pub const TOKEN_DIRECTORY: &str = "/var/run/secrets/steadfast.dev";
@@ -97,11 +97,13 @@ pub fn patch(pod: &Pod, plan: &Plan, settings: &SidecarSettings) -> Patch {
         append("/spec/volumes", spec.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty()), token_volume());
     }
     append("/spec/initContainers", spec.init_containers.as_ref().is_some_and(|containers| !containers.is_empty()), sidecar(plan, settings));
-    let version = env!("CARGO_PKG_VERSION");
-    operations.push(match &pod.metadata.annotations {
-        Some(_) => json!({ "op": "add", "path": format!("/metadata/annotations/{}", INJECTED_ANNOTATION.replace('/', "~1")), "value": version }),
-        None => json!({ "op": "add", "path": "/metadata/annotations", "value": { INJECTED_ANNOTATION: version } }),
-    });
+    if pod.metadata.annotations.is_none() {
+        operations.push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
+    }
+    let routes: Vec<String> = plan.routes.iter().map(|route| format!("{}={}:{}", route.name, route.sidecar, route.server)).collect();
+    for (name, value) in [(INJECTED_ANNOTATION, env!("CARGO_PKG_VERSION")), (ROUTES_ANNOTATION, &routes.join(","))] {
+        operations.push(json!({ "op": "add", "path": format!("/metadata/annotations/{}", name.replace('/', "~1")), "value": value }));
+    }
     // Every one is of the shape that it is read by.
     Patch(operations.into_iter().filter_map(|operation| serde_json::from_value::<PatchOperation>(operation).ok()).collect())
 }
@@ -298,7 +300,10 @@ spec:
         let (before, mut after) = injected(POD);
         assert_eq!(after["spec"]["futureField"], before["spec"]["futureField"]);
         assert_eq!(after["spec"]["containers"][1]["futureField"], 1);
-        assert_eq!(after["metadata"]["annotations"][INJECTED_ANNOTATION], env!("CARGO_PKG_VERSION"));
+        assert_eq!(
+            after["metadata"]["annotations"],
+            json!({ INJECTED_ANNOTATION: env!("CARGO_PKG_VERSION"), ROUTES_ANNOTATION: "http=4180:8000,web=4181:80" })
+        );
         // Undone by hand, nothing else is different.
         let spec = after["spec"].as_object_mut().unwrap();
         spec.remove("initContainers");

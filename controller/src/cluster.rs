@@ -1,0 +1,346 @@
+//! The controller on a cluster: the webhook in every replica, everything else in the one that leads.
+//!
+//! Pods start whether or not this runs, and what is armed ends on the sidecars' own clocks; so a replica that has lost the lead simply ends, and starts anew as one
+//! that does not lead.
+
+use std::{
+    collections::HashSet,
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use ::http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::sleep,
+};
+
+use crate::{
+    events::Events,
+    http::{self, BadCertificate, Identity},
+    leader::Candidate,
+    metrics::Metrics,
+    reconcile::{fault_policy::FaultPolicies, injection::Injection, pods::Pods, resource::MANAGER},
+    runtime::OwnThread,
+    serve::{
+        answer::{Body, problem},
+        auth::Auth,
+        ingest::Ingest,
+        policy::PolicyHub,
+        server::{self, Sidecars},
+    },
+    webhook::{
+        certificate::Certificates,
+        patch::{ControllerAddress, LEAVE_SECONDS, SidecarResources, SidecarSettings},
+        secret::Keeper,
+        server::{self as webhook, Webhook},
+    },
+};
+
+/// While the API server is away, it is asked again so often.
+const RETRY: Duration = Duration::from_secs(2);
+/// After SIGTERM the webhook goes on for so long, until everybody knows that this replica leaves.
+const LEAVE: Duration = Duration::from_secs(5);
+/// Pods that are gone are forgotten so often.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
+const CONNECTIONS_MAX: usize = 64;
+
+/// Run the controller on a Kubernetes cluster: inject sidecars, carry out custom resources.
+///
+/// It talks to the cluster of its own pod, or to that of KUBECONFIG. The chart in deploy/chart runs it with everything that it needs.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Namespace of this pod.
+    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// Name of this pod: by it one replica knows itself from the other.
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pub name: String,
+    /// Address of this pod, where sidecars dial in while it leads.
+    #[arg(long, value_name = "ADDRESS", env = "POD_IP")]
+    pub address: IpAddr,
+    /// Image of the sidecar.
+    #[arg(long, value_name = "IMAGE")]
+    pub proxy_image: String,
+    /// Always, IfNotPresent or Never. Without it: Kubernetes' own rule.
+    #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub proxy_image_pull_policy: Option<String>,
+    /// CPU that each sidecar requests.
+    #[arg(long, value_name = "QUANTITY", default_value = "50m")]
+    pub proxy_cpu: String,
+    /// Memory that each sidecar requests.
+    #[arg(long, value_name = "QUANTITY", default_value = "64Mi")]
+    pub proxy_memory: String,
+    /// Memory beyond which a sidecar is killed.
+    #[arg(long, value_name = "QUANTITY", default_value = "256Mi")]
+    pub proxy_memory_limit: String,
+    /// Seconds for which an injected server without a preStop hook goes on before it is told to stop; 0: no such hook.
+    #[arg(long, value_name = "SECONDS", default_value_t = LEAVE_SECONDS, value_parser = clap::value_parser!(u32).range(..=600))]
+    pub leave_seconds: u32,
+    /// Port of the webhook.
+    #[arg(long, value_name = "PORT", default_value_t = 9443)]
+    pub webhook_port: u16,
+    /// Port where sidecars dial in.
+    #[arg(long, value_name = "PORT", default_value_t = 4193)]
+    pub sidecar_port: u16,
+    /// Port of /healthz, /readyz and /metrics.
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    pub metrics_port: u16,
+    /// Service of the webhook.
+    #[arg(long, value_name = "NAME", default_value = "steadfast-webhook")]
+    pub webhook_service: String,
+    /// Service without a selector that leads sidecars to whoever leads.
+    #[arg(long, value_name = "NAME", default_value = "steadfast-sidecars")]
+    pub sidecar_service: String,
+    /// Secret that holds the certificates.
+    #[arg(long, value_name = "NAME", default_value = "steadfast-certificates")]
+    pub secret: String,
+    /// MutatingWebhookConfiguration that is told whom to believe.
+    #[arg(long, value_name = "NAME", default_value = "steadfast")]
+    pub webhook_configuration: String,
+    /// Lease by which one replica leads.
+    #[arg(long, value_name = "NAME", default_value = "steadfast")]
+    pub lease: String,
+}
+
+/// Why the controller ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    #[error("no cluster: {0}; run it in a pod, or set KUBECONFIG")]
+    NoCluster(Box<dyn std::error::Error + Send + Sync>),
+    #[error("{what}: {why}")]
+    Start { what: String, why: io::Error },
+    #[error(transparent)]
+    Certificate(#[from] BadCertificate),
+    #[error("this replica leads no more: {0}")]
+    LeadLost(String),
+}
+
+fn start<T>(what: impl Into<String>, result: io::Result<T>) -> Result<T, ClusterError> {
+    result.map_err(|why| ClusterError::Start { what: what.into(), why })
+}
+
+/// Runs the controller until SIGTERM or SIGINT, or until it has lost the lead.
+pub fn run(args: Args) -> Result<(), ClusterError> {
+    // A program that has set up logging already keeps its own.
+    let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).try_init();
+    http::provide();
+    let runtime = start("no runtime", tokio::runtime::Builder::new_current_thread().enable_all().build())?;
+    let ended = runtime.block_on(lead(args));
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    ended
+}
+
+async fn lead(args: Args) -> Result<(), ClusterError> {
+    let mut stopped = stop_signals()?;
+    let client = Client::try_default().await.map_err(|error| ClusterError::NoCluster(Box::new(error)))?;
+    let metrics = Metrics::new();
+    let (ready, is_ready) = watch::channel(false);
+    tokio::spawn(http::serve(listen("metrics", args.metrics_port)?, None, CONNECTIONS_MAX, {
+        let metrics = metrics.clone();
+        move |request| std::future::ready(health(&request, &metrics, *is_ready.borrow()))
+    }));
+
+    let names = [&args.webhook_service, &args.sidecar_service].map(|service| format!("{service}.{}.svc", args.namespace));
+    let keeper = Keeper::new(client.clone(), &args.namespace, &args.secret, &args.webhook_configuration, names.to_vec());
+    let certificates = tokio::select! {
+        certificates = first_certificates(&keeper) => certificates,
+        _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
+    };
+    let identity = Identity::new(&certificates.server().certificate, &certificates.server().key)?;
+    let settings = Arc::new(ArcSwap::from_pointee(settings(&args, &certificates)));
+    tokio::spawn({
+        let (args, identity, settings) = (args.clone(), Arc::clone(&identity), Arc::clone(&settings));
+        async move {
+            let changed = |now: &Certificates| match identity.replace(&now.server().certificate, &now.server().key) {
+                Ok(()) => settings.store(Arc::new(self::settings(&args, now))),
+                Err(error) => tracing::error!(%error, "new certificates cannot be used; the old ones stay"),
+            };
+            keeper.keep(certificates, changed).await;
+        }
+    });
+
+    let events = Events::start(client.clone(), metrics.events_dropped.clone());
+    let answers = Arc::new(Webhook { settings: Arc::clone(&settings), metrics: metrics.clone(), events: Some(events.clone()) });
+    // On a thread of its own: whoever waits for a pod to be admitted waits for nothing else that happens here.
+    let webhook_thread = start("webhook thread", OwnThread::start("webhook"))?;
+    let listener = start("webhook port", bind(args.webhook_port))?;
+    let acceptor = identity.acceptor();
+    webhook_thread.handle().spawn(async move {
+        match TcpListener::from_std(listener) {
+            Ok(listener) => webhook::serve(listener, acceptor, answers).await,
+            Err(error) => tracing::error!(%error, "the webhook cannot listen"),
+        }
+    });
+    ready.send_replace(true);
+    tracing::info!(namespace = args.namespace, webhook = args.webhook_port, "answers for pods");
+
+    let candidate = Candidate::new(client.clone(), &args.namespace, &args.lease, &args.name);
+    let until_stopped = stopped.clone();
+    let lost = tokio::select! {
+        () = candidate.win() => {
+            metrics.leader.set(1);
+            tracing::info!("leads");
+            tokio::select! {
+                lost = candidate.hold(until_stopped) => lost,
+                error = duties(&args, client, &identity, metrics.clone(), events) => return error,
+            }
+        }
+        _ = stopped.wait_for(|stopped| *stopped) => String::new(),
+    };
+    metrics.leader.set(0);
+    ready.send_replace(false);
+    if *stopped.borrow() {
+        sleep(LEAVE).await;
+        return Ok(());
+    }
+    Err(ClusterError::LeadLost(lost))
+}
+
+/// What the leader alone does. Returns only when it cannot.
+async fn duties(args: &Args, client: Client, identity: &Arc<Identity>, metrics: Metrics, events: Events) -> Result<(), ClusterError> {
+    let pods = Arc::new(Pods::watch(&client));
+    let sidecars = Sidecars::new(PolicyHub::closed());
+    let listener = listen("sidecars", args.sidecar_port)?;
+    let mut policies = FaultPolicies::new(client.clone(), Arc::clone(&pods), Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone());
+    policies.first().await;
+    sidecars.hub.open();
+    let injection = Injection::new(client.clone(), Arc::clone(&pods), metrics, events);
+    tokio::join!(
+        server::serve(listener, Some(identity.acceptor()), Auth::tokens(client.clone()), sidecars.clone()),
+        advertise(&client, args),
+        policies.run(),
+        injection.run(),
+        forget(&pods, &sidecars.ingest),
+    );
+    Ok(())
+}
+
+/// Leads sidecars here, and goes on doing so should somebody change it.
+async fn advertise(client: &Client, args: &Args) {
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), &args.namespace);
+    let name = format!("{}-leader", args.sidecar_service);
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": name,
+            "labels": { "kubernetes.io/service-name": args.sidecar_service, "endpointslice.kubernetes.io/managed-by": "steadfast.dev" },
+        },
+        "addressType": if args.address.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{ "addresses": [args.address.to_string()], "conditions": { "ready": true } }],
+        "ports": [{ "name": "sidecars", "port": args.sidecar_port, "protocol": "TCP" }],
+    });
+    loop {
+        let wait = match slices.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&slice)).await {
+            Ok(_) => FORGET_EVERY,
+            Err(error) => {
+                tracing::warn!(%error, "sidecars cannot be led here");
+                RETRY
+            }
+        };
+        sleep(wait).await;
+    }
+}
+
+/// Ends the streams of pods that are gone, and frees their places.
+async fn forget(pods: &Pods, ingest: &Ingest) {
+    let mut known: HashSet<String> = HashSet::new();
+    loop {
+        let now: HashSet<String> = pods.all().into_iter().filter(|pod| pod.has_sidecar).map(|pod| pod.uid).collect();
+        for uid in known.difference(&now) {
+            ingest.forget(uid);
+        }
+        known = now;
+        sleep(FORGET_EVERY).await;
+    }
+}
+
+async fn first_certificates(keeper: &Keeper) -> Certificates {
+    loop {
+        match keeper.look().await {
+            Ok(certificates) => {
+                if let Err(error) = keeper.announce(&certificates.trust()).await {
+                    tracing::warn!(%error, "the API server could not be told whom to believe; tried again soon");
+                }
+                return certificates;
+            }
+            Err(error) => tracing::warn!(%error, "no certificates yet"),
+        }
+        sleep(RETRY).await;
+    }
+}
+
+fn settings(args: &Args, certificates: &Certificates) -> SidecarSettings {
+    SidecarSettings {
+        image: args.proxy_image.clone(),
+        image_pull_policy: args.proxy_image_pull_policy.clone(),
+        controller: Some(ControllerAddress {
+            url: format!("https://{}.{}.svc:{}", args.sidecar_service, args.namespace, args.sidecar_port),
+            ca: certificates.trust(),
+        }),
+        resources: SidecarResources { cpu: args.proxy_cpu.clone(), memory: args.proxy_memory.clone(), memory_limit: args.proxy_memory_limit.clone() },
+        leave_seconds: args.leave_seconds,
+    }
+}
+
+fn stop_signals() -> Result<watch::Receiver<bool>, ClusterError> {
+    let (stop, stopped) = watch::channel(false);
+    let mut terminate = start("SIGTERM", signal(SignalKind::terminate()))?;
+    let mut interrupt = start("SIGINT", signal(SignalKind::interrupt()))?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.send_replace(true);
+        // Whoever waits for it lives longer than the signal.
+        stop.closed().await;
+    });
+    Ok(stopped)
+}
+
+/// On all interfaces, of both families where the machine has both.
+fn bind(port: u16) -> io::Result<std::net::TcpListener> {
+    let listener =
+        std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|_| std::net::TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn listen(what: &str, port: u16) -> Result<TcpListener, ClusterError> {
+    start(format!("{what} port {port}"), bind(port).and_then(TcpListener::from_std))
+}
+
+fn health(request: &Request<Incoming>, metrics: &Metrics, ready: bool) -> Response<Body> {
+    if request.method() != Method::GET {
+        return problem(StatusCode::METHOD_NOT_ALLOWED, "use GET");
+    }
+    let (status, content_type, body) = match request.uri().path() {
+        "/healthz" => (StatusCode::OK, "text/plain", Bytes::from_static(b"ok\n")),
+        "/readyz" if ready => (StatusCode::OK, "text/plain", Bytes::from_static(b"ok\n")),
+        "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", Bytes::from_static(b"no certificates yet, or leaving\n")),
+        "/metrics" => {
+            let (status, text) = metrics.text();
+            (status, prometheus::TEXT_FORMAT, Bytes::from(text))
+        }
+        other => return problem(StatusCode::NOT_FOUND, &format!("{other} is not here: there are /healthz, /readyz and /metrics")),
+    };
+    let mut response = Response::new(Full::new(body).map_err(|never| match never {}).boxed());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,92 @@
+//! What this controller counts, in Prometheus' text format.
+
+use http::StatusCode;
+use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+/// Seconds; admission should be over in milliseconds.
+const ADMISSION_SECONDS: [f64; 9] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1.0];
+
+/// Handles to every metric.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pub admissions: IntCounterVec,
+    pub admission_duration: Histogram,
+    pub skipped: IntCounterVec,
+    pub missing_sidecar: IntGaugeVec,
+    pub bypassing: IntGauge,
+    pub events_dropped: IntCounter,
+    pub leader: IntGauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// # Panics
+    /// Never: names and labels are constants, and registered once.
+    pub fn new() -> Self {
+        fn kept<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+            let made = made.expect("constant names are valid");
+            registry.register(Box::new(made.clone())).expect("each is registered once");
+            made
+        }
+        let registry = Registry::new();
+        let opts = |name: &str, help: &str| Opts::new(name, help);
+        Self {
+            admissions: kept(&registry, IntCounterVec::new(opts("steadfast_admissions_total", "Pods that the API server asked about."), &["outcome"])),
+            admission_duration: kept(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new("steadfast_admission_duration_seconds", "From a question of the API server's to its answer.")
+                        .buckets(ADMISSION_SECONDS.to_vec()),
+                ),
+            ),
+            skipped: kept(
+                &registry,
+                IntCounterVec::new(opts("steadfast_injection_skipped_total", "Pods that asked for the sidecar and started without."), &["reason"]),
+            ),
+            missing_sidecar: kept(
+                &registry,
+                IntGaugeVec::new(opts("steadfast_pods_missing_sidecar", "Pods that ask for the sidecar and run without it."), &["namespace"]),
+            ),
+            bypassing: kept(
+                &registry,
+                IntGauge::new("steadfast_services_bypassing_sidecar", "Services whose target port is a number, so that users go past the sidecar."),
+            ),
+            events_dropped: kept(&registry, IntCounter::new("steadfast_events_dropped_total", "Events that were not told for want of room.")),
+            leader: kept(&registry, IntGauge::new("steadfast_leader", "1 while this replica leads.")),
+            registry,
+        }
+    }
+
+    /// Everything, as Prometheus reads it.
+    pub fn text(&self) -> (StatusCode, Vec<u8>) {
+        let mut text = Vec::new();
+        match TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            Ok(()) => (StatusCode::OK, text),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string().into_bytes()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_told_with_its_help() {
+        let metrics = Metrics::new();
+        metrics.skipped.with_label_values(&["HostNetwork"]).inc();
+        metrics.admission_duration.observe(0.001);
+        let (status, text) = metrics.text();
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(status, 200);
+        for line in ["steadfast_injection_skipped_total{reason=\"HostNetwork\"} 1", "# HELP steadfast_leader", "steadfast_admission_duration_seconds_count 1"] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The pods of a cluster, as far as sidecars and faults concern them: who asks for a sidecar, who has one, and where faults are allowed.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::{Api, Client, ResourceExt, core::PartialObjectMeta, runtime::watcher};
+use tokio::sync::watch;
+
+use super::watched::Watched;
+use crate::webhook::decide::{INJECTED_ANNOTATION, ROUTES_ANNOTATION, asked};
+
+/// On namespaces: faults may be armed in their pods. Whoever may label a namespace answers for it.
+pub const FAULTS_LABEL: &str = "steadfast.dev/faults";
+/// Its value.
+pub const FAULTS_ALLOWED: &str = "allowed";
+
+/// A pod that is not being deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    pub labels: BTreeMap<String, String>,
+    pub has_sidecar: bool,
+    /// It or its namespace asks for one.
+    pub asks: bool,
+    /// Its namespace allows faults.
+    pub faults_allowed: bool,
+    /// Ports of servers that its sidecar stands in front of.
+    pub server_ports: Vec<i32>,
+}
+
+/// Watches over pods and namespaces. Wants `list` and `watch` on both, cluster-wide.
+pub struct Pods {
+    pods: Watched<PartialObjectMeta<Pod>>,
+    namespaces: Watched<PartialObjectMeta<Namespace>>,
+}
+
+impl Pods {
+    pub fn watch(client: &Client) -> Self {
+        // What is left of a pod's metadata is read by somebody here.
+        fn trim_pod(pod: &mut PartialObjectMeta<Pod>) {
+            pod.annotations_mut().retain(|name, _| name == INJECTED_ANNOTATION || name == ROUTES_ANNOTATION);
+            pod.finalizers_mut().clear();
+        }
+        fn trim_namespace(namespace: &mut PartialObjectMeta<Namespace>) {
+            namespace.annotations_mut().clear();
+        }
+        Self {
+            pods: Watched::objects(Api::all(client.clone()), watcher::Config::default(), trim_pod),
+            namespaces: Watched::objects(Api::all(client.clone()), watcher::Config::default(), trim_namespace),
+        }
+    }
+
+    /// Returns once all are known.
+    pub async fn listed(&self) {
+        self.pods.listed().await;
+        self.namespaces.listed().await;
+    }
+
+    /// Tells of changes of pods, and of namespaces.
+    pub fn changes(&self) -> [watch::Receiver<u64>; 2] {
+        [self.pods.changes(), self.namespaces.changes()]
+    }
+
+    /// Every pod that is not being deleted.
+    pub fn all(&self) -> Vec<PodFacts> {
+        let namespaces: HashMap<String, Arc<PartialObjectMeta<Namespace>>> =
+            self.namespaces.all().into_iter().map(|namespace| (namespace.name_any(), namespace)).collect();
+        let none = BTreeMap::new();
+        self.pods
+            .all()
+            .iter()
+            .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+            .map(|pod| {
+                let namespace = pod.namespace().unwrap_or_default();
+                let of_namespace = namespaces.get(&namespace).map_or(&none, |namespace| namespace.labels());
+                PodFacts {
+                    has_sidecar: pod.annotations().contains_key(INJECTED_ANNOTATION),
+                    asks: asked(pod.labels(), of_namespace),
+                    faults_allowed: allows_faults(of_namespace),
+                    server_ports: pod.annotations().get(ROUTES_ANNOTATION).map(|routes| server_ports(routes)).unwrap_or_default(),
+                    name: pod.name_any(),
+                    uid: pod.uid().unwrap_or_default(),
+                    labels: pod.labels().clone(),
+                    namespace,
+                }
+            })
+            .collect()
+    }
+
+    /// Whether faults are allowed in a namespace.
+    pub fn allowed_in(&self, namespace: &str) -> bool {
+        self.namespaces.all().iter().any(|known| known.name_any() == namespace && allows_faults(known.labels()))
+    }
+}
+
+fn allows_faults(labels: &BTreeMap<String, String>) -> bool {
+    labels.get(FAULTS_LABEL).is_some_and(|value| value == FAULTS_ALLOWED)
+}
+
+/// From the routes' annotation, `http=4180:8000,grpc=4181:8001`: the numbers at the end.
+fn server_ports(routes: &str) -> Vec<i32> {
+    routes.split(',').filter_map(|route| route.rsplit(':').next()?.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_ports_are_read_from_the_annotation() {
+        assert_eq!(server_ports("http=4180:8000,grpc=4181:8001"), [8000, 8001]);
+        assert_eq!(server_ports(""), [0; 0]);
+    }
+}

@@ -1,0 +1,14 @@
+//! `steadfast controller`: the controller of a cluster, in the same program as everything else.
+
+use std::process::ExitCode;
+
+pub(crate) use steadfast_controller::cluster::Args;
+
+use crate::exit;
+
+pub(crate) fn main(args: Args) -> ExitCode {
+    match steadfast_controller::cluster::run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::failed(error),
+    }
+}

@@ -1,0 +1,81 @@
+//! Steadfast on the cluster as its chart installs it: once for all tests that run at the same time, gone after the last of them.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::harness::{Cluster, IMAGE, PROXY_IMAGE, output, root};
+
+static USERS: Mutex<Users> = Mutex::new(Users { now: 0, installations: 0 });
+
+struct Users {
+    now: usize,
+    installations: usize,
+}
+
+/// Keeps it installed.
+pub(crate) struct Installed<'a> {
+    cluster: &'a Cluster,
+    /// The namespace, another one each time: the last one may still be on its way out.
+    pub(crate) system: String,
+}
+
+#[track_caller]
+pub(crate) fn install(cluster: &Cluster) -> Installed<'_> {
+    let mut users = USERS.lock().unwrap_or_else(PoisonError::into_inner);
+    if users.now == 0 {
+        users.installations += 1;
+    }
+    let system = format!("steadfast-test-system-{}-{}", std::process::id(), users.installations);
+    if users.now == 0 {
+        helm(cluster, &system, &["upgrade", "--install", "steadfast", "deploy/chart", "--take-ownership", "--create-namespace", "--wait", "--timeout", "120s"])
+            .unwrap_or_else(|why| panic!("{why}\n{}", state(cluster, &system)));
+    }
+    users.now += 1;
+    Installed { cluster, system }
+}
+
+/// `helm` on the release, with the images of these tests.
+pub(crate) fn helm(cluster: &Cluster, system: &str, args: &[&str]) -> Result<String, String> {
+    let split = |image: &str| image.rsplit_once(':').map(|(repository, tag)| (repository.to_owned(), tag.to_owned())).expect("an image with a tag");
+    let mut command = cluster.command("helm");
+    command.args(args).args(["--namespace", system]);
+    if args.first() == Some(&"upgrade") {
+        for (key, image) in [("image", IMAGE), ("proxy.image", PROXY_IMAGE)] {
+            let (repository, tag) = split(image);
+            command.args(["--set", &format!("{key}.repository={repository},{key}.pullPolicy=Never"), "--set-string", &format!("{key}.tag={tag}")]);
+        }
+    }
+    output(command.current_dir(root()), None)
+}
+
+fn state(cluster: &Cluster, system: &str) -> String {
+    let ask = |args: &[&str]| cluster.kubectl(args).unwrap_or_else(|why| why);
+    format!(
+        "{}\n{}",
+        ask(&["--namespace", system, "describe", "pods"]),
+        ask(&["--namespace", system, "logs", "--selector", "app.kubernetes.io/name=steadfast", "--tail=60", "--prefix"])
+    )
+}
+
+impl Installed<'_> {
+    /// What the pods of the controller said, for tests that fail.
+    pub(crate) fn state(&self) -> String {
+        state(self.cluster, &self.system)
+    }
+}
+
+impl Drop for Installed<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.state());
+        }
+        let mut users = USERS.lock().unwrap_or_else(PoisonError::into_inner);
+        users.now -= 1;
+        if users.now == 0 {
+            let gone = helm(self.cluster, &self.system, &["uninstall", "steadfast", "--wait", "--timeout", "60s"]);
+            let gone = gone.and_then(|_| self.cluster.kubectl(&["delete", "namespace", &self.system, "--wait=false"]));
+            if let Err(why) = gone {
+                eprintln!("the chart could not be uninstalled: {why}");
+            }
+        }
+    }
+}
