@@ -6,6 +6,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::{Duration, Instant},
 };
 
 use clap::ValueEnum;
@@ -28,7 +29,9 @@ use crate::{exit, progress};
 
 /// Run an experiment.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  steadfast run examples/pod-kill.yaml --seed 7\n\nExit status: 0 pass, 1 fail, 2 bad input, 3 inconclusive, 4 halted.")]
+#[command(
+    after_help = "Example:\n  steadfast run examples/pod-kill.yaml --seed 7\n\nExit status: 0 pass, 1 fail, 2 bad input, 3 inconclusive, 4 halted, 130 ended at once by a second signal."
+)]
 pub(crate) struct Args {
     /// The experiment: a ResilienceTest in YAML. Relative paths in it are taken from the working directory.
     file: PathBuf,
@@ -140,6 +143,12 @@ pub(crate) fn lead(plan: &Plan, rerun: String, work_dir: PathBuf, common: &Commo
         Ok(runtime) => runtime,
         Err(error) => return exit::failed(format!("no runtime: {error}")),
     };
+    // Better now than after the run.
+    if let Some(directory) = &common.report_dir
+        && let Err(error) = store::can_write(directory)
+    {
+        return exit::bad_input(format!("--report-dir: {error}"));
+    }
     let report = runtime.block_on(async {
         let interrupt = interrupts()?;
         let (told, hear) = watch::channel(Progress::default());
@@ -181,13 +190,16 @@ fn say(output: Output, report: &Report, summary: &str) {
 }
 
 /// Standard output may be a pipe that nobody reads any more: no reason to fail.
-fn print(text: &str) -> ExitCode {
+pub(crate) fn print(text: &str) -> ExitCode {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     ExitCode::SUCCESS
 }
 
-/// Turns true at the first SIGINT, SIGTERM or SIGHUP; at the second, this process ends at once (and the keeper cleans up).
+/// Two signals nearer than this are one.
+const SAME_WISH: Duration = Duration::from_secs(1);
+
+/// Turns true at the first SIGINT, SIGTERM or SIGHUP; at a second one later, this process ends at once (and the keeper cleans up).
 fn interrupts() -> Result<watch::Receiver<bool>, String> {
     let (asked, interrupt) = watch::channel(false);
     let fail = |error| format!("signals cannot be caught: {error}");
@@ -195,15 +207,20 @@ fn interrupts() -> Result<watch::Receiver<bool>, String> {
     let mut term = signal(SignalKind::terminate()).map_err(fail)?;
     let mut hup = signal(SignalKind::hangup()).map_err(fail)?;
     tokio::spawn(async move {
+        let mut first: Option<Instant> = None;
         loop {
             tokio::select! {
                 _ = int.recv() => {}
                 _ = term.recv() => {}
                 _ = hup.recv() => {}
             }
-            if asked.send_replace(true) {
-                std::process::exit(130);
+            match first {
+                // One wish, told twice: `timeout` signals its child and then the child's group, a terminal signals the group.
+                Some(first) if first.elapsed() < SAME_WISH => continue,
+                Some(_) => std::process::exit(130),
+                None => first = Some(Instant::now()),
             }
+            asked.send_replace(true);
             eprintln!("\nsteadfast: undoing everything and writing the report; once more ends it at once");
         }
     });

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::ValueEnum;
 use steadfast_controller::{reconcile::crd, report::json};
 
-use crate::exit;
+use crate::{exit, run::print};
 
 /// Print a JSON schema.
 #[derive(clap::Args)]
@@ -29,17 +29,12 @@ enum Of {
 
 pub(crate) fn main(args: Args) -> ExitCode {
     match args.of {
-        Of::Report => println!("{:#}", json::report_schema()),
-        Of::Test => println!("{:#}", json::test_schema()),
-        Of::Policy => println!("{:#}", json::policy_schema()),
-        Of::Crds => {
-            for (_, crd) in crd::all() {
-                match crd::yaml(&crd) {
-                    Ok(yaml) => print!("---\n{yaml}"),
-                    Err(error) => return exit::failed(error),
-                }
-            }
-        }
+        Of::Report => print(&format!("{:#}\n", json::report_schema())),
+        Of::Test => print(&format!("{:#}\n", json::test_schema())),
+        Of::Policy => print(&format!("{:#}\n", json::policy_schema())),
+        Of::Crds => match crd::all().iter().map(|(_, crd)| crd::yaml(crd).map(|yaml| format!("---\n{yaml}"))).collect::<Result<String, _>>() {
+            Ok(yaml) => print(&yaml),
+            Err(error) => exit::failed(error),
+        },
     }
-    ExitCode::SUCCESS
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub enum Mark {
     /// t0: the fault began.
     Fault,
-    /// t1: a client saw it for the first time.
+    /// t1: the first request that failed was sent.
     FirstFailure,
     /// t2: the platform noticed (pod or node condition).
     Detected,

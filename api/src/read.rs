@@ -49,10 +49,31 @@ pub fn from_yaml<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, BadFi
         let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
         let message = error.to_string();
         // The place stands in front already.
-        let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(head, _)| head).to_owned();
-        let field = if field == "." { String::new() } else { std::mem::take(&mut field) };
+        let message = plain(message.rsplit_once(" at line ").map_or(message.as_str(), |(head, _)| head), text);
+        // A question mark stands for a field whose name had not been read yet.
+        let field = field.trim_end_matches('?').trim_end_matches('.').to_owned();
         BadFile { file: file.to_owned(), line, column, field, message }
     })
+}
+
+/// The library's words where they are meant for programmers, said for people.
+fn plain(message: &str, text: &str) -> String {
+    let whole = |most: u64| format!("this is no whole number from 0 to {most}");
+    match message {
+        _ if text.trim().is_empty() => "the file is empty".to_owned(),
+        _ if message.contains("from_str_multiple") => "a second document begins here: one file holds one document".to_owned(),
+        _ if message.contains("DuplicateKeyPolicy") => {
+            let key = message.split(": ").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or("a field");
+            format!("`{key}` is given twice: keep one of them")
+        }
+        "invalid u8" => whole(u8::MAX.into()),
+        "invalid u16" => whole(u16::MAX.into()),
+        "invalid u32" => whole(u32::MAX.into()),
+        "invalid u64" => whole(u64::MAX),
+        "expected mapping start" => "fields are wanted here, each as `name: value`".to_owned(),
+        other if other.contains("tabs disallowed") => "a tab: YAML is indented with spaces".to_owned(),
+        other => other.to_owned(),
+    }
 }
 
 /// Writes `value` as YAML that [`from_yaml`] reads back.

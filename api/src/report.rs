@@ -89,8 +89,9 @@ pub struct RunVerdict {
     pub outcome: RunOutcome,
     /// One sentence.
     pub reason: String,
-    /// 0 to 100: see ARCHITECTURE.md for how it is made.
-    pub score: u32,
+    /// 0 to 100: see ARCHITECTURE.md for how it is made. A run that did not come to its end has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<u32>,
     /// The parts that the score is made of.
     pub score_parts: Vec<ScorePart>,
 }

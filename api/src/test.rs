@@ -874,7 +874,7 @@ spec:
             ("rate: 200/s", "rate: fast", 10, "spec.load[0].rate", "such as 200/s"),
             ("baseline: 30s", "baselin: 30s", 12, "spec.baselin", "unknown field"),
             ("{nodes: {mode: one}, delay", "{nodes: {mode: fixed}, delay", 14, "spec.steps[0].networkLatency.nodes", "value: 2"),
-            ("rounds: 1", "rounds: 1\n  rounds: 2", 27, "spec", "duplicate"),
+            ("rounds: 1", "rounds: 1\n  rounds: 2", 27, "spec", "is given twice"),
             ("kind: ResilienceTest", "kind: Pod", 3, "kind", "ResilienceTest"),
         ] {
             let text = CASE_STUDY.replacen(right, wrong, 1);

@@ -109,7 +109,7 @@ pub(super) async fn main(args: &Args) -> Result<ExitCode, ExitCode> {
     if enrolment.as_ref().is_some_and(|(_, enrolment)| enrolment.deterministic()) {
         judge = judge.deterministic(RETRIES);
     }
-    let reference = reference::ask(&set, args.engine);
+    let reference = reference::wanted(&set, args.engine).map_err(exit::bad_input)?;
     let seed = args.seed.unwrap_or_else(|| std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64));
     let mut seen = Seen {
         outputs: set.manifest().outputs.iter().map(|output| (output.name.clone(), Worst::default())).collect(),

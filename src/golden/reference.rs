@@ -23,6 +23,16 @@ pub(super) enum Reference {
     },
 }
 
+/// As [`ask`], but an engine that was asked for by name must be there.
+pub(super) fn wanted(set: &GoldenSet, choice: EngineChoice) -> Result<Reference, String> {
+    match ask(set, choice) {
+        Reference::Unknown { why, .. } if choice != EngineChoice::Auto => {
+            Err(format!("--engine {}: {why}", if choice == EngineChoice::Rten { "rten" } else { "onnxruntime" }))
+        }
+        reference => Ok(reference),
+    }
+}
+
 /// Opens the engine and lets it compute the whole set.
 pub(super) fn ask(set: &GoldenSet, choice: EngineChoice) -> Reference {
     let name = match choice {

@@ -20,10 +20,7 @@ pub(crate) fn text(report: &Report, stored: Option<&Stored>) -> String {
     let mut text = String::new();
     let verdict = &report.verdict;
     line(&mut text, &format!("\n{}  {}", style(verdict.outcome).bold().apply_to(word(verdict.outcome).to_uppercase()), verdict.reason));
-    line(
-        &mut text,
-        &format!("score {} of 100 · {} · {} requests", verdict.score, millis(report.run.duration_ms), thousands(report.total.availability.attempted)),
-    );
+    line(&mut text, &format!("{} · {} · {} requests", score(verdict.score), millis(report.run.duration_ms), thousands(report.total.availability.attempted)));
 
     if !report.hypothesis.is_empty() {
         line(&mut text, "\nHypothesis");
@@ -89,6 +86,10 @@ pub(crate) fn text(report: &Report, stored: Option<&Stored>) -> String {
     text
 }
 
+fn score(score: Option<u32>) -> String {
+    score.map_or_else(|| "no score: the run did not come to its end".to_owned(), |score| format!("score {score} of 100"))
+}
+
 fn outage(outage: &Outage) -> Vec<String> {
     let until = |mark| outage.marks.between(Mark::Fault, mark).map_or_else(|| "–".to_owned(), millis);
     let moved = match outage.replacement.as_deref() {
@@ -96,7 +97,8 @@ fn outage(outage: &Outage) -> Vec<String> {
         _ => outage.pod.clone(),
     };
     let sustained = if outage.censored { format!("not after {}", millis(outage.capacity_outage_ms)) } else { until(Mark::Sustained) };
-    let routing = outage.routing_outage_ms.map_or_else(|| "none".to_owned(), |ms| format!("for {}", millis(ms)));
+    let least = if outage.censored { "for at least" } else { "for" };
+    let routing = outage.routing_outage_ms.map_or_else(|| "none".to_owned(), |ms| format!("{least} {}", millis(ms)));
     vec![moved, until(Mark::Ready), until(Mark::FirstGoodResponse), until(Mark::FirstCorrectPrediction), sustained, routing]
 }
 

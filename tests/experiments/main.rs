@@ -186,7 +186,9 @@ fn a_halt_undoes_everything_and_exits_4() {
   stable: {within: 60s, hold: 1s}
   halt: [{availability: {below: 50%, for: 2s}}]
 ";
-    let mut run = Run::start(&experiment("halted", "", spec), &[]);
+    // Nobody notices before the halt: users go on asking pods that say nothing.
+    let test = experiment("halted", "", spec).replace("nodeMonitorGracePeriod: 1s", "nodeMonitorGracePeriod: 30s");
+    let mut run = Run::start(&test, &[]);
     run.wait_for("baseline");
     let started = Started::by(run.pid());
     let ended = run.ended();
@@ -196,8 +198,45 @@ fn a_halt_undoes_everything_and_exits_4() {
     assert_eq!(report.verdict.outcome, RunOutcome::Halted);
     assert!(report.verdict.reason.contains("below the halt at 50%"), "{}", report.verdict.reason);
     assert!(report.run.duration_ms < 20_000.0, "it stopped at once: {} ms", report.run.duration_ms);
+    // Silent until the halt is silent: that the halt ended those requests was nobody's failure.
+    let counts = &report.total.availability;
+    assert!(counts.failed_proxy == 0 && counts.failed_silence > 20, "{counts:?}");
+    assert!(report.outages.iter().all(|outage| outage.censored && outage.routing_outage_ms.is_none_or(|ms| ms > 1000.0)), "{:?}", report.outages);
+    assert_eq!(report.verdict.score, None);
     started.assert_gone();
     ended.assert_no_files();
+}
+
+#[test]
+fn a_target_that_can_never_become_well_is_told_at_once_and_why() {
+    let begun = std::time::Instant::now();
+    // A server that ends by itself.
+    let ended = Run::start(&experiment("dying", ", --load-seconds, '-1'", LONG), &[]).ended();
+    assert_eq!(ended.code, Some(3), "{}", ended.all());
+    let reason = &ended.report().verdict.reason;
+    assert!(reason.contains("ended 3 times before it was ready") && reason.contains("exited with status 2; its last words"), "{reason}");
+    // A set whose stored answers are not its model's.
+    let set = tempfile::tempdir().expect("a folder");
+    let broken = set.path().join("digits");
+    let copied = Command::new("cp").arg("-r").arg(repository("golden-sets/sets/digits")).arg(&broken).status().expect("cp");
+    assert!(copied.success());
+    let output = broken.join("test_data_set_0/output_0.pb");
+    let other = std::fs::read(broken.join("test_data_set_1/output_0.pb")).expect("another answer");
+    assert_ne!(std::fs::read(&output).expect("an answer"), other);
+    std::fs::write(&output, other).expect("written");
+    let ended = Run::start(&experiment("broken-set", "", LONG), &["--golden-sets", &set.path().display().to_string()]).ended();
+    assert_eq!(ended.code, Some(3), "{}", ended.all());
+    let reason = &ended.report().verdict.reason;
+    assert!(reason.contains("ReferenceBroken"), "{reason}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_report_that_could_not_be_written_is_told_before_the_run() {
+    let refused =
+        Command::new(STEADFAST).arg("run").arg(repository("examples/pod-kill.yaml")).args(["--report-dir", "/proc/nowhere/report"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && said.contains("--report-dir") && !said.contains("baseline"), "{said}");
 }
 
 /// Baseline, then a fault long enough to be interrupted in.
@@ -257,7 +296,7 @@ fn a_dry_run_writes_every_default_and_the_plan_and_starts_nothing() {
 #[test]
 fn a_report_is_drawn_again_from_its_json() {
     let sample = tempfile::TempDir::new().expect("a folder");
-    let spec = "  baseline: 1s\n";
+    let spec = "  baseline: 1s\n  hypothesis: [{availability: {atLeast: 99%}}]\n";
     let ended = Run::start(&experiment("redrawn", "", spec), &[]).ended();
     assert_eq!(ended.code, Some(0), "{}", ended.all());
     let page = sample.path().join("again.html");

@@ -13,7 +13,7 @@ pub(crate) fn nothing() -> Report {
     report.run.duration_ms = 0.0;
     report.run.notes.clear();
     report.verdict =
-        RunVerdict { outcome: RunOutcome::Inconclusive, reason: "No pod became ready before the deadline.".into(), score: 0, score_parts: Vec::new() };
+        RunVerdict { outcome: RunOutcome::Inconclusive, reason: "No pod became ready before the deadline.".into(), score: None, score_parts: Vec::new() };
     report.hypothesis.clear();
     report.phases.clear();
     report.faults.clear();
@@ -46,7 +46,7 @@ pub(crate) fn zero_outages() -> Report {
     let mut report = case_study();
     report.verdict.outcome = RunOutcome::Pass;
     report.verdict.reason = "All 4 hypotheses held.".into();
-    report.verdict.score = 100;
+    report.verdict.score = Some(100);
     for result in &mut report.hypothesis {
         result.outcome = RunOutcome::Pass;
     }

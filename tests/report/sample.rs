@@ -218,7 +218,7 @@ pub(crate) fn case_study() -> Report {
         verdict: RunVerdict {
             outcome: RunOutcome::Fail,
             reason: "Recovery took longer than 30 s: outage #3 of recommender-6f9c-w4lns had not ended when the run did.".into(),
-            score: 71,
+            score: Some(71),
             score_parts: vec![
                 ScorePart { name: "availability".into(), points: 27.4, out_of: 30.0 },
                 ScorePart { name: "recovery".into(), points: 12.0, out_of: 30.0 },

@@ -1,8 +1,9 @@
 //! What to change: rules that look at where the time and the failures went, each with its evidence and what it would bring.
 
 use steadfast_api::{
+    golden::Verdict,
     mark::{Mark, Outage},
-    report::{Advice, FaultWindow, Phase, PhaseKind, Service},
+    report::{Advice, FaultWindow, Phase, PhaseKind, PodReport, Service},
     test::{Action, ResilienceTest},
 };
 
@@ -16,6 +17,7 @@ pub struct Seen<'a> {
     pub outages: &'a [Outage],
     pub total: &'a Service,
     pub baseline: &'a Service,
+    pub pods: &'a [PodReport],
 }
 
 /// Less than this is not worth a change, in milliseconds.
@@ -23,7 +25,19 @@ const WORTH_MS: f64 = 200.0;
 
 /// Every rule that found something: wrong answers first, then what prolongs outages, then what slows requests down.
 pub fn advice(seen: &Seen<'_>) -> Vec<Advice> {
-    let rules = [wrong_answers, ready_but_wrong, node_detection, node_eviction, model_load, probe_period, stale_routes, retries, slow_node, busy_node];
+    let rules = [
+        wrong_answers,
+        served_on_wrongly,
+        ready_but_wrong,
+        node_detection,
+        node_eviction,
+        model_load,
+        probe_period,
+        stale_routes,
+        retries,
+        slow_node,
+        busy_node,
+    ];
     rules.iter().filter_map(|rule| rule(seen)).collect()
 }
 
@@ -71,6 +85,34 @@ fn wrong_answers(seen: &Seen<'_>) -> Option<Advice> {
         "Find out why the model answers wrongly",
         format!("{} answers differed from the golden ones with no fault that was asked to change them.", thousands(wrong)),
         format!("Consistency of {} instead of {}.", share(1.0), seen.total.consistency.ratio.map_or_else(String::new, share)),
+    ))
+}
+
+/// Wrong answers that were asked for: did anybody keep them from the users?
+fn served_on_wrongly(seen: &Seen<'_>) -> Option<Advice> {
+    let (phase, wrong) = seen.phases_of("corrupt").map(|(phase, _)| (phase, wrong_of(&phase.service))).max_by_key(|(_, wrong)| *wrong)?;
+    if wrong == 0 {
+        return None;
+    }
+    let during = |at: f64| at >= phase.start_ms && at <= phase.end_ms;
+    let verdicts = seen.pods.iter().flat_map(|pod| pod.verdicts.iter().map(move |point| (pod, point)));
+    let failed = verdicts.filter(|(_, point)| point.verdict == Verdict::Fail && during(point.at_ms)).min_by(|a, b| a.1.at_ms.total_cmp(&b.1.at_ms));
+    let lasted = phase.end_ms - phase.start_ms;
+    let told = failed.map(|(pod, point)| (pod.name.as_str(), point.at_ms - phase.start_ms));
+    let (evidence, gain) = match told {
+        Some((pod, after)) => (
+            format!("golden replays called {pod} wrong after {}, and it went on answering users", millis(after)),
+            format!("Taking a pod out of the Service at that moment would have ended the wrong answers {} sooner.", millis(lasted - after)),
+        ),
+        None => (
+            "no golden set called a pod wrong in that time".to_owned(),
+            "Golden replays, or replays more often, would notice; a pod that fails them can be taken out of the Service.".to_owned(),
+        ),
+    };
+    Some(advise(
+        "Take pods that answer wrongly out of the Service",
+        format!("During {:?} {} answers were wrong for {}: {evidence}.", phase.name, thousands(wrong), millis(lasted)),
+        gain,
     ))
 }
 
@@ -163,7 +205,7 @@ fn probe_period(seen: &Seen<'_>) -> Option<Advice> {
 }
 
 fn stale_routes(seen: &Seen<'_>) -> Option<Advice> {
-    // What fails after the endpoint was withdrawn had been sent before, or on a connection that was kept.
+    // What is sent there after the endpoint was withdrawn goes on a connection that was kept, or by somebody who has not heard yet.
     let late: Vec<f64> = seen
         .outages
         .iter()
@@ -177,13 +219,13 @@ fn stale_routes(seen: &Seen<'_>) -> Option<Advice> {
     let typical = median(late)?;
     let timeout = seen.test.spec.load.iter().map(|load| load.timeout).max()?;
     Some(advise(
-        "Give up sooner on a pod that has left the Service",
+        "Stop sending to a pod that has left the Service",
         format!(
-            "In {count} of {} outages clients still failed {} (median) after the endpoint had gone; their timeout is {timeout}.",
+            "In {count} of {} outages requests were still sent, and failed, {} (median) after the endpoint had gone; their timeout is {timeout}.",
             seen.outages.len(),
             millis(typical)
         ),
-        format!("Shorter client timeouts, or closing connections to removed endpoints, would end these routing outages up to {} sooner.", millis(typical)),
+        format!("Closing connections to removed endpoints would end these routing outages up to {} sooner.", millis(typical)),
     ))
 }
 

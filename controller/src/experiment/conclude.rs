@@ -81,12 +81,15 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
         measured: &measured,
         outages: &outages,
         pods_were_taken: faults.iter().any(|fault| taken(&fault)),
+        faults: faults.len(),
         complete: course.ending == Ending::Complete,
     };
     let results: Vec<_> = spec.hypothesis.iter().map(|hypothesis| hypothesis::evaluate(hypothesis, &facts)).collect();
     let total = history.measure(&[(clock.begin, clock.end)]).service();
     let baseline = measured(During::Baseline).service();
     let (score, score_parts) = score::score(&spec.hypothesis, &total, &baseline, &outages);
+    // Of a run that did not come to its end it would say how little was seen.
+    let score = (course.ending == Ending::Complete).then_some(score);
     let (outcome, reason) = hypothesis::verdict(&course.ending, &results, &phases, &faults, &course.left_behind);
 
     let (series, series_left_out) = series::series(&history.requests, clock.begin, clock.end);
@@ -98,7 +101,16 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
     if outages.iter().any(|outage| outage.fault.is_none()) {
         notes.push("Some outages were not planned by any step".to_owned());
     }
-    let advice = advice::advice(&advice::Seen { test: &plan.test, phases: &phases, faults: &faults, outages: &outages, total: &total, baseline: &baseline });
+    let pods = pods(history, &clock, series.bucket_ms, &course.sidecar_rss);
+    let advice = advice::advice(&advice::Seen {
+        test: &plan.test,
+        phases: &phases,
+        faults: &faults,
+        outages: &outages,
+        total: &total,
+        baseline: &baseline,
+        pods: &pods,
+    });
     Report {
         schema: SCHEMA.to_owned(),
         run: Run {
@@ -121,7 +133,7 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
         phases,
         faults,
         nodes: course.nodes,
-        pods: pods(history, &clock, series.bucket_ms, &course.sidecar_rss),
+        pods,
         recovery: recovery::summary(&outages),
         outages,
         total,

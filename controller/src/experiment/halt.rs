@@ -23,7 +23,12 @@ pub fn reason(halts: &[Halt], live: &Live, measured_since: i64, now: i64) -> Opt
         }
         let (availability, requests) = live.availability(from);
         let availability = availability.filter(|availability| *availability < halt.below.ratio())?;
-        Some(format!("availability was {:.1}% of {requests} requests over the last {}, below the halt at {}", availability * 100.0, halt.duration, halt.below))
+        Some(format!(
+            "availability was {:.1}% of {requests} requests that ended in the last {}, below the halt at {}",
+            availability * 100.0,
+            halt.duration,
+            halt.below
+        ))
     })
 }
 
@@ -44,7 +49,7 @@ mod tests {
         }
         assert_eq!(reason(&halts, &live, 2_000_000, 3_000_000), None, "only one second has been measured");
         let says = reason(&halts, &live, 0, 3_000_000).unwrap();
-        assert!(says.contains("0.0% of 20 requests over the last 2s, below the halt at 50%"), "{says}");
+        assert!(says.contains("0.0% of 20 requests that ended in the last 2s, below the halt at 50%"), "{says}");
 
         let mut half = Live::new(reach_us(&halts));
         for ms in (0..2000).step_by(100) {

@@ -20,6 +20,8 @@ pub struct Facts<'a> {
     pub outages: &'a [Outage],
     /// A fault that takes pods away was carried out.
     pub pods_were_taken: bool,
+    /// Any fault was.
+    pub faults: usize,
     /// The run reached its end: what was seen until an early one proves no absence.
     pub complete: bool,
 }
@@ -101,6 +103,8 @@ fn recovery(goal: &RecoveryAtMost, facts: &Facts<'_>) -> (RunOutcome, String) {
     let Some(count) = std::num::NonZeroUsize::new(facts.outages.len()) else {
         return if facts.pods_were_taken {
             (RunOutcome::Inconclusive, "pods were taken away, and no outage was seen".to_owned())
+        } else if facts.faults == 0 {
+            (RunOutcome::Inconclusive, "no fault was carried out, so there was nothing to recover from".to_owned())
         } else {
             (RunOutcome::Pass, "no pod was lost".to_owned())
         };
@@ -150,6 +154,9 @@ pub fn verdict(ending: &Ending, hypothesis: &[HypothesisResult], phases: &[Phase
     }
     if let Some(left) = left_behind.first() {
         return (RunOutcome::Inconclusive, format!("It held, but something could not be undone: {left}."));
+    }
+    if hypothesis.is_empty() && faults.is_empty() {
+        return (RunOutcome::Inconclusive, "Nothing was asked: the experiment has neither a step nor a hypothesis.".to_owned());
     }
     let held = match hypothesis.len() {
         0 => "No hypothesis was given".to_owned(),
@@ -240,7 +247,7 @@ mod tests {
 
     fn judge(yaml: &str, good: usize, failed: usize, outages: &[Outage], taken: bool) -> (RunOutcome, String) {
         let hypothesis: Hypothesis = steadfast_api::read::from_yaml("h", yaml).unwrap();
-        let result = evaluate(&hypothesis, &Facts { measured: &|_| measured(good, failed), outages, pods_were_taken: taken, complete: true });
+        let result = evaluate(&hypothesis, &Facts { measured: &|_| measured(good, failed), outages, pods_were_taken: taken, faults: 1, complete: true });
         (result.outcome, format!("{}: {}", result.statement, result.observed))
     }
 
@@ -260,6 +267,10 @@ mod tests {
         }
         assert_eq!(judge("recovery: {atMost: 1h}", 1, 0, &[], true).0, RunOutcome::Inconclusive);
         assert_eq!(judge("recovery: {atMost: 1h}", 1, 0, &[], false).0, RunOutcome::Pass);
+        let hypothesis: Hypothesis = steadfast_api::read::from_yaml("h", "recovery: {atMost: 1h}").unwrap();
+        let nothing = Facts { measured: &|_| measured(1, 0), outages: &[], pods_were_taken: false, faults: 0, complete: true };
+        assert_eq!(evaluate(&hypothesis, &nothing).outcome, RunOutcome::Inconclusive, "no fault, nothing to recover from");
+        assert_eq!(verdict(&Ending::Complete, &[], &[], &[], &[]).0, RunOutcome::Inconclusive, "nothing was asked");
     }
 
     #[test]
@@ -279,7 +290,7 @@ mod tests {
     fn a_success_that_was_not_watched_to_the_end_is_inconclusive_and_a_failure_stays_one() {
         let hypothesis: Hypothesis = steadfast_api::read::from_yaml("h", "availability: {atLeast: 50%}").unwrap();
         let early = |good, failed| {
-            evaluate(&hypothesis, &Facts { measured: &|_| measured(good, failed), outages: &[], pods_were_taken: false, complete: false }).outcome
+            evaluate(&hypothesis, &Facts { measured: &|_| measured(good, failed), outages: &[], pods_were_taken: false, faults: 1, complete: false }).outcome
         };
         assert_eq!((early(1, 0), early(1, 3)), (RunOutcome::Inconclusive, RunOutcome::Fail));
     }

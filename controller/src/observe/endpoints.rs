@@ -20,6 +20,9 @@ pub struct Track {
     pub states: Vec<(i64, PodState)>,
     /// In the Service since then.
     pub endpoint_since: Option<i64>,
+    /// How often its server ended by itself, and how the last time.
+    pub deaths: u32,
+    pub last_death: Option<String>,
     running: bool,
     loaded: bool,
     waiting: bool,
@@ -30,6 +33,10 @@ pub struct Track {
 impl Track {
     pub fn state(&self) -> PodState {
         self.states.last().map_or(PodState::Pending, |(_, state)| *state)
+    }
+
+    pub const fn is_gone(&self) -> bool {
+        self.gone
     }
 
     fn settle(&mut self, at: i64, silent: bool) {
@@ -125,6 +132,8 @@ impl Fleet {
                     lane,
                     states: Vec::new(),
                     endpoint_since: None,
+                    deaths: 0,
+                    last_death: None,
                     running: false,
                     loaded: false,
                     waiting: false,
@@ -143,7 +152,9 @@ impl Fleet {
                 pod.loaded = false;
             }),
             What::Endpoint { uid, present } => self.with(at, uid, |pod| pod.endpoint_since = present.then(|| pod.endpoint_since.unwrap_or(at))),
-            What::BackOff { uid, .. } => self.with(at, uid, |pod| {
+            What::BackOff { uid, reason, .. } => self.with(at, uid, |pod| {
+                pod.deaths += 1;
+                pod.last_death = Some(reason.clone());
                 pod.waiting = true;
                 pod.running = false;
                 pod.loaded = false;

@@ -7,8 +7,8 @@
 //!   server not ready, the process died, the endpoint went).
 //! - An outage closes at t12. A holder that is lost again before that, by itself, prolongs the outage, and the marks of its recovery begin anew; if a planned
 //!   fault takes it, the first outage ends there as *censored* (its recovery was cut off) and the fault opens another.
-//! - t1 is the end of the first request that failed on the lost pod, on its successor or on no pod at all. The routing outage lasts from there to the last one
-//!   before t12 (on the lost pod: to the last of all).
+//! - t1 is the moment at which the first request was sent that failed on the lost pod, on its successor or on no pod at all: its user got nothing from then on, whenever
+//!   the user gave up. The routing outage lasts from there until the last such request before t12 (on the lost pod: the last of all) was sent.
 //! - t11 is the first 2xx that the successor gave to a user, the first correct prediction the first right answer of it to a user or to a golden replay. t12 is
 //!   the beginning of the good service that then lasted for `hold`: no failure by this pod, no loss of its endpoint. Without users, t12 is t10.
 //! - A place that is not wanted any more (scaled away) ends without an outage.
@@ -374,8 +374,8 @@ impl Builder<'_> {
         let replaced = holder.uid != open.lost.uid;
         let failures = |answers: &[Answer], until: i64| {
             let within: Vec<i64> =
-                answers.iter().filter(|answer| !answer.kind.good() && answer.ended >= t0 && answer.ended <= until).map(|answer| answer.ended).collect();
-            within.first().copied().zip(within.last().copied())
+                answers.iter().filter(|answer| !answer.kind.good() && answer.ended >= t0 && answer.ended <= until).map(|answer| answer.sent.max(t0)).collect();
+            within.iter().min().copied().zip(within.iter().max().copied())
         };
         let seen = [
             failures(self.traffic.of(&open.lost.name), if replaced { self.end } else { window_end }),

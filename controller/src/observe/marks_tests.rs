@@ -25,7 +25,7 @@ fn a_killed_pod_has_every_mark_and_both_outages() {
     let outage = &lost[0].outage;
     let expected = [
         (Mark::Fault, 1000.0),
-        (Mark::FirstFailure, 1006.0),
+        (Mark::FirstFailure, 1005.0),
         (Mark::Detected, 1002.0),
         (Mark::EndpointRemoved, 1100.0),
         (Mark::ReplacementCreated, 1150.0),
@@ -44,6 +44,18 @@ fn a_killed_pod_has_every_mark_and_both_outages() {
     assert_eq!((outage.replacement.as_deref(), outage.replacement_node.as_deref(), outage.fault), (Some("b"), Some("node-2"), Some(0)));
 }
 
+/// Users who wait two seconds before they give up are without an answer from the moment they asked.
+#[test]
+fn a_routing_outage_is_counted_from_when_users_asked_and_not_from_when_they_gave_up() {
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").requests(60, 1000, 10, "a", Kind::Right);
+    story.planned(1000, 0, true, &[], &["node-1"]).endpoint(5000, "a", false);
+    let asked = (1000..5000).step_by(100).map(|ms| Answer { sent: ms * 1000, ended: (ms + 2000) * 1000, kind: Kind::Silence });
+    story.traffic.by_pod.get_mut("a").unwrap().extend(asked);
+    let outage = &story.outages(500, 9000)[0].outage;
+    assert_eq!((outage.marks.get(Mark::FirstFailure), outage.routing_outage_ms), (Some(1000.0), Some(3900.0)));
+}
+
 #[test]
 fn an_outage_that_has_not_held_long_enough_when_the_run_ends_is_censored_with_its_lower_bound() {
     let lost = killed().outages(500, 1700);
@@ -58,7 +70,7 @@ fn a_failure_by_the_successor_starts_the_hold_anew() {
     let outage = &story.outages(500, 4000)[0].outage;
     assert_eq!(outage.marks.get(Mark::Sustained), Some(1511.0));
     assert_eq!(outage.marks.get(Mark::FirstGoodResponse), Some(1261.0));
-    assert_eq!(outage.routing_outage_ms, Some(1501.0 - 1006.0), "clients saw it within the outage");
+    assert_eq!(outage.routing_outage_ms, Some(1500.0 - 1005.0), "clients saw it within the outage");
 }
 
 #[test]

@@ -169,6 +169,12 @@ impl History {
         })
     }
 
+    /// The run was over at `at`: what was undone after that is no part of it.
+    pub fn cut(&mut self, at: Instant) {
+        let at = self.us(at);
+        self.requests.cut(at);
+    }
+
     /// Puts everything in order; from then on the logs answer questions about any stretch of time.
     pub fn seal(&mut self) {
         self.facts.sort_by_key(|(at, _)| *at);

@@ -126,6 +126,13 @@ impl Requests {
         &self.log
     }
 
+    /// Whatever had not ended by then, and failed after, is silence until then: what ended it was the end of the run and nobody's failure.
+    pub fn cut(&mut self, at: i64) {
+        for request in self.log.iter_mut().filter(|request| !request.kind.good() && request.due < at && request.ended() > at) {
+            *request = Request::new(request.due, request.sent().min(at), at, request.pod, Kind::Silence);
+        }
+    }
+
     /// Brings the log in order of `due`, which [`Requests::due_in`] relies on.
     pub fn seal(&mut self) {
         self.log.sort_by_key(|request| request.due);
@@ -136,5 +143,23 @@ impl Requests {
         let start = self.log.partition_point(|request| request.due < from);
         let end = self.log.partition_point(|request| request.due < until).max(start);
         &self.log[start..end]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_end_of_the_run_cut_off_is_silence_until_then() {
+        let mut requests = Requests::default();
+        let mut push = |due: i64, ended: i64, kind| requests.push(Request::new(due, due + 10, ended, PodName::NONE, kind));
+        push(0, 500, Kind::Proxy);
+        push(100, 1500, Kind::Proxy);
+        push(200, 1500, Kind::Right);
+        push(1100, 1500, Kind::Proxy);
+        requests.cut(1000);
+        let seen: Vec<_> = requests.all().iter().map(|request| (request.kind, request.ended())).collect();
+        assert_eq!(seen, [(Kind::Proxy, 500), (Kind::Silence, 1000), (Kind::Right, 1500), (Kind::Proxy, 1500)]);
     }
 }

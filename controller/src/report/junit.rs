@@ -97,7 +97,7 @@ pub(crate) mod tests {
                 left_behind: Vec::new(),
                 notes: Vec::new(),
             },
-            verdict: RunVerdict { outcome: RunOutcome::Fail, reason: "why".to_owned(), score: 1, score_parts: Vec::new() },
+            verdict: RunVerdict { outcome: RunOutcome::Fail, reason: "why".to_owned(), score: Some(1), score_parts: Vec::new() },
             hypothesis: vec![
                 hypothesis("availability", RunOutcome::Pass),
                 hypothesis("latency", RunOutcome::Fail),

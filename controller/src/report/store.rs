@@ -31,6 +31,17 @@ pub fn default_directory(report: &Report) -> PathBuf {
     Path::new("steadfast-reports").join(format!("{}-{time}", report.test.metadata.name))
 }
 
+/// Whether a report could be written to `directory`; leaves nothing there.
+pub fn can_write(directory: &Path) -> Result<(), StoreError> {
+    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let there = parent.ancestors().find(|folder| folder.as_os_str().is_empty() || folder.exists()).unwrap_or(Path::new("."));
+    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    let probe = there.join(format!(".steadfast-{}.part", std::process::id()));
+    let fail = |source| StoreError { path: directory.to_owned(), source };
+    fs::write(&probe, "").map_err(fail)?;
+    fs::remove_file(&probe).map_err(fail)
+}
+
 /// Writes all three parts to `directory`. An earlier report there is replaced; other files in it stay.
 pub fn write(report: &Report, directory: &Path) -> Result<Stored, StoreError> {
     let fail = |path: &Path| {

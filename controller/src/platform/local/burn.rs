@@ -16,6 +16,8 @@ use crate::platform::Undone;
 
 /// A burner stops within some milliseconds of SIGTERM.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
+/// A burner that fell this far short had to share its cores.
+const SHORT: f64 = 0.02;
 
 /// A process that burns.
 pub(super) struct Burner {
@@ -98,11 +100,12 @@ pub(super) async fn stop(burners: Vec<Burner>) -> Undone {
         }
         match serde_json::from_str::<Burned>(said.trim()) {
             Ok(Burned { asked, achieved, seconds }) => undone.evidence.push(format!(
-                "{}: {:.2} % of cores {} burned for {seconds:.1} s ({:.2} % asked)",
+                "{}: {:.2} % of core {} burned for {seconds:.1} s ({:.2} % asked{})",
                 burner.node,
                 achieved * 100.0,
                 burner.cores,
-                asked * 100.0
+                asked * 100.0,
+                if achieved < asked - SHORT { "; others on it took the rest" } else { "" }
             )),
             // Without evidence the run is inconclusive; this is for whoever asks why.
             Err(error) => tracing::warn!(node = burner.node, %error, said, log = burner.log.last_lines(3), "a burner did not say what it burned"),

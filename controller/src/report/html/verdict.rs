@@ -32,7 +32,10 @@ pub(super) fn section(report: &Report) -> String {
 
 fn score(report: &Report) -> String {
     let verdict = &report.verdict;
-    let mut html = format!(r#"<div class="score"><p class="total"><strong>{}</strong><span> of 100</span></p>"#, verdict.score);
+    let Some(score) = verdict.score else {
+        return r#"<div class="score"><p class="total"><span>no score: the run did not come to its end</span></p></div>"#.to_owned();
+    };
+    let mut html = format!(r#"<div class="score"><p class="total"><strong>{score}</strong><span> of 100</span></p>"#);
     if !verdict.score_parts.is_empty() {
         html.push_str(r#"<ul class="parts">"#);
         for part in &verdict.score_parts {
@@ -89,7 +92,7 @@ fn tiles(report: &Report) -> String {
         (baseline, fault) => tile(
             "Latency, p99",
             &format!(r#"{}<span class="arrow"> → </span>{}"#, span_or_dash(baseline), span_or_dash(fault.map(|phase| phase.service.latency.p99_ms))),
-            &fault.map_or_else(|| "baseline; no fault ran".to_owned(), |phase| format!("baseline → worst fault, “{}”", esc(&phase.name))),
+            &fault.map_or_else(|| "baseline; no fault lasted".to_owned(), |phase| format!("baseline → worst fault, “{}”", esc(&phase.name))),
         ),
     }
 

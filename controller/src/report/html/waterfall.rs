@@ -15,7 +15,7 @@ use super::{
 /// Every mark: its number, its short name, what it says.
 pub(super) const MARKS: [(Mark, &str, &str, &str); 14] = [
     (Mark::Fault, "t0", "fault", "the fault began"),
-    (Mark::FirstFailure, "t1", "first failure", "a client saw it for the first time"),
+    (Mark::FirstFailure, "t1", "first failure", "the first request that failed was sent"),
     (Mark::Detected, "t2", "detected", "the platform noticed"),
     (Mark::EndpointRemoved, "t3", "withdrawn", "the endpoint was withdrawn: no new request goes there"),
     (Mark::ReplacementCreated, "t4", "created", "the replacement was created"),
