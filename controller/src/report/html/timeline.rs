@@ -104,6 +104,7 @@ const POD_LEGEND: &str = r#"<ul class="legend" aria-label="What the lanes show">
 <li><i class="state serving"></i>serving</li><li><i class="state pending"></i>pending</li><li><i class="state loading"></i>loading</li><li><i class="state notready"></i>not ready</li>
 <li><i class="state backoff"></i>back-off</li><li><i class="state silent"></i>silent</li><li><i class="state terminating"></i>terminating</li>
 <li><i class="golden match"></i>golden answers match</li><li><i class="golden mismatch"></i>mismatch</li><li><i class="golden noanswer"></i>no answer</li>
+<li>golden verdicts: P pass, F fail, ? inconclusive (too few samples yet), R reference broken</li>
 <li><i class="brace"></i>outage with its marks</li><li><i class="window"></i>fault</li></ul>"#;
 
 const SERVICE_LEGEND: &str = r#"<ul class="legend" aria-label="What availability and latency show">
