@@ -1,5 +1,6 @@
 //! `steadfast run`, and what `steadfast demo` shares with it: lead a plan to its report, show progress, keep the report, say how it went.
 
+mod cluster;
 mod summary;
 
 use std::{
@@ -10,7 +11,7 @@ use std::{
 };
 
 use clap::ValueEnum;
-use steadfast_api::report::Report;
+use steadfast_api::{read::from_yaml, report::Report, test::ResilienceTest};
 use steadfast_controller::{
     experiment::{
         Plan, Progress,
@@ -44,14 +45,19 @@ pub(crate) struct Args {
     /// Draw nodes, pods and inputs from this instead of the file's seed.
     #[arg(long)]
     seed: Option<u64>,
+    /// On a cluster: the namespace of the target [default: the context's].
+    #[arg(long, short, value_name = "NAME")]
+    namespace: Option<String>,
     #[command(flatten)]
     common: Common,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Platform {
     /// This machine: pods are processes, nodes are groups of them.
     Local,
+    /// The Kubernetes cluster of KUBECONFIG, which has Steadfast installed.
+    Kubernetes,
 }
 
 /// Options of every command that leads a run.
@@ -75,7 +81,6 @@ pub(crate) enum Output {
 }
 
 pub(crate) fn main(args: Args) -> ExitCode {
-    let Platform::Local = args.platform;
     let finder = match finder(args.common.golden_sets.as_deref()) {
         Ok(finder) => finder,
         Err(error) => return exit::failed(error),
@@ -84,6 +89,15 @@ pub(crate) fn main(args: Args) -> ExitCode {
         Ok(read) => read,
         Err(error) => return exit::bad_input(error),
     };
+    if args.platform == Platform::Kubernetes && !args.dry_run {
+        return match from_yaml::<ResilienceTest>(&name, &text) {
+            Ok(mut test) => {
+                test.spec.seed = args.seed.unwrap_or(test.spec.seed);
+                cluster::lead(&test, args.namespace, &args.common)
+            }
+            Err(error) => refuse(&[error]),
+        };
+    }
     let mut plan = match Plan::read(&name, &text, Target::Local, &finder) {
         Ok(plan) => plan,
         Err(errors) => return refuse(&errors),
@@ -167,15 +181,20 @@ pub(crate) fn lead(plan: &Plan, rerun: String, work_dir: PathBuf, common: &Commo
             return ExitCode::from(3);
         }
     };
-    let directory = common.report_dir.clone().unwrap_or_else(|| store::default_directory(&report));
-    let stored = match store::write(&report, &directory) {
+    keep(&report, common)
+}
+
+/// Writes the report, and says how the run went.
+fn keep(report: &Report, common: &Common) -> ExitCode {
+    let directory = common.report_dir.clone().unwrap_or_else(|| store::default_directory(report));
+    let stored = match store::write(report, &directory) {
         Ok(stored) => stored,
         Err(error) => {
-            say(common.output, &report, &summary::text(&report, None));
+            say(common.output, report, &summary::text(report, None));
             return exit::failed(format!("the report could not be written: {error}"));
         }
     };
-    say(common.output, &report, &summary::text(&report, Some(&stored)));
+    say(common.output, report, &summary::text(report, Some(&stored)));
     ExitCode::from(report.verdict.outcome.exit_code())
 }
 

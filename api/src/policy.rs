@@ -286,7 +286,7 @@ pub const INJECTED_HEADER: &str = "steadfast-injected";
 pub const ORIGIN_HEADER: &str = "steadfast-origin";
 /// Request header that asks for faults.
 pub const FAULT_HEADER: &str = "steadfast-fault";
-/// Response header by which the local platform's gateway names the pod that it sent the request to.
+/// Response header that names the pod. The local platform's gateway always gives it, a sidecar to requests that ask by the same header, `steadfast-pod: ?1`.
 pub const POD_HEADER: &str = "steadfast-pod";
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ use crate::{
     http::{self, BadCertificate, Identity},
     leader::Candidate,
     metrics::Metrics,
-    reconcile::{fault_policy::FaultPolicies, injection::Injection, pods::Pods, resource::MANAGER},
+    reconcile::{fault_policy::FaultPolicies, injection::Injection, pods::Pods, resilience_test::Tests, resource::MANAGER},
     runtime::OwnThread,
     serve::{
         answer::{Body, problem},
@@ -219,11 +219,13 @@ async fn duties(args: &Args, client: Client, identity: &Arc<Identity>, metrics: 
     let mut policies = FaultPolicies::new(client.clone(), Arc::clone(&pods), Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone());
     policies.first().await;
     sidecars.hub.open();
+    let tests = Tests::new(client.clone(), Arc::clone(&pods), Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone());
     let injection = Injection::new(client.clone(), Arc::clone(&pods), metrics, events);
     tokio::join!(
         server::serve(listener, Some(identity.acceptor()), Auth::tokens(client.clone()), sidecars.clone()),
         advertise(&client, args),
         policies.run(),
+        tests.run(),
         injection.run(),
         forget(&pods, &sidecars.ingest),
     );

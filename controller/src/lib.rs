@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod events;
 pub mod experiment;
+pub mod golden;
 pub mod http;
 pub mod leader;
 pub mod load;

@@ -5,7 +5,7 @@
 use std::{net::IpAddr, ops::Range};
 
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header, uri::PathAndQuery};
-use steadfast_api::policy::FAULT_HEADER;
+use steadfast_api::policy::{FAULT_HEADER, POD_HEADER};
 
 use crate::{
     body::RequestBody,
@@ -29,6 +29,7 @@ pub enum Caller {
 
 /// What the layers need to know of a request, found out once.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts do not exclude each other")]
 pub struct Facts {
     pub caller: Caller,
     pub dialect: Dialect,
@@ -39,6 +40,8 @@ pub struct Facts {
     model: Option<Range<usize>>,
     /// The lines of `steadfast-fault`, taken out of the request.
     pub fault_header: Vec<HeaderValue>,
+    /// The client wants to know which pod answers.
+    pub asks_pod: bool,
     /// The client asks to switch to WebSocket.
     pub websocket: bool,
     /// By which of [`Config::routes`](crate::config::Config::routes) it came in.
@@ -81,6 +84,7 @@ impl Sanitized<Request<RequestBody>> {
             header::Entry::Occupied(entry) => entry.remove_entry_mult().1.collect(),
             header::Entry::Vacant(_) => Vec::new(),
         };
+        let asks_pod = parts.headers.remove(POD_HEADER).is_some_and(|value| value == "?1");
         if parts.version == Version::HTTP_2 {
             join_cookies(&mut parts.headers);
         }
@@ -91,7 +95,7 @@ impl Sanitized<Request<RequestBody>> {
         let (probe, model) = oip(path.path());
         parts.uri = path.into();
         parts.version = Version::HTTP_11;
-        let facts = Facts { caller: Caller::User(peer), dialect, head, probe, model, fault_header, websocket, route };
+        let facts = Facts { caller: Caller::User(peer), dialect, head, probe, model, fault_header, asks_pod, websocket, route };
         Ok(Self { request: Request::from_parts(parts, body), facts })
     }
 
@@ -99,7 +103,7 @@ impl Sanitized<Request<RequestBody>> {
     pub fn replay(request: Request<RequestBody>) -> Self {
         let (probe, model) = oip(request.uri().path());
         let dialect = dialect(request.version(), request.uri().path(), request.headers());
-        let facts = Facts { caller: Caller::Replay, dialect, head: false, probe, model, fault_header: Vec::new(), websocket: false, route: 0 };
+        let facts = Facts { caller: Caller::Replay, dialect, head: false, probe, model, fault_header: Vec::new(), asks_pod: false, websocket: false, route: 0 };
         Self { request, facts }
     }
 

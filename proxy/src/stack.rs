@@ -69,6 +69,11 @@ fn measure<S: Stage<Clean, Answer>>(worker: Rc<Worker>) -> impl Layer<S, Service
             let (inner, begun) = (inner.clone(), Begun::new(&worker));
             async move {
                 let answer = match request {
+                    Ok(request) if request.facts.asks_pod => {
+                        let mut answer = inner.oneshot(request).await?;
+                        begun.name_pod(&mut answer);
+                        answer
+                    }
                     Ok(request) => inner.oneshot(request).await?,
                     Err(refusal) => Answer::own(&refusal.problem, refusal.dialect, refusal.head, Origin::Proxy).without_reading(refusal.unread).await,
                 };

@@ -7,6 +7,7 @@ mod batch;
 mod check;
 mod client;
 mod enrol;
+mod manifest;
 mod progress;
 mod reference;
 mod show;
@@ -36,6 +37,7 @@ pub(crate) struct Args {
 enum Command {
     Check(check::Args),
     Enrol(enrol::Args),
+    Manifest(manifest::Args),
     Show(show::Args),
 }
 
@@ -98,6 +100,7 @@ fn engine_options(choice: EngineChoice) -> EngineOptions {
 pub(crate) fn main(args: Args) -> ExitCode {
     let command = match args.command {
         Command::Show(args) => return show::main(&args),
+        Command::Manifest(args) => return manifest::main(&args),
         other => other,
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -109,6 +112,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
             Command::Check(args) => check::main(&args).await,
             Command::Enrol(args) => enrol::main(&args).await,
             Command::Show(args) => Ok(show::main(&args)),
+            Command::Manifest(args) => Ok(manifest::main(&args)),
         };
         outcome.unwrap_or_else(|code| code)
     })

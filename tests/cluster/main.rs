@@ -3,6 +3,7 @@
 //! With root and the built tool (`tests/cluster/cluster build`) the tests start a cluster on this machine and leave it up; `tests/cluster/cluster down` ends it.
 //! `STEADFAST_TEST_KUBECONFIG=FILE` names another one (kind, k3d, a cloud); whatever needs the power switch of a node then says that it did not run.
 
+mod experiments;
 mod harness;
 mod injection;
 mod install;

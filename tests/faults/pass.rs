@@ -22,6 +22,19 @@ use tokio::{
 use crate::harness::{PATIENCE, Server, Sidecar, ask, client, client_h2, get};
 
 #[tokio::test]
+async fn who_asks_is_told_which_pod_answered_and_nobody_else() {
+    let server = Server::start().await;
+    let sidecar = Sidecar::start(server.address, &["--pod-name", "recommender-7"]);
+    let client = client();
+    let reply = ask(&client, get(&sidecar.url("/x"), &[("steadfast-pod", "?1")])).await;
+    assert_eq!((reply.status, reply.header("steadfast-pod")), (200, "recommender-7"));
+    assert!(!server.seen.headers.lock().unwrap().contains_key("steadfast-pod"), "it is no business of the server");
+    for asked in [&[][..], &[("steadfast-pod", "?0")][..]] {
+        assert_eq!(ask(&client, get(&sidecar.url("/x"), asked)).await.header("steadfast-pod"), "");
+    }
+}
+
+#[tokio::test]
 async fn disarmed_the_answer_is_the_servers_own_over_both_protocols() {
     let server = Server::start().await;
     let sidecar = Sidecar::start(server.address, &[]);

@@ -11,6 +11,7 @@ pub mod hypothesis;
 pub mod local;
 pub mod plan;
 pub mod progress;
+pub mod remote;
 pub mod run;
 pub mod score;
 pub mod select;

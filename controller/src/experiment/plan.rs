@@ -19,6 +19,8 @@ pub use dry_run::dry_run;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     Local,
+    /// A Kubernetes cluster; `local` is not looked at.
+    Cluster,
 }
 
 /// A test that has been checked, with its golden sets.

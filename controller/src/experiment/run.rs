@@ -254,7 +254,10 @@ impl<P: Platform> Conductor<'_, P> {
                 self.plan.sets.get(&load.inputs.golden_set).ok_or_else(|| Ending::Broken(format!("golden set {} was not loaded", load.inputs.golden_set)))?;
             let Some(sink) = self.sink.clone() else { continue };
             let seed = spec.seed.wrapping_add(index as u64 + 1);
-            self.users.push(Generator::start(self.platform.service(), load, &set.set, seed, sink).map_err(|error| Ending::Broken(error.to_string()))?);
+            self.users.push(
+                Generator::start(self.platform.service(), self.platform.keep_alive(), load, &set.set, seed, sink)
+                    .map_err(|error| Ending::Broken(error.to_string()))?,
+            );
         }
         self.sink = None;
         let (users, golden) = (!spec.load.is_empty(), !spec.golden.is_empty());

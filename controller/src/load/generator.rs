@@ -99,9 +99,9 @@ impl Sink {
 }
 
 impl Generator {
-    /// Starts sending samples of `set` to `target`, the gateway. Every due request makes exactly one [`Record`].
-    pub fn start(target: SocketAddr, load: &Load, set: &Arc<GoldenSet>, seed: u64, records: mpsc::Sender<Record>) -> Result<Self, LoadError> {
-        let users = Users::new(target, load, set).map_err(|refused: Refused| LoadError::new(load, &refused))?;
+    /// Starts sending samples of `set` to `target`, the gateway or Service; without `keep_alive` each on a connection of its own. Every due request makes exactly one [`Record`].
+    pub fn start(target: SocketAddr, keep_alive: bool, load: &Load, set: &Arc<GoldenSet>, seed: u64, records: mpsc::Sender<Record>) -> Result<Self, LoadError> {
+        let users = Users::new(target, keep_alive, load, set).map_err(|refused: Refused| LoadError::new(load, &refused))?;
         let shared = Arc::new(Shared::default());
         let sink = Sink { records, shared: Arc::clone(&shared) };
         let sender = OwnThread::start("users").map_err(|error| LoadError::new(load, &error))?;

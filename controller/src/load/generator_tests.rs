@@ -78,7 +78,7 @@ async fn server(delay: Duration, factor: f32, status: u16, origin: Option<&'stat
 
 async fn run(target: SocketAddr, load: &Load, time: Duration) -> (Sent, Vec<Record>) {
     let (sink, mut records) = mpsc::channel(100_000);
-    let generator = Generator::start(target, load, &set(), 7, sink).unwrap();
+    let generator = Generator::start(target, true, load, &set(), 7, sink).unwrap();
     tokio::time::sleep(time).await;
     let sent = generator.stop().await;
     let mut all = Vec::new();
@@ -153,7 +153,7 @@ async fn answers_are_checked_and_errors_have_an_origin() {
 async fn a_slow_reader_of_records_delays_nobody() {
     let (target, _server) = server(Duration::ZERO, 2.0, 200, None).await;
     let (sink, _records) = mpsc::channel(10);
-    let generator = Generator::start(target, &load("200/s", "2s", 100), &set(), 7, sink).unwrap();
+    let generator = Generator::start(target, true, &load("200/s", "2s", 100), &set(), 7, sink).unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let sent = generator.stop().await;
     assert_eq!(sent.records_dropped, sent.due - 10);

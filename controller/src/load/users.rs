@@ -67,7 +67,7 @@ pub(super) struct Users {
 }
 
 impl Users {
-    pub(super) fn new(target: SocketAddr, load: &Load, set: &GoldenSet) -> Result<Self, Refused> {
+    pub(super) fn new(target: SocketAddr, keep_alive: bool, load: &Load, set: &GoldenSet) -> Result<Self, Refused> {
         let manifest = set.manifest();
         let samples = set.samples().iter().map(|sample| {
             let refused = |error: oip::OipError| Refused::Sample { sample: sample.name.clone(), why: error.to_string() };
@@ -87,7 +87,7 @@ impl Users {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let client = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(IDLE_MAX.min(load.max_in_flight as usize))
+            .pool_max_idle_per_host(if keep_alive { IDLE_MAX.min(load.max_in_flight as usize) } else { 0 })
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_timer(TokioTimer::new())
             .build(connector);
@@ -103,6 +103,7 @@ impl Users {
         let sample = self.samples.get(sample)?;
         let mut request = Request::post(self.uri.clone()).body(Full::new(sample.body.clone())).ok()?;
         let content_type = if sample.inference_header_length.is_some() { oip::BINARY } else { oip::JSON };
+        request.headers_mut().insert(POD_HEADER, HeaderValue::from_static("?1"));
         request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         if let Some(length) = &sample.inference_header_length {
             request.headers_mut().insert(HeaderName::from_static(oip::INFERENCE_HEADER_LENGTH), length.clone());

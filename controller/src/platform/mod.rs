@@ -3,6 +3,8 @@
 //! A platform does three things: it keeps the target running and tells every change (as [`Change`]s, each with the moment it happened), it carries out
 //! faults and takes them back, and it closes leaving nothing behind.
 
+mod armed;
+pub mod kubernetes;
 pub mod local;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Instant};
@@ -226,6 +228,11 @@ pub trait Platform: Send + Sync + 'static {
     fn pods(&self) -> Vec<Pod>;
     /// Where users send requests.
     fn service(&self) -> SocketAddr;
+    /// Whether a user's next request may go on a connection that he has. Where connections are spread over pods when they are opened, and never again, every request
+    /// needs one of its own, or a pod that came back would see nobody.
+    fn keep_alive(&self) -> bool {
+        true
+    }
     /// Next change; `None` after close. Changes come in order and none is lost.
     fn next_change(&self) -> impl Future<Output = Option<Change>> + Send;
     /// Carries out `order` for at most `expires_after`; it ends by itself then, whatever happens to the caller.

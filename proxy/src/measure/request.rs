@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use http::{HeaderValue, Response, header};
-use steadfast_api::policy::Origin;
+use steadfast_api::policy::{Origin, POD_HEADER};
 
 use crate::{body::ResponseBody, clock, forward::Answer, worker::Worker};
 
@@ -18,6 +18,13 @@ impl Begun {
     pub fn new(worker: &Rc<Worker>) -> Self {
         worker.meter.metrics.in_progress.inc();
         Self { worker: Rc::clone(worker), since_ns: clock::now_ns(), answered: false }
+    }
+
+    /// Says which pod this is.
+    pub fn name_pod(&self, answer: &mut Answer) {
+        if let Ok(name) = HeaderValue::from_str(&self.worker.shared.config.pod.name) {
+            answer.response.headers_mut().insert(POD_HEADER, name);
+        }
     }
 
     /// Wraps the answer's body, once.

@@ -42,7 +42,8 @@ pub(super) fn check(test: &ResilienceTest, target: Target, finder: &Finder) -> (
     check.name("metadata.name", &test.metadata.name);
     check.target();
     match (&test.spec.local, target) {
-        (Some(local), _) => check.local(local),
+        (_, Target::Cluster) => check.cluster(),
+        (Some(local), Target::Local) => check.local(local),
         (None, Target::Local) => {
             check.wrong("spec", "has no `local`: the local platform needs to know how many nodes and which pods, such as `local: {nodes: 3, pods: {…}}`");
         }
@@ -90,6 +91,12 @@ impl Check<'_> {
         }
         if self.spec.target.port.is_empty() {
             self.wrong("spec.target.port", "is empty: name the Service's port, such as http");
+        }
+    }
+
+    fn cluster(&mut self) {
+        if !self.spec.golden.is_empty() {
+            self.wrong("spec.golden", "replays in pods are not possible on a cluster: leave `golden` out; the answers to users are checked all the same");
         }
     }
 
@@ -209,7 +216,8 @@ impl Check<'_> {
     }
 
     fn step(&mut self, field: &str, step: &Step) {
-        let (nodes, pods) = self.spec.local.as_ref().map_or((u32::MAX, u32::MAX), |local| (local.nodes, local.pods.replicas));
+        let (nodes, pods) =
+            self.spec.local.as_ref().filter(|_| self.target == Target::Local).map_or((u32::MAX, u32::MAX), |local| (local.nodes, local.pods.replicas));
         if let Some(selection) = step.action.nodes() {
             self.selection(&format!("{field}.nodes"), selection, nodes, "nodes");
         }
@@ -248,6 +256,12 @@ impl Check<'_> {
                 );
             }
             _ => {}
+        }
+        if self.target == Target::Cluster
+            && let Some(which) = not_on_a_cluster(&step.action)
+        {
+            let field = if which.is_empty() { field.to_owned() } else { format!("{field}.{which}") };
+            self.wrong(field, "cannot be done on a cluster: podKill, podHoldDown, evict, and what sidecars do (networkLatency, networkLoss, networkPartition, corrupt, cpuPressure on pods) can");
         }
         if self.target == Target::Local
             && let Some((which, why)) = not_local(&step.action)
@@ -353,6 +367,25 @@ impl Check<'_> {
                 Requests::MAX
             );
             self.wrong("spec.load", message);
+        }
+    }
+}
+
+/// The field of it that no cluster can do; empty when it is the whole step.
+const fn not_on_a_cluster(action: &Action) -> Option<&'static str> {
+    match action {
+        Action::NetworkLatency(NetworkLatency { by: NetworkBy::Agent, .. }) => Some("by"),
+        Action::CpuPressure(pressure) if pressure.pods.is_none() => Some("nodes"),
+        Action::NetworkLatency(_)
+        | Action::NetworkLoss(_)
+        | Action::NetworkPartition(_)
+        | Action::Corrupt(_)
+        | Action::CpuPressure(_)
+        | Action::PodKill(_)
+        | Action::PodHoldDown(_)
+        | Action::Evict(_) => None,
+        Action::ContainerKill(_) | Action::Rollout(_) | Action::Scale(_) | Action::NodeFailure(_) | Action::Drain(_) | Action::Cordon(_) | Action::Taint(_) => {
+            Some("")
         }
     }
 }

@@ -14,9 +14,8 @@ use std::{
 
 use nix::{sys::signal::Signal, unistd::Pid};
 use steadfast_api::{
-    FaultKind, Percent, Span,
-    fault::Cpu,
-    policy::{Budget, DrawnFault, FaultPolicySpec, NamedPolicy, Rule},
+    Span,
+    policy::{FaultPolicySpec, NamedPolicy},
     test::NodeFailureBy,
 };
 use tokio::sync::OnceCell;
@@ -26,7 +25,7 @@ use super::{
     inner::Inner,
     life::Command,
 };
-use crate::platform::{InForce, Order, PlatformError, Pod, Undone};
+use crate::platform::{InForce, Order, PlatformError, Pod, Undone, armed};
 
 /// A sidecar that is there confirms a change well within this.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
@@ -199,34 +198,7 @@ impl Orders {
 /// What the sidecars of these pods shall do.
 fn requests(inner: &Inner, id: u64, order: Order) -> Result<Requests, PlatformError> {
     let refuse = |why| PlatformError::new("the fault cannot be armed", why);
-    let mut spec = FaultPolicySpec {
-        selector: steadfast_api::policy::LabelSelector::default(),
-        expires_after: Span::ZERO,
-        // The load itself is the bound: a fault can hold back no more than is under way.
-        budget: Budget { concurrent: inner.settings.in_flight_max, share: Percent::HUNDRED },
-        golden_replays: false,
-        rules: Vec::new(),
-        headers: None,
-        cpu_pressure: None,
-        held_down: false,
-    };
-    let (pods, nodes) = match order {
-        Order::Requests { pods, nodes, fault, share } => {
-            // A wrong answer is wrong for everybody; any other fault would look like drift.
-            spec.golden_replays = fault.kind() == FaultKind::Corrupt;
-            spec.rules = vec![Rule { matches: steadfast_api::policy::Match::default(), share, faults: vec![DrawnFault { fault, share: Percent::HUNDRED }] }];
-            (pods, nodes)
-        }
-        Order::HoldDown { pods } => {
-            spec.held_down = true;
-            (pods, Vec::new())
-        }
-        Order::BurnPods { pods, load } => {
-            spec.cpu_pressure = Some(Cpu { load, cores: 1, duration: None });
-            (pods, Vec::new())
-        }
-        other => return Err(PlatformError::new(other.name(), "is not a matter of sidecars")),
-    };
+    let (spec, pods, nodes) = armed::policy(order, inner.settings.in_flight_max)?;
     let cluster = inner.cluster();
     cluster.check_nodes(&nodes).map_err(refuse)?;
     // A node's requests are those of all its pods, named or not.
@@ -338,10 +310,6 @@ async fn take_back(inner: &Arc<Inner>, placed: &Placed) -> Undone {
     }
 }
 
-fn sidecars(count: usize) -> String {
-    if count == 1 { "its sidecar".to_owned() } else { format!("their {count} sidecars") }
-}
-
 async fn disarm(inner: &Inner, requests: &Requests, began: Instant) -> Undone {
     requests.armed.store(false, Ordering::Relaxed);
     let covered = lock(&requests.covered).clone();
@@ -353,26 +321,7 @@ async fn disarm(inner: &Inner, requests: &Requests, began: Instant) -> Undone {
     for uid in inner.reachable(&uids) {
         inner.ingest.requests_until(&uid, now, deadline.saturating_duration_since(Instant::now())).await;
     }
-    let mut counts: BTreeMap<FaultKind, Vec<(String, u64)>> = BTreeMap::new();
-    for (uid, name) in &covered {
-        for (kind, count) in inner.ingest.injected(uid, &requests.policy).into_iter().filter(|(_, count)| *count > 0) {
-            counts.entry(kind).or_default().push((name.clone(), count));
-        }
-    }
-    let evidence = counts.into_iter().map(|(kind, pods)| {
-        let all: u64 = pods.iter().map(|(_, count)| count).sum();
-        let each: Vec<_> = pods.iter().map(|(name, count)| format!("{name}: {}", grouped(*count))).collect();
-        format!("{kind} injected {} time{} ({})", grouped(all), if all == 1 { "" } else { "s" }, each.join(", "))
-    });
-    let mut evidence: Vec<String> = evidence.collect();
-    let names = || covered.values().cloned().collect::<Vec<_>>().join(", ");
-    let lasted = began.elapsed().as_secs_f64();
-    if requests.spec.held_down {
-        evidence.push(format!("{} held down for {lasted:.1} s, as {} confirmed", names(), sidecars(covered.len())));
-    }
-    if let Some(cpu) = &requests.spec.cpu_pressure {
-        evidence.push(format!("{} of a core burnt for {lasted:.1} s in {}, as {} confirmed", cpu.load, names(), sidecars(covered.len())));
-    }
+    let evidence = armed::evidence(&inner.ingest, &requests.policy, &requests.spec, &covered, began.elapsed());
     Undone { evidence, left_behind }
 }
 
@@ -394,23 +343,4 @@ async fn bring_back(inner: &Arc<Inner>, nodes: &[Lost], began: Instant) -> Undon
         undone.evidence.push(format!("{node} silent for {:.1} s: {processes} processes (pods: {pods}) stopped at once, then killed", silent.as_secs_f64()));
     }
     undone
-}
-
-/// 3981 as `3,981`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
-    groups.join(",")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counts_are_grouped_for_people() {
-        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (12_345_678, "12,345,678")] {
-            assert_eq!(grouped(number), text);
-        }
-    }
 }

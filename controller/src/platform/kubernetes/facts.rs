@@ -1,0 +1,370 @@
+//! What the API server's objects say, told as changes: each the moment it was heard of, once, in order.
+//!
+//! Kubelet writes times in whole seconds; so the moment is that of the watch, and where a sidecar or a user knows better, their word bounds it later (see `observe::marks`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    time::Instant,
+};
+
+use k8s_openapi::api::{
+    core::v1::{ContainerStatus, Pod as Object},
+    discovery::v1::EndpointSlice,
+};
+use kube::ResourceExt;
+use steadfast_api::Span;
+use tokio::sync::mpsc;
+
+use crate::{
+    platform::{Change, Pod, What},
+    webhook::decide::SIDECAR,
+};
+
+/// One pod of the target as it was last seen.
+#[derive(Clone, Debug)]
+struct Known {
+    pod: Pod,
+    replaces: Option<String>,
+    initialized: bool,
+    /// Restarts of the server that runs now.
+    running: Option<u32>,
+    ready: bool,
+    terminating: bool,
+}
+
+/// The target's pods. Plain data; changes go out by a channel.
+pub(super) struct Facts {
+    pods: HashMap<String, Known>,
+    /// UIDs in order of creation.
+    order: Vec<String>,
+    /// Pods that are on their way out, or gone, and whose place nobody has taken yet, the oldest first.
+    vacant: VecDeque<(String, String)>,
+    endpoints: BTreeSet<String>,
+    nodes: BTreeMap<String, bool>,
+    /// Until it is closed.
+    tell: Option<mpsc::UnboundedSender<Change>>,
+}
+
+impl Facts {
+    pub(super) fn new(tell: mpsc::UnboundedSender<Change>) -> Self {
+        Self { pods: HashMap::new(), order: Vec::new(), vacant: VecDeque::new(), endpoints: BTreeSet::new(), nodes: BTreeMap::new(), tell: Some(tell) }
+    }
+
+    /// Pods that are not gone, in order of creation.
+    pub(super) fn pods(&self) -> Vec<Pod> {
+        self.order.iter().filter_map(|uid| self.pods.get(uid)).filter(|known| !known.terminating).map(|known| known.pod.clone()).collect()
+    }
+
+    /// Of a pod that is not being deleted.
+    pub(super) fn uid(&self, name: &str) -> Option<&str> {
+        self.order.iter().rev().find(|uid| self.pods.get(*uid).is_some_and(|known| known.pod.name == name && !known.terminating)).map(String::as_str)
+    }
+
+    pub(super) fn uids(&self) -> Vec<String> {
+        self.order.clone()
+    }
+
+    /// UID of the pod whose place this one took.
+    pub(super) fn replaces(&self, uid: &str) -> Option<&str> {
+        self.pods.get(uid)?.replaces.as_deref()
+    }
+
+    /// Nothing is told any more: whoever waits for changes hears the end.
+    pub(super) fn close(&mut self) {
+        self.tell = None;
+    }
+
+    /// Names of nodes that hold, or held, pods of the target.
+    pub(super) fn nodes(&self) -> Vec<String> {
+        self.nodes.keys().cloned().collect()
+    }
+
+    fn tell(&self, at: Instant, what: What) {
+        if let Some(tell) = &self.tell {
+            // Whoever listened has gone: the run is over.
+            let _ = tell.send(Change { at, what });
+        }
+    }
+
+    /// A pod as it is now. Returns its UID when it is new.
+    pub(super) fn pod(&mut self, at: Instant, object: &Object) -> Option<String> {
+        let uid = object.uid()?;
+        let new = !self.pods.contains_key(&uid);
+        if new {
+            self.created(at, &uid, object);
+        }
+        let mut known = self.pods.get(&uid)?.clone();
+        let node = object.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
+        if known.pod.node.is_empty() && !node.is_empty() {
+            known.pod.node.clone_from(&node);
+            self.nodes.entry(node.clone()).or_insert(true);
+            self.tell(at, What::Scheduled { uid: uid.clone(), node });
+        }
+        let seen = Seen::of(object);
+        if seen.sidecar_up && !known.initialized {
+            known.initialized = true;
+            self.tell(at, What::Initialized { uid: uid.clone() });
+        }
+        if seen.running != known.running {
+            match seen.running {
+                Some(restarts) => self.tell(at, What::ContainerStarted { uid: uid.clone(), restarts }),
+                None => {
+                    self.tell(at, What::BackOff { uid: uid.clone(), reason: seen.ended.unwrap_or_else(|| "its server ended".to_owned()), wait: Span::ZERO });
+                }
+            }
+            known.running = seen.running;
+        }
+        if seen.ready != known.ready {
+            known.ready = seen.ready;
+            self.tell(at, What::Ready { uid: uid.clone(), ready: seen.ready });
+            if !seen.ready && object.metadata.deletion_timestamp.is_none() {
+                self.tell(at, What::Detected { uid: uid.clone(), reason: "not ready any more".to_owned() });
+            }
+        }
+        if object.metadata.deletion_timestamp.is_some() && !known.terminating {
+            known.terminating = true;
+            self.tell(at, What::Detected { uid: uid.clone(), reason: "deleted".to_owned() });
+            self.tell(at, What::Terminating { uid: uid.clone() });
+            self.vacant.push_back((uid.clone(), known.pod.name.clone()));
+        }
+        self.pods.insert(uid.clone(), known);
+        new.then_some(uid)
+    }
+
+    fn created(&mut self, at: Instant, uid: &str, object: &Object) {
+        let name = object.name_any();
+        // A StatefulSet's pod takes the place of its name's last holder; any other the place that has been free for longest.
+        let place = self.vacant.iter().position(|(_, before)| *before == name).or((!self.vacant.is_empty()).then_some(0));
+        let replaces = place.and_then(|place| self.vacant.remove(place)).map(|(uid, _)| uid);
+        let in_service = self.endpoints.contains(uid);
+        let pod = Pod { name, uid: uid.to_owned(), node: String::new(), labels: object.labels().clone(), in_service };
+        self.order.push(uid.to_owned());
+        self.pods.insert(
+            uid.to_owned(),
+            Known { pod: pod.clone(), replaces: replaces.clone(), initialized: false, running: None, ready: false, terminating: false },
+        );
+        self.tell(at, What::Created { pod, replaces });
+        if in_service {
+            // Its slice was heard of first.
+            self.tell(at, What::Endpoint { uid: uid.to_owned(), present: true });
+        }
+    }
+
+    /// The object is gone.
+    pub(super) fn gone(&mut self, at: Instant, uid: &str) {
+        let Some(known) = self.pods.remove(uid) else { return };
+        self.order.retain(|other| other != uid);
+        if !known.terminating {
+            self.vacant.push_back((uid.to_owned(), known.pod.name));
+        }
+        self.tell(at, What::Gone { uid: uid.to_owned(), reason: "deleted".to_owned() });
+    }
+
+    /// The Service's endpoints that are ready now, of all its slices.
+    pub(super) fn endpoints(&mut self, at: Instant, slices: &[impl AsRef<EndpointSlice>]) {
+        let now = ready_endpoints(slices);
+        for uid in self.endpoints.difference(&now).cloned().collect::<Vec<_>>() {
+            self.in_service(&uid, false);
+            self.tell(at, What::Endpoint { uid, present: false });
+        }
+        for uid in now.difference(&self.endpoints).cloned().collect::<Vec<_>>() {
+            self.in_service(&uid, true);
+            self.tell(at, What::Endpoint { uid, present: true });
+        }
+        self.endpoints = now;
+    }
+
+    fn in_service(&mut self, uid: &str, in_service: bool) {
+        if let Some(known) = self.pods.get_mut(uid) {
+            known.pod.in_service = in_service;
+        }
+    }
+
+    /// What the node controller says of a node that holds pods of the target.
+    pub(super) fn node(&mut self, at: Instant, name: &str, ready: bool) {
+        if let Some(known) = self.nodes.get_mut(name)
+            && *known != ready
+        {
+            *known = ready;
+            self.tell(at, What::Node { node: name.to_owned(), ready });
+        }
+    }
+}
+
+/// UIDs of pods that are ready in any of the slices.
+fn ready_endpoints(slices: &[impl AsRef<EndpointSlice>]) -> BTreeSet<String> {
+    let endpoints = slices.iter().flat_map(|slice| &slice.as_ref().endpoints);
+    let ready = endpoints.filter(|endpoint| endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready.unwrap_or(true)));
+    ready.filter_map(|endpoint| endpoint.target_ref.as_ref()?.uid.clone()).collect()
+}
+
+/// What a pod's status says.
+struct Seen {
+    sidecar_up: bool,
+    /// Restarts of the server, while it runs.
+    running: Option<u32>,
+    /// How it ended, when it does not.
+    ended: Option<String>,
+    ready: bool,
+}
+
+impl Seen {
+    fn of(object: &Object) -> Self {
+        let status = object.status.as_ref();
+        let statuses = |list: fn(&k8s_openapi::api::core::v1::PodStatus) -> Option<&Vec<ContainerStatus>>| status.and_then(list).into_iter().flatten();
+        let sidecar = statuses(|status| status.init_container_statuses.as_ref()).find(|container| container.name == SIDECAR);
+        // The server is what the pod was made for: its first container.
+        let first = object.spec.as_ref().and_then(|spec| spec.containers.first()).map(|container| container.name.as_str());
+        let server = statuses(|status| status.container_statuses.as_ref()).find(|container| Some(container.name.as_str()) == first);
+        let running = server.filter(|server| server.state.as_ref().is_some_and(|state| state.running.is_some()));
+        let ready = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+        Self {
+            // Without a sidecar there is nothing to wait for.
+            sidecar_up: sidecar.map_or(server.is_some(), |sidecar| sidecar.started == Some(true)),
+            running: running.map(|server| server.restart_count.unsigned_abs()),
+            ended: server.and_then(ended),
+            ready: ready.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+        }
+    }
+}
+
+fn ended(server: &ContainerStatus) -> Option<String> {
+    let last = |state: &Option<k8s_openapi::api::core::v1::ContainerState>| state.as_ref().and_then(|state| state.terminated.clone());
+    let terminated = last(&server.state).or_else(|| last(&server.last_state))?;
+    let reason = terminated.reason.filter(|reason| reason != "Error").map(|reason| format!(" ({reason})")).unwrap_or_default();
+    let said = terminated.message.map(|message| format!("; its last words: {}", message.trim())).unwrap_or_default();
+    Some(format!("exited with status {}{reason}{said}", terminated.exit_code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> (Facts, mpsc::UnboundedReceiver<Change>) {
+        let (tell, told) = mpsc::unbounded_channel();
+        (Facts::new(tell), told)
+    }
+
+    fn object(yaml: &str) -> Object {
+        serde_saphyr::from_str(yaml).unwrap()
+    }
+
+    fn pod(name: &str, more: &str) -> Object {
+        object(&format!("metadata: {{name: {name}, uid: u-{name}, {}}}\n{}", more.split('|').next().unwrap(), more.split('|').nth(1).unwrap_or_default()))
+    }
+
+    const SPEC: &str = "spec: {nodeName: n1, containers: [{name: server}]}\n";
+
+    fn up(name: &str, restarts: u32, ready: &str) -> Object {
+        pod(
+            name,
+            &format!(
+                "|{SPEC}status:\n  initContainerStatuses: [{{name: {SIDECAR}, image: x, imageID: x, ready: true, restartCount: 0, started: true}}]\n  containerStatuses: [{{name: server, \
+                 image: x, imageID: x, ready: true, restartCount: {restarts}, state: {{running: {{}}}}}}]\n  conditions: [{{type: Ready, status: '{ready}'}}]\n"
+            ),
+        )
+    }
+
+    fn heard(told: &mut mpsc::UnboundedReceiver<Change>) -> Vec<String> {
+        let mut words = Vec::new();
+        while let Ok(change) = told.try_recv() {
+            let word = match change.what {
+                What::Created { pod, replaces } => format!("created {} for {}", pod.name, replaces.unwrap_or_else(|| "nobody".into())),
+                other => format!("{other:?}").split([' ', '{']).next().unwrap_or_default().to_lowercase(),
+            };
+            words.push(word);
+        }
+        words
+    }
+
+    #[test]
+    fn a_pod_comes_up_step_by_step_and_nothing_is_told_twice() {
+        let (mut facts, mut told) = facts();
+        let now = Instant::now();
+        assert_eq!(facts.pod(now, &pod("a", "")).as_deref(), Some("u-a"));
+        assert_eq!(facts.pod(now, &pod("a", &format!("|{SPEC}"))), None);
+        facts.pod(now, &up("a", 0, "False"));
+        facts.pod(now, &up("a", 0, "True"));
+        facts.pod(now, &up("a", 0, "True"));
+        assert_eq!(heard(&mut told), ["created a for nobody", "scheduled", "initialized", "containerstarted", "ready"]);
+        assert_eq!(facts.nodes(), ["n1"]);
+    }
+
+    #[test]
+    fn a_new_pod_takes_the_place_of_the_one_that_has_been_leaving_for_longest_or_of_its_own_name() {
+        let (mut facts, mut told) = facts();
+        let now = Instant::now();
+        for name in ["a", "b", "web-0"] {
+            facts.pod(now, &pod(name, ""));
+        }
+        for name in ["b", "web-0", "a"] {
+            facts.pod(now, &pod(name, "deletionTimestamp: '2026-01-01T00:00:00Z'"));
+        }
+        heard(&mut told);
+        facts.pod(now, &object("metadata: {name: c, uid: u-c}"));
+        facts.gone(now, "u-web-0");
+        facts.pod(now, &object("metadata: {name: web-0, uid: u-web-0-again}"));
+        facts.pod(now, &object("metadata: {name: d, uid: u-d}"));
+        facts.pod(now, &object("metadata: {name: e, uid: u-e}"));
+        assert_eq!(heard(&mut told), ["created c for u-b", "gone", "created web-0 for u-web-0", "created d for u-a", "created e for nobody"]);
+        let names: Vec<_> = facts.pods().into_iter().map(|pod| pod.name).collect();
+        assert_eq!(names, ["c", "web-0", "d", "e"], "those that leave are not the target's any more");
+        assert_eq!(facts.uid("web-0"), Some("u-web-0-again"));
+    }
+
+    #[test]
+    fn a_server_that_died_says_how() {
+        let (mut facts, mut told) = facts();
+        let now = Instant::now();
+        facts.pod(now, &up("a", 0, "True"));
+        heard(&mut told);
+        let dead = pod(
+            "a",
+            &format!(
+                "|{SPEC}status:\n  containerStatuses: [{{name: server, image: x, imageID: x, ready: false, restartCount: 0, state: {{terminated: {{exitCode: 3, reason: Error, message: no model}}}}}}]\n"
+            ),
+        );
+        facts.pod(now, &dead);
+        let mut reasons = Vec::new();
+        while let Ok(change) = told.try_recv() {
+            if let What::BackOff { reason, .. } = change.what {
+                reasons.push(reason);
+            }
+        }
+        assert_eq!(reasons, ["exited with status 3; its last words: no model"]);
+        facts.pod(now, &up("a", 1, "True"));
+        assert!(matches!(told.try_recv().unwrap().what, What::ContainerStarted { restarts: 1, .. }));
+    }
+
+    #[test]
+    fn endpoints_come_and_go_once() {
+        let (mut facts, mut told) = facts();
+        let now = Instant::now();
+        facts.pod(now, &pod("a", ""));
+        heard(&mut told);
+        let slices = |yaml: &str| vec![std::sync::Arc::new(serde_saphyr::from_str::<EndpointSlice>(&format!("addressType: IPv4\nendpoints: {yaml}")).unwrap())];
+        let there = slices("[{addresses: [10.0.0.1], conditions: {ready: true}, targetRef: {kind: Pod, uid: u-a}}]");
+        facts.endpoints(now, &there);
+        facts.endpoints(now, &there);
+        assert!(facts.pods()[0].in_service);
+        facts.endpoints(
+            now,
+            &slices("[{addresses: [10.0.0.1], conditions: {ready: false, serving: true, terminating: true}, targetRef: {kind: Pod, uid: u-a}}]"),
+        );
+        assert!(!facts.pods()[0].in_service);
+        assert_eq!(heard(&mut told), ["endpoint", "endpoint"]);
+    }
+
+    #[test]
+    fn nodes_of_others_are_nobodys_business() {
+        let (mut facts, mut told) = facts();
+        let now = Instant::now();
+        facts.pod(now, &pod("a", &format!("|{SPEC}")));
+        heard(&mut told);
+        facts.node(now, "n2", false);
+        facts.node(now, "n1", true);
+        facts.node(now, "n1", false);
+        facts.node(now, "n1", false);
+        assert_eq!(heard(&mut told), ["node"]);
+    }
+}

@@ -1,0 +1,323 @@
+//! A real cluster as a platform: watches become changes, orders become policies and API calls, and everything ends by itself should this process be gone.
+//!
+//! ```text
+//!  users ─▶ Service (ClusterIP) ─▶ sidecar ─▶ model server     pods, endpoints, nodes: watched by [facts]
+//!                                     │
+//!                                     ▼ policies, evidence
+//!                                crate::serve                  [orders]: faults in force
+//! ```
+//!
+//! What a run changes here is a policy in sidecars, which expires on their own clocks, or a pod deleted, which its workload replaces: neither outlives the run.
+
+mod facts;
+mod orders;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt;
+use k8s_openapi::{
+    api::{
+        core::v1::{Node, Pod as Object, Service},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::ListParams,
+    runtime::{WatchStreamExt, watcher},
+};
+use steadfast_api::{Span, policy::LabelSelector, test::Target};
+use tokio::{
+    sync::mpsc,
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
+
+use self::{facts::Facts, orders::Orders};
+use super::{Change, InForce, Order, Platform, PlatformError, Pod, Undone};
+use crate::{
+    reconcile::watched::Watched,
+    serve::{ingest::Ingest, policy::PolicyHub},
+};
+
+/// Everything is listed well within this, or there is no API server.
+const LISTED_WITHIN: Duration = Duration::from_secs(30);
+/// Slices and nodes change together in bursts.
+const SETTLE: Duration = Duration::from_millis(5);
+
+/// What a run on a cluster needs to start.
+#[derive(Clone)]
+pub struct KubernetesOptions {
+    pub client: Client,
+    pub hub: Arc<PolicyHub>,
+    pub ingest: Arc<Ingest>,
+    /// Unique among the runs of this controller: owns what is armed.
+    pub run: String,
+    /// Namespace of the test, and so of its target.
+    pub namespace: String,
+    pub target: Target,
+    /// Requests under way at once, at most.
+    pub in_flight_max: u32,
+}
+
+struct Inner {
+    client: Client,
+    hub: Arc<PolicyHub>,
+    ingest: Arc<Ingest>,
+    run: String,
+    namespace: String,
+    in_flight_max: u32,
+    facts: Mutex<Facts>,
+    orders: Orders,
+}
+
+/// See the module. Dropping it ends the watches.
+pub struct KubernetesPlatform {
+    inner: Arc<Inner>,
+    changes: tokio::sync::Mutex<mpsc::UnboundedReceiver<Change>>,
+    address: SocketAddr,
+    service: String,
+    tasks: Vec<AbortHandle>,
+}
+
+impl KubernetesPlatform {
+    /// Finds the target's Service and watches its pods. Returns once all of them are known. Wants `list` and `watch` on pods, Services, EndpointSlices and nodes,
+    /// `delete` on pods, `create` on evictions.
+    pub async fn start(options: KubernetesOptions) -> Result<Self, PlatformError> {
+        let KubernetesOptions { client, hub, ingest, run, namespace, target, in_flight_max } = options;
+        let (service, address) = service(&client, &namespace, &target).await?;
+        let (tell, changes) = mpsc::unbounded_channel();
+        let facts = Mutex::new(Facts::new(tell));
+        let inner = Arc::new(Inner { client, hub, ingest, run, namespace, in_flight_max, facts, orders: Orders::default() });
+        let (listed, mut is_listed) = tokio::sync::watch::channel(false);
+        let tasks = vec![
+            tokio::spawn(watch_pods(Arc::clone(&inner), labels(&target.selector), listed)).abort_handle(),
+            tokio::spawn(watch_endpoints(Arc::clone(&inner), service.clone())).abort_handle(),
+            tokio::spawn(watch_nodes(Arc::clone(&inner))).abort_handle(),
+        ];
+        let platform = Self { inner, changes: tokio::sync::Mutex::new(changes), address, service, tasks };
+        let waited = timeout(LISTED_WITHIN, is_listed.wait_for(|listed| *listed)).await;
+        if !matches!(waited, Ok(Ok(_))) {
+            return Err(PlatformError::new("the target's pods", format!("were not listed within {LISTED_WITHIN:?}: the API server does not answer")));
+        }
+        if platform.inner.facts().pods().is_empty() {
+            return Err(PlatformError::new("spec.target.selector", format!("selects no pod in namespace {}", platform.inner.namespace)));
+        }
+        Ok(platform)
+    }
+
+    /// What a reader of the report must know of this platform.
+    pub fn notes(&self) -> Vec<String> {
+        vec![
+            format!("Users ask by Service {}/{} at {}, each request on a connection of its own.", self.inner.namespace, self.service, self.address),
+            "Kubelet tells of containers and readiness about a second late at most; where a sidecar or a user knew better, their word counts.".to_owned(),
+        ]
+    }
+}
+
+impl Drop for KubernetesPlatform {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Inner {
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn saw(&self, object: &Object) {
+        let new = self.facts().pod(Instant::now(), object).is_some();
+        // It may stand where a fault reaches: from its first moment, or from when it got its node.
+        if new || object.status.as_ref().is_none_or(|status| status.phase.as_deref() == Some("Pending")) {
+            self.orders.cover(self);
+        }
+    }
+}
+
+fn labels(selector: &LabelSelector) -> String {
+    selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+async fn watch_pods(inner: Arc<Inner>, selector: String, listed: tokio::sync::watch::Sender<bool>) {
+    let api: Api<Object> = Api::namespaced(inner.client.clone(), &inner.namespace);
+    let mut events = std::pin::pin!(watcher(api, watcher::Config::default().labels(&selector)).default_backoff());
+    let mut anew: Vec<String> = Vec::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(watcher::Event::Init) => anew.clear(),
+            Ok(watcher::Event::InitApply(object)) => {
+                anew.extend(object.uid());
+                inner.saw(&object);
+            }
+            Ok(watcher::Event::InitDone) => {
+                // Whoever went while nobody watched.
+                let gone: Vec<String> = inner.facts().uids().into_iter().filter(|uid| !anew.contains(uid)).collect();
+                for uid in gone {
+                    inner.facts().gone(Instant::now(), &uid);
+                }
+                listed.send_replace(true);
+            }
+            Ok(watcher::Event::Apply(object)) => inner.saw(&object),
+            Ok(watcher::Event::Delete(object)) => {
+                if let Some(uid) = object.uid() {
+                    inner.facts().gone(Instant::now(), &uid);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the target's pods cannot be watched now"),
+        }
+    }
+}
+
+async fn watch_endpoints(inner: Arc<Inner>, service: String) {
+    let api: Api<EndpointSlice> = Api::namespaced(inner.client.clone(), &inner.namespace);
+    let slices = Watched::objects(api, watcher::Config::default().labels(&format!("kubernetes.io/service-name={service}")), |_| {});
+    let mut changes = slices.changes();
+    slices.listed().await;
+    loop {
+        let at = Instant::now();
+        inner.facts().endpoints(at, &slices.all());
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn watch_nodes(inner: Arc<Inner>) {
+    fn trim(node: &mut Node) {
+        node.spec = None;
+        node.annotations_mut().clear();
+        node.status = node.status.take().map(|status| k8s_openapi::api::core::v1::NodeStatus { conditions: status.conditions, ..Default::default() });
+    }
+    let nodes = Watched::objects(Api::<Node>::all(inner.client.clone()), watcher::Config::default(), trim);
+    let mut changes = nodes.changes();
+    nodes.listed().await;
+    loop {
+        let at = Instant::now();
+        for node in nodes.all() {
+            let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+            let ready = conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+            inner.facts().node(at, &node.name_any(), ready);
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+        sleep(SETTLE).await;
+    }
+}
+
+/// The Service that leads users to the target, and where it is.
+async fn service(client: &Client, namespace: &str, target: &Target) -> Result<(String, SocketAddr), PlatformError> {
+    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
+    let services = services.list(&ListParams::default()).await.map_err(|error| PlatformError::new("Services", error))?;
+    let found: Vec<_> = services.items.iter().filter_map(|service| Some((service.name_any(), leads_to(service, target)?))).collect();
+    let labels = labels(&target.selector);
+    match found.as_slice() {
+        [] => Err(PlatformError::new(
+            "spec.target",
+            format!(
+                "no Service of namespace {namespace} with a cluster IP selects pods by {labels} and has a port {:?}: name that port of the Service, or its targetPort",
+                target.port
+            ),
+        )),
+        [(name, address)] => Ok((name.clone(), *address)),
+        several => {
+            let names: Vec<_> = several.iter().map(|(name, _)| name.as_str()).collect();
+            Err(PlatformError::new(
+                "spec.target",
+                format!("Services {} all lead to pods with {labels} by a port {:?}: make the port's name tell them apart", names.join(", "), target.port),
+            ))
+        }
+    }
+}
+
+fn leads_to(service: &Service, target: &Target) -> Option<SocketAddr> {
+    let spec = service.spec.as_ref()?;
+    let selector = spec.selector.as_ref().filter(|selector| !selector.is_empty())?;
+    if !selector.iter().all(|(key, value)| target.selector.match_labels.get(key) == Some(value)) {
+        return None;
+    }
+    let is_it = |port: &&k8s_openapi::api::core::v1::ServicePort| {
+        port.name.as_deref() == Some(&target.port) || port.target_port == Some(IntOrString::String(target.port.clone()))
+    };
+    let port = spec.ports.iter().flatten().find(is_it)?;
+    let address: IpAddr = spec.cluster_ip.as_deref()?.parse().ok()?;
+    Some(SocketAddr::new(address, u16::try_from(port.port).ok()?))
+}
+
+impl Platform for KubernetesPlatform {
+    fn name(&self) -> &'static str {
+        "kubernetes"
+    }
+
+    fn nodes(&self) -> Vec<String> {
+        self.inner.facts().nodes()
+    }
+
+    fn pods(&self) -> Vec<Pod> {
+        self.inner.facts().pods()
+    }
+
+    fn service(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn keep_alive(&self) -> bool {
+        false
+    }
+
+    async fn next_change(&self) -> Option<Change> {
+        self.changes.lock().await.recv().await
+    }
+
+    async fn apply(&self, order: Order, expires_after: Span) -> Result<InForce, PlatformError> {
+        Orders::apply(&self.inner, order, expires_after).await
+    }
+
+    async fn undo(&self, order: InForce) -> Undone {
+        Orders::undo(&self.inner, &order).await
+    }
+
+    fn sidecar_rss(&self) -> BTreeMap<String, u64> {
+        // Kubelet's metrics would tell; the sidecars do not.
+        BTreeMap::new()
+    }
+
+    async fn close(&self) -> Vec<String> {
+        let left = Orders::close(&self.inner).await;
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.inner.facts().close();
+        left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_is_found_by_its_selector_and_the_ports_name_or_target() {
+        let target: Target = steadfast_api::read::from_yaml("t", "{selector: {matchLabels: {app: x, tier: models}}, port: http}").unwrap();
+        let leads = |spec: &str| leads_to(&serde_saphyr::from_str(&format!("spec: {spec}")).unwrap(), &target).map(|address| address.to_string());
+        assert_eq!(leads("{clusterIP: 10.0.0.7, selector: {app: x}, ports: [{name: http, port: 80, targetPort: 8000}]}").as_deref(), Some("10.0.0.7:80"));
+        assert_eq!(leads("{clusterIP: 'fd00::7', selector: {app: x}, ports: [{port: 81, targetPort: http}]}").as_deref(), Some("[fd00::7]:81"));
+        for none in [
+            "{clusterIP: None, selector: {app: x}, ports: [{name: http, port: 80}]}",
+            "{clusterIP: 10.0.0.7, selector: {app: y}, ports: [{name: http, port: 80}]}",
+            "{clusterIP: 10.0.0.7, selector: {app: x}, ports: [{name: grpc, port: 80}]}",
+            "{clusterIP: 10.0.0.7, ports: [{name: http, port: 80}]}",
+        ] {
+            assert_eq!(leads(none), None, "{none}");
+        }
+    }
+}

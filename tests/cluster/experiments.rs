@@ -1,0 +1,187 @@
+//! Experiments on a real cluster: the same file, the same report.
+
+use std::process::{Command, Stdio};
+
+use steadfast_api::{
+    mark::Mark,
+    report::{PhaseKind, Report, RunOutcome},
+};
+
+use crate::{
+    harness::{Cluster, IMAGE, Namespace, STEADFAST, cluster, cluster_alone, output},
+    install::install,
+};
+
+const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed";
+
+/// A small classifier with this many replicas, its golden set, and its Service.
+fn digits(space: &Namespace<'_>, replicas: usize) {
+    let set =
+        output(Command::new(STEADFAST).args(["golden", "manifest", "golden-sets/sets/digits"]).current_dir(crate::harness::root()), None).expect("a manifest");
+    let applied = output(space.cluster().command("kubectl").args(["--namespace", space.name(), "apply", "--server-side", "-f", "-"]), Some(&set));
+    applied.expect("the golden set is taken");
+    space.apply(&format!(
+        "apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: digits}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: digits}}}}
+  template:
+    metadata: {{labels: {{app: digits}}}}
+    spec:
+      terminationGracePeriodSeconds: 5
+      topologySpreadConstraints: [{{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {{matchLabels: {{app: digits}}}}}}]
+      containers:
+        - name: server
+          image: {IMAGE}
+          imagePullPolicy: Never
+          args: [serve, /golden-sets/digits, --host, 0.0.0.0, --port, '8000', --load-seconds, '0.5']
+          ports: [{{name: http, containerPort: 8000}}]
+          readinessProbe: {{httpGet: {{path: /v2/health/ready, port: http}}, periodSeconds: 1}}
+          resources: {{requests: {{cpu: 10m, memory: 32Mi}}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: digits}}
+spec: {{selector: {{app: digits}}, ports: [{{name: http, port: 80, targetPort: http}}]}}
+"
+    ));
+    space.wait_ready("app=digits", replicas);
+}
+
+fn test(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: steadfast.dev/v1alpha1
+kind: ResilienceTest
+metadata: {{name: {name}}}
+spec:
+  target: {{selector: {{matchLabels: {{app: digits}}}}, port: http}}
+  load: [{{name: users, rate: 50/s, inputs: {{goldenSet: digits}}}}]
+{spec}"
+    )
+}
+
+struct Ended {
+    code: Option<i32>,
+    said: String,
+    report: Option<Report>,
+}
+
+/// `steadfast run --platform kubernetes`, as a user on this machine would.
+fn run(cluster: &Cluster, space: &Namespace<'_>, text: &str) -> Ended {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let file = folder.path().join("test.yaml");
+    std::fs::write(&file, text).expect("the file is written");
+    let report = folder.path().join("report");
+    let ran = cluster
+        .command(STEADFAST)
+        .args(["run", "--platform", "kubernetes", "--namespace", space.name(), "--report-dir"])
+        .arg(&report)
+        .arg(&file)
+        .stdin(Stdio::null())
+        .output()
+        .expect("steadfast runs");
+    let said = format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    let report = std::fs::read_to_string(report.join("report.json")).ok().map(|text| serde_json::from_str(&text).expect("a report"));
+    Ended { code: ran.status.code(), said, report }
+}
+
+#[test]
+fn killed_slow_and_held_down_pods_are_measured_as_on_one_machine() {
+    let Some(cluster) = cluster_alone() else { return };
+    let installed = install(&cluster);
+    let space = cluster.namespace_with("experiment", ASKS);
+    digits(&space, 2);
+    let text = test(
+        "case",
+        "  baseline: 5s
+  steps:
+    - {name: killed, podKill: {pods: {mode: one}}}
+    - {name: slow, networkLatency: {pods: {mode: one}, delay: 300ms}, for: 5s}
+    - {name: held, podHoldDown: {pods: {mode: one}}, for: 5s}
+    - {name: wrong, corrupt: {pods: {mode: one}, magnitude: 50%, share: 100%}, for: 4s}
+  stable: {within: 60s, hold: 3s}
+  hypothesis:
+    - availability: {atLeast: 60%}
+    - recovery: {atMost: 60s, until: firstCorrectPrediction}
+",
+    );
+    let ended = run(&cluster, &space, &text);
+    let context = || format!("{}\n{}", ended.said, installed.state());
+    assert_eq!(ended.code, Some(0), "{}", context());
+    let report = ended.report.as_ref().unwrap_or_else(|| panic!("{}", context()));
+    assert_eq!((report.run.platform.as_str(), report.verdict.outcome), ("kubernetes", RunOutcome::Pass));
+    assert!(report.run.left_behind.is_empty() && report.faults.iter().all(|fault| !fault.evidence.is_empty()), "{:?}", report.faults);
+    let killed = report.outages.iter().find(|outage| outage.fault == Some(0)).unwrap_or_else(|| panic!("{:?}", report.outages));
+    let marks = [
+        Mark::Fault,
+        Mark::ReplacementCreated,
+        Mark::ContainerStarted,
+        Mark::ModelLoaded,
+        Mark::Ready,
+        Mark::EndpointAdded,
+        Mark::FirstGoodResponse,
+        Mark::Sustained,
+    ];
+    let times: Vec<f64> = marks.iter().map(|mark| killed.marks.get(*mark).unwrap_or_else(|| panic!("no {mark:?}: {killed:?}"))).collect();
+    assert!(times.is_sorted() && !killed.censored && killed.replacement.as_ref().is_some_and(|name| *name != killed.pod), "{killed:?}");
+    let held = report.outages.iter().find(|outage| outage.fault == Some(2)).unwrap_or_else(|| panic!("{:?}", report.outages));
+    assert!(held.capacity_outage_ms >= 5_000.0 && held.replacement.as_ref() == Some(&held.pod), "the same pod came back: {held:?}");
+    let during = |index: u32| report.phases.iter().find(|phase| phase.kind == PhaseKind::Fault && phase.step == Some(index)).expect("its phase");
+    assert!(during(1).service.latency.p99_ms >= 300.0, "{:?}", during(1).service.latency);
+    assert!(during(3).service.consistency.ratio.is_some_and(|ratio| ratio < 0.9), "{:?}", during(3).service.consistency);
+    assert!(report.pods.iter().filter(|pod| pod.service.availability.attempted > 0).count() >= 3, "answers are told apart by pod");
+    // Nothing of the run is left.
+    assert!(space.list("resiliencetests").is_empty() && space.list("configmaps").iter().all(|map| map["metadata"]["name"] != "steadfast-run-case"));
+}
+
+#[test]
+fn what_cannot_be_run_is_refused_with_what_would_be_right() {
+    let Some(cluster) = cluster() else { return };
+    let _installed = install(&cluster);
+    let space = cluster.namespace_with("refused", "steadfast.dev/inject: 'true'");
+    digits(&space, 1);
+    let good = "  baseline: 1s\n  steps: [{name: killed, podKill: {pods: {mode: one}}}]\n";
+    let refused = |text: &str| {
+        let ended = run(&cluster, &space, text);
+        assert_eq!(ended.code, Some(2), "{}", ended.said);
+        ended.said
+    };
+    let said = refused(&test("case", good));
+    assert!(said.contains("steadfast.dev/faults=allowed"), "{said}");
+    space.kubectl(&["label", "namespace", space.name(), "steadfast.dev/faults=allowed"]).expect("labelled");
+    let said = refused(&test("case", good).replace("goldenSet: digits", "goldenSet: other"));
+    assert!(said.contains("there is no GoldenSet other") && said.contains("golden manifest"), "{said}");
+    let said = refused(&test("case", "  baseline: 1s\n  steps: [{name: lost, nodeFailure: {nodes: {mode: one}}, for: 5s}]\n"));
+    assert!(said.contains("spec.steps[0].nodeFailure") && said.contains("podKill"), "{said}");
+    assert!(space.list("resiliencetests").is_empty(), "what was refused is not left behind");
+}
+
+#[test]
+fn a_run_ends_when_its_test_is_deleted_and_is_inconclusive_when_its_controller_is_killed() {
+    let Some(cluster) = cluster_alone() else { return };
+    let installed = install(&cluster);
+    let space = cluster.namespace_with("ends", ASKS);
+    digits(&space, 1);
+    let long = test("long", "  baseline: 1s\n  steps: [{name: slow, networkLatency: {pods: {mode: all}, delay: 900ms}, for: 5m}]\n");
+    let slow = |space: &Namespace<'_>| {
+        let began = std::time::Instant::now();
+        space.ask("digits:80", "/v2/models/digits").is_ok() && began.elapsed().as_millis() >= 900
+    };
+    space.apply(&long);
+    space.wait(60, &format!("a slow network\n{}", installed.state()), || slow(&space).then_some(()));
+    space.kubectl(&["delete", "resiliencetest/long"]).expect("deleted");
+    space.wait(20, "a quick network", || (!slow(&space)).then_some(()));
+
+    space.apply(&long);
+    space.wait(60, "a slow network", || slow(&space).then_some(()));
+    let leader = cluster.kubectl(&["--namespace", &installed.system, "get", "lease/steadfast", "-o", "jsonpath={.spec.holderIdentity}"]).expect("a lease");
+    cluster.kubectl(&["--namespace", &installed.system, "delete", "pod", leader.trim(), "--grace-period=0", "--force"]).expect("killed");
+    let status = space.wait(60, &format!("the end of a run\n{}", installed.state()), || {
+        let test = space.get("resiliencetest/long")?;
+        (test["status"]["phase"] == "Finished").then(|| test["status"].clone())
+    });
+    assert!(status["verdict"] == "inconclusive" && status["reason"].as_str().is_some_and(|reason| reason.contains("The controller was lost")), "{status:#}");
+    space.wait(30, "a quick network", || (!slow(&space)).then_some(()));
+}
