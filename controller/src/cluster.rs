@@ -11,10 +11,9 @@ use std::{
     time::Duration,
 };
 
-use ::http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use ::http::{Method, Request, Response, StatusCode};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{
@@ -37,7 +36,7 @@ use crate::{
     reconcile::{fault_policy::FaultPolicies, injection::Injection, pods::Pods, resilience_test::Tests, resource::MANAGER},
     runtime::OwnThread,
     serve::{
-        answer::{Body, problem},
+        answer::{Body, problem, whole},
         auth::Auth,
         ingest::Ingest,
         policy::PolicyHub,
@@ -341,8 +340,5 @@ fn health(request: &Request<Incoming>, metrics: &Metrics, ready: bool) -> Respon
         }
         other => return problem(StatusCode::NOT_FOUND, &format!("{other} is not here: there are /healthz, /readyz and /metrics")),
     };
-    let mut response = Response::new(Full::new(body).map_err(|never| match never {}).boxed());
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
+    whole(status, content_type, body)
 }

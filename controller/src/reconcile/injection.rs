@@ -7,7 +7,7 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::{ObjectReference, Pod, Service},
+    api::core::v1::{Pod, Service},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use kube::{Api, Client, Resource, ResourceExt, runtime::watcher};
@@ -116,16 +116,12 @@ impl Injection {
                      targetPort (`steadfast inject` does both in manifests)",
                     past.port, past.target
                 );
-                self.events.warn(reference(&service), "BypassesSidecar", "Route", &note);
+                self.events.warn(service.object_ref(&()), "BypassesSidecar", "Route", &note);
             }
         }
         self.told.retain(|uid, _| seen.contains(uid));
         self.metrics.bypassing.set(count);
     }
-}
-
-fn reference(service: &Service) -> ObjectReference {
-    service.object_ref(&())
 }
 
 /// Why a pod that asks runs without; `None` when it is over, or on its way out.

@@ -236,7 +236,7 @@ impl Tests {
         let mut last = String::new();
         loop {
             sleep(TELL_EVERY).await;
-            let now = self.objects.get(&namespace, &name);
+            let now = self.objects.get(Some(&namespace), &name);
             let ends = |now: &ResilienceTest| now.metadata.deletion_timestamp.is_some() || now.annotations().contains_key(STOP_ANNOTATION);
             let gone = now.is_none_or(|now| now.uid() != uid || ends(&now));
             if gone || !self.pods.allowed_in(&namespace) {

@@ -74,8 +74,13 @@ where
         self.store.state()
     }
 
-    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        self.store.get(&reflector::ObjectRef::new(name).within(namespace))
+    /// `namespace`: of those that have one.
+    pub fn get(&self, namespace: Option<&str>, name: &str) -> Option<Arc<K>> {
+        let object = reflector::ObjectRef::new(name);
+        self.store.get(&match namespace {
+            Some(namespace) => object.within(namespace),
+            None => object,
+        })
     }
 
     /// Tells of changes; several may be told as one.

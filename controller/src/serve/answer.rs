@@ -14,9 +14,14 @@ pub(crate) type Body = BoxBody<Bytes, BodyError>;
 pub(crate) fn problem(status: StatusCode, detail: &str) -> Response<Body> {
     let title = status.canonical_reason().unwrap_or("Error");
     let text = json!({ "title": title, "status": status.as_u16(), "detail": detail }).to_string();
-    let mut response = Response::new(Full::from(text).map_err(|never| match never {}).boxed());
+    whole(status, "application/problem+json", text)
+}
+
+/// An answer that is there as a whole.
+pub(crate) fn whole(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(body.into()).map_err(|never| match never {}).boxed());
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 

@@ -10,7 +10,7 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use steadfast_api::sidecar::{PROTOCOL_HEADER, PROTOCOL_MAJOR, SidecarReport};
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     Seen,
-    answer::{Body, no_content, problem},
+    answer::{Body, no_content, problem, whole},
     auth::{Auth, Owner, Refused, Speaker},
     ingest::{Ingest, Taken},
     policy::{PODS_MAX, PolicyHub},
@@ -162,9 +162,7 @@ impl Service {
         let Some(tar) = self.sidecars.sets.get(digest) else {
             return problem(StatusCode::NOT_FOUND, &format!("golden set {digest} is not held here; its digest is in the GoldenSet's status"));
         };
-        let mut response = Response::new(Full::new(tar).map_err(|never| match never {}).boxed());
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
-        response
+        whole(StatusCode::OK, "application/x-tar", tar)
     }
 
     async fn reports(&self, speaker: &Speaker, mut body: Incoming) -> Response<Body> {

@@ -6,9 +6,8 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_rustls::TlsAcceptor;
@@ -21,7 +20,7 @@ use crate::{
     events::Events,
     http::serve as serve_http,
     metrics::Metrics,
-    serve::answer::{Body, problem},
+    serve::answer::{Body, problem, whole},
 };
 
 /// API servers keep a few connections each.
@@ -69,7 +68,7 @@ impl Webhook {
             Ok(answer) => {
                 self.tell(&answer);
                 self.metrics.admission_duration.observe(began.elapsed().as_secs_f64());
-                json(&answer.review)
+                whole(StatusCode::OK, "application/json", answer.review.to_string())
             }
             Err(why) => problem(StatusCode::BAD_REQUEST, &why),
         }
@@ -83,10 +82,4 @@ impl Webhook {
             events.warn(about.clone(), skip.reason(), "Inject", &format!("no sidecar: {skip}"));
         }
     }
-}
-
-fn json(review: &serde_json::Value) -> Response<Body> {
-    let mut response = Response::new(Full::new(Bytes::from(review.to_string())).map_err(|never| match never {}).boxed());
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }

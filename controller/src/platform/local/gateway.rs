@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeSet,
-    convert::Infallible,
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -17,17 +16,17 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri::Scheme};
 use http_body_util::BodyExt;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
+    rt::{TokioExecutor, TokioTimer},
 };
 use pingora_load_balancing::{Backend, Backends, LoadBalancer, discovery::Static, selection::RoundRobin};
 use steadfast_api::policy::{ORIGIN_HEADER, Origin, POD_HEADER};
 use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::{
+    http::serve as serve_http,
     runtime::OwnThread,
     serve::answer::{Body, problem},
 };
@@ -39,7 +38,6 @@ const REQUESTS_MAX: usize = 65_536;
 const IDLE_MAX: usize = 256;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 /// Pods that the load balancer looks at for one request; all of them are ready, so it takes the first.
 const LOOKED_AT_MAX: usize = 8;
 
@@ -113,7 +111,12 @@ impl Gateway {
         let http1 = client.build(connector.clone());
         let http2 = client.http2_only(true).build(connector);
         let service = Service { routes: routes.clone(), http1, http2, room: Arc::new(Semaphore::new(REQUESTS_MAX)) };
-        thread.handle().spawn(accept(listener, Arc::new(service)));
+        let service = Arc::new(service);
+        let handler = move |request| {
+            let service = Arc::clone(&service);
+            async move { service.pass(request).await }
+        };
+        thread.handle().spawn(serve_http(listener, None, CONNECTIONS_MAX, handler));
         Ok(Self { address, routes, _thread: thread })
     }
 
@@ -123,32 +126,6 @@ impl Gateway {
 
     pub(super) const fn routes(&self) -> &Routes {
         &self.routes
-    }
-}
-
-async fn accept(listener: TcpListener, service: Arc<Service>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    // The semaphore is never closed.
-    while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
-        let Ok((stream, _)) = listener.accept().await else {
-            // Out of file descriptors, most likely: other connections must end first.
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            continue;
-        };
-        let _ = stream.set_nodelay(true);
-        let (builder, service) = (builder.clone(), Arc::clone(&service));
-        tokio::spawn(async move {
-            let handler = service_fn(|request| {
-                let service = Arc::clone(&service);
-                async move { Ok::<_, Infallible>(service.pass(request).await) }
-            });
-            if let Err(error) = builder.serve_connection(TokioIo::new(stream), handler).await {
-                tracing::debug!(error, "a user's connection ended");
-            }
-            drop(permit);
-        });
     }
 }
 

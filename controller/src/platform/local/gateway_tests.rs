@@ -1,7 +1,9 @@
-use std::time::Instant;
+use std::{convert::Infallible, time::Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper_util::{rt::TokioIo, server::conn::auto};
 use tokio::runtime::Handle;
 
 use super::*;
