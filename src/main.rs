@@ -2,6 +2,7 @@
 //!
 //! Child processes of the local platform are this same program (`steadfast proxy`, `serve`, `burn`, `keeper`), so one build runs everything.
 
+mod agent;
 mod burn;
 mod controller;
 mod demo;
@@ -16,6 +17,7 @@ mod report;
 mod run;
 mod schema;
 mod serve;
+mod undo;
 
 use std::process::ExitCode;
 
@@ -44,6 +46,8 @@ enum Command {
     Report(report::Args),
     Schema(schema::Args),
     Controller(controller::Args),
+    Agent(agent::Args),
+    Undo(undo::Args),
     Golden(golden::Args),
     Inject(inject::Args),
     Proxy(proxy::Args),
@@ -62,6 +66,8 @@ fn main() -> ExitCode {
         Command::Report(args) => report::main(args),
         Command::Schema(args) => schema::main(args),
         Command::Controller(args) => controller::main(args),
+        Command::Agent(args) => agent::main(args),
+        Command::Undo(args) => undo::main(args),
         Command::Golden(args) => golden::main(args),
         Command::Inject(args) => inject::main(args),
         Command::Proxy(args) => proxy::main(args),

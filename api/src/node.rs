@@ -1,7 +1,7 @@
 //! `NodeFault`: what the controller asks the agent of one node to do. People do not write it, and only the controller may.
 //!
-//! It ends by itself: `lasts` counts on the node from the moment the agent begins, so that no clock needs to agree with another; `notAfter` keeps an agent
-//! that comes late from beginning what is long over. Deleting the object ends the fault earlier.
+//! It ends by itself: `lasts` counts in the node's kernel from the moment the agent begins, so that no clock needs to agree with another; `notAfter` keeps an
+//! agent that comes late from beginning what is long over. `ended`, or the object's deletion, ends the fault earlier where the agent can hear of it.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,9 @@ pub struct NodeFaultSpec {
     pub lasts: Span,
     /// RFC 3339: not begun after this moment.
     pub not_after: String,
+    /// It shall end now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended: bool,
 }
 
 /// What a node suffers, a one-of by key.
@@ -30,14 +33,8 @@ pub struct NodeFaultSpec {
 pub enum NodeFaultKind {
     /// Every packet that comes or goes by an uplink of the node is dropped. The kernel forgets the rule by its own timer.
     Partition {},
-    /// Every packet that leaves by an uplink of the node is late. Needs `sch_netem` in the kernel.
-    Latency {
-        delay: Span,
-        #[serde(default, skip_serializing_if = "Span::is_zero")]
-        jitter: Span,
-    },
-    /// The kubelet is stopped in place.
-    KubeletStop {},
+    /// What the node itself (its kubelet, and pods in its network) sends to the API server is dropped. The kernel forgets the rule by its own timer.
+    KubeletCut {},
     /// The main process of this container is killed, once.
     ContainerKill {
         pod_uid: String,
@@ -50,8 +47,7 @@ impl NodeFaultKind {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Partition {} => "partition",
-            Self::Latency { .. } => "latency",
-            Self::KubeletStop {} => "kubelet stop",
+            Self::KubeletCut {} => "kubelet cut",
             Self::ContainerKill { .. } => "container kill",
         }
     }

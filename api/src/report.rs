@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{golden::Verdict, mark::Outage, test::ResilienceTest};
+use crate::{Span, golden::Verdict, mark::Outage, test::ResilienceTest};
 
 /// Value of [`Report::schema`].
 pub const SCHEMA: &str = "steadfast.dev/report/v1alpha1";
@@ -46,12 +46,51 @@ pub struct Run {
     pub started_monotonic_ns: Option<u64>,
     pub duration_ms: f64,
     pub platform: String,
+    /// The platform's own reaction times: no recovery is faster. Absent where they are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timers: Option<PlatformTimers>,
     pub version: String,
     pub machine: Machine,
     /// What could not be undone. Empty is the promise.
     pub left_behind: Vec<String>,
     /// Things a reader must know about how far the figures carry.
     pub notes: Vec<String>,
+}
+
+/// How fast a platform can notice and replace what is lost, from its own settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlatformTimers {
+    /// Silence of a node until it is called lost.
+    pub node_monitor_grace_period: Span,
+    /// Where that figure is from: the platform itself, or what its version has by default.
+    pub known_from: String,
+    /// From then until the node's pods are replaced elsewhere; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub toleration_seconds: Option<Span>,
+    /// First wait before a container that died is started again.
+    pub back_off: Span,
+    pub back_off_max: Span,
+    /// The readiness probe of the model server's container; absent: it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness: Option<ProbeTimers>,
+}
+
+impl PlatformTimers {
+    /// From a node's silence to the moment at which its pods are replaced; absent: never.
+    pub fn node_loss(&self) -> Option<Span> {
+        self.toleration_seconds.map(|toleration| Span::new(self.node_monitor_grace_period.get() + toleration.get()))
+    }
+}
+
+/// How often readiness is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeTimers {
+    /// From the container's start to the first probe.
+    pub initial_delay: Span,
+    pub period: Span,
+    pub failure_threshold: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

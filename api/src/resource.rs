@@ -71,9 +71,6 @@ pub struct ResilienceTestStatus {
     pub started_at: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<String>,
-    /// What the run has changed in the cluster and not yet undone, written down before it was changed. A new leader undoes it from here.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub in_force: Vec<Undo>,
 }
 
 /// Where a report lies.
@@ -84,42 +81,6 @@ pub struct ReportAddress {
     pub address: String,
     /// `sha256:…` of report.json.
     pub digest: String,
-}
-
-/// How to take one change of a cluster back. `id` is unique within its run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Undo {
-    pub id: u64,
-    /// RFC 3339: whoever finds it after this moment undoes it.
-    pub expires_at: String,
-    pub change: ClusterChange,
-}
-
-/// A change that outlives its maker unless somebody takes it back. What is not as the run made it is somebody else's by now, and is left alone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum ClusterChange {
-    /// Delete this object, which the run made.
-    Made { api_version: String, kind: String, namespace: Option<String>, name: String },
-    /// The node was schedulable before.
-    Cordoned { node: String },
-    /// This taint was not there before.
-    Tainted {
-        node: String,
-        key: String,
-        #[serde(default, skip_serializing_if = "String::is_empty")]
-        value: String,
-        effect: String,
-    },
-    /// Replicas before, and what the run set (`to`).
-    Scaled { kind: String, namespace: String, name: String, replicas: i32, to: i32 },
-    /// A container's image before, and what the run set (`to`).
-    RolledOut { kind: String, namespace: String, name: String, container: String, image: String, to: String },
-    /// The node agent was asked by the `NodeFault` of this name; it heals by its own timer as well.
-    NodeFault { node: String, what: String },
-    /// The power hook switched it off.
-    PoweredOff { node: String },
 }
 
 /// `FaultPolicy.status`.

@@ -315,7 +315,12 @@ impl Action {
 
     /// It takes its pods away (or what makes them answer) at once, rather than making their work harder or changing what is wanted of them.
     pub const fn takes_pods(&self) -> bool {
-        matches!(self, Self::PodKill(_) | Self::PodHoldDown(_) | Self::ContainerKill(_) | Self::NodeFailure(_))
+        match self {
+            Self::PodKill(_) | Self::PodHoldDown(_) | Self::ContainerKill(_) => true,
+            // A node without its kubelet serves on, until the cluster takes its pods away.
+            Self::NodeFailure(failure) => !matches!(failure.by, NodeFailureBy::Kubelet),
+            _ => false,
+        }
     }
 
     /// It names neither nodes nor pods, or both, where exactly one must be.
@@ -336,31 +341,11 @@ pub struct NetworkLatency {
     pub delay: Span,
     #[serde(default, skip_serializing_if = "Span::is_zero")]
     pub jitter: Span,
-    #[serde(default, skip_serializing_if = "NetworkBy::is_sidecar")]
-    pub by: NetworkBy,
 }
 
 impl NetworkLatency {
     pub fn as_delay(&self) -> Delay {
         Delay { fixed: self.delay, jitter: self.jitter }
-    }
-}
-
-/// Where the network is made worse.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum NetworkBy {
-    /// In the sidecars: requests are late. Needs no privilege.
-    #[default]
-    Sidecar,
-    /// By the node agent: every packet that leaves the node is late. Needs the agent, `nodes`, and a kernel with `sch_netem`.
-    Agent,
-}
-
-impl NetworkBy {
-    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
-    pub const fn is_sidecar(&self) -> bool {
-        matches!(self, Self::Sidecar)
     }
 }
 
@@ -459,7 +444,7 @@ pub enum NodeFailureBy {
     Agent,
     /// The power hook switches it off and on.
     Power,
-    /// The node agent stops the kubelet: the node is lost to the cluster while its pods go on.
+    /// The node agent cuts the kubelet off from the API server: the node is lost to the cluster while its pods go on. It heals itself by the kernel's own timer.
     Kubelet,
 }
 
@@ -889,7 +874,6 @@ spec:
     fn every_action_survives_writing_and_reading_under_its_own_name() {
         let lines = [
             "networkLatency: {pods: {mode: one}, delay: 500ms, jitter: 10ms}, for: 1s",
-            "networkLatency: {nodes: {mode: one}, delay: 500ms, by: agent}, for: 1s",
             "networkLoss: {pods: {mode: one}, share: 5%}, for: 1s",
             "networkPartition: {nodes: {mode: one}}, for: 1s",
             "podKill: {pods: {mode: fixed, value: 2}, gracePeriod: 3s}",

@@ -7,6 +7,7 @@ use std::{
     collections::HashSet,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -15,7 +16,7 @@ use ::http::{Method, Request, Response, StatusCode};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::body::Incoming;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
@@ -33,6 +34,7 @@ use crate::{
     http::{self, BadCertificate, Identity},
     leader::Candidate,
     metrics::Metrics,
+    platform::kubernetes::failures::{Means, PowerHook, undo},
     reconcile::{fault_policy::FaultPolicies, injection::Injection, pods::Pods, resilience_test::Tests, resource::MANAGER},
     runtime::OwnThread,
     serve::{
@@ -114,6 +116,29 @@ pub struct Args {
     /// Lease by which one replica leads.
     #[arg(long, value_name = "NAME", default_value = "steadfast")]
     pub lease: String,
+    #[command(flatten)]
+    pub power: PowerArgs,
+}
+
+/// Who switches nodes off and on, if anybody does.
+#[derive(clap::Args, Clone, Debug)]
+pub struct PowerArgs {
+    /// Address that nodes are switched by: POST {"node": …, "action": "off" or "on"}. Without it nodes are cut off by their agents.
+    #[arg(long, value_name = "URL")]
+    pub power_hook: Option<::http::Uri>,
+    /// File with the token that the power hook wants.
+    #[arg(long, value_name = "FILE", requires = "power_hook")]
+    pub power_hook_token: Option<PathBuf>,
+    /// PEM file with the authorities that the power hook's certificate comes from [default: those of this machine].
+    #[arg(long, value_name = "FILE", requires = "power_hook")]
+    pub power_hook_ca: Option<PathBuf>,
+}
+
+impl PowerArgs {
+    fn hook(&self) -> Option<PowerHook> {
+        let url = self.power_hook.clone()?;
+        Some(PowerHook { url, token_file: self.power_hook_token.clone(), ca_file: self.power_hook_ca.clone() })
+    }
 }
 
 /// Why the controller ended.
@@ -189,14 +214,22 @@ async fn lead(args: Args) -> Result<(), ClusterError> {
     tracing::info!(namespace = args.namespace, webhook = args.webhook_port, "answers for pods");
 
     let candidate = Candidate::new(client.clone(), &args.namespace, &args.lease, &args.name);
-    let until_stopped = stopped.clone();
+    // Leads until what it had begun is ended, and hands the lead over only then.
+    let (done, is_done) = watch::channel(false);
+    let stopping = stopped.clone();
     let lost = tokio::select! {
         () = candidate.win() => {
             metrics.leader.set(1);
             tracing::info!("leads");
+            let duties = async {
+                Box::pin(duties(&args, client, &identity, metrics.clone(), events, stopping)).await?;
+                done.send_replace(true);
+                // Until the lead is handed over.
+                std::future::pending::<Result<(), ClusterError>>().await
+            };
             tokio::select! {
-                lost = candidate.hold(until_stopped) => lost,
-                error = duties(&args, client, &identity, metrics.clone(), events) => return error,
+                lost = candidate.hold(is_done) => lost,
+                error = duties => return error,
             }
         }
         _ = stopped.wait_for(|stopped| *stopped) => String::new(),
@@ -210,25 +243,88 @@ async fn lead(args: Args) -> Result<(), ClusterError> {
     Err(ClusterError::LeadLost(lost))
 }
 
-/// What the leader alone does. Returns only when it cannot.
-async fn duties(args: &Args, client: Client, identity: &Arc<Identity>, metrics: Metrics, events: Events) -> Result<(), ClusterError> {
+/// What the leader alone does. Returns when it cannot, or when it was told to stop and its run has ended.
+async fn duties(
+    args: &Args,
+    client: Client,
+    identity: &Arc<Identity>,
+    metrics: Metrics,
+    events: Events,
+    stopping: watch::Receiver<bool>,
+) -> Result<(), ClusterError> {
     let pods = Arc::new(Pods::watch(&client));
+    let means = Arc::new(means(args, client.clone(), Arc::clone(&pods)).await);
     let sidecars = Sidecars::new(PolicyHub::closed());
     let listener = listen("sidecars", args.sidecar_port)?;
     let mut policies = FaultPolicies::new(client.clone(), Arc::clone(&pods), Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone());
     policies.first().await;
     sidecars.hub.open();
-    let tests = Tests::new(client.clone(), Arc::clone(&pods), Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone());
+    let tests = Tests::new(means, Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone(), stopping);
     let injection = Injection::new(client.clone(), Arc::clone(&pods), metrics, events);
-    tokio::join!(
-        server::serve(listener, Some(identity.acceptor()), Auth::tokens(client.clone()), sidecars.clone()),
-        advertise(&client, args),
-        policies.run(),
-        tests.run(),
-        injection.run(),
-        forget(&pods, &sidecars.ingest),
-    );
+    let for_ever = async {
+        tokio::join!(
+            server::serve(listener, Some(identity.acceptor()), Auth::tokens(client.clone()), sidecars.clone()),
+            advertise(&client, args),
+            policies.run(),
+            injection.run(),
+            forget(&pods, &sidecars.ingest),
+        )
+    };
+    tokio::select! {
+        () = tests.run() => {}
+        _ = for_ever => {}
+    }
     Ok(())
+}
+
+/// What failures are made with; this pod tells its node and its image.
+async fn means(args: &Args, client: Client, pods: Arc<Pods>) -> Means {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
+    let spec = loop {
+        match api.get(&args.name).await {
+            Ok(pod) => break pod.spec.unwrap_or_default(),
+            Err(error) => tracing::warn!(%error, pod = args.name, "this pod cannot be read; tried again soon"),
+        }
+        sleep(RETRY).await;
+    };
+    let container = spec.containers.into_iter().next().unwrap_or_default();
+    Means {
+        client,
+        pods,
+        namespace: args.namespace.clone(),
+        node: spec.node_name.unwrap_or_default(),
+        image: container.image.unwrap_or_default(),
+        image_pull_policy: container.image_pull_policy,
+        power: args.power.hook(),
+    }
+}
+
+/// Take back everything that runs have in force on a cluster: cut or switched-off nodes, cordons, taints, images, replicas, burners.
+///
+/// Runs that go on are stopped first, with their reports. The chart runs it before it is uninstalled; run it by hand when a controller is lost for good.
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = "Example:\n  steadfast undo --namespace steadfast\n\nWhat is armed in sidecars ends by their own clocks and needs no undoing.")]
+pub struct UndoArgs {
+    /// Namespace of the controller.
+    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE")]
+    pub namespace: String,
+    #[command(flatten)]
+    pub power: PowerArgs,
+}
+
+/// Returns what was done, and what could not be.
+///
+/// # Errors
+/// When there is no cluster, or it does not say what is in force.
+pub async fn undo_everything(args: UndoArgs) -> Result<undo::Summary, String> {
+    let client = Client::try_default().await.map_err(|error| ClusterError::NoCluster(Box::new(error)).to_string())?;
+    let stopped = crate::reconcile::resilience_test::stop_all(&client).await.map_err(|error| format!("runs cannot be stopped: {error}"))?;
+    for test in &stopped {
+        tracing::info!(test, "its run was stopped");
+    }
+    let pods = Arc::new(Pods::watch(&client));
+    let means = Means { client, pods, namespace: args.namespace, node: String::new(), image: String::new(), image_pull_policy: None, power: args.power.hook() };
+    undo::everything(&means, false).await.map_err(|error| error.to_string())
 }
 
 /// Leads sidecars here, and goes on doing so should somebody change it.

@@ -12,10 +12,10 @@ use crate::{
     install::install,
 };
 
-const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed";
+pub(crate) const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed";
 
 /// A small classifier with this many replicas, its golden set, and its Service.
-fn digits(space: &Namespace<'_>, replicas: usize) {
+pub(crate) fn digits(space: &Namespace<'_>, replicas: usize) {
     let set =
         output(Command::new(STEADFAST).args(["golden", "manifest", "golden-sets/sets/digits"]).current_dir(crate::harness::root()), None).expect("a manifest");
     let applied = output(space.cluster().command("kubectl").args(["--namespace", space.name(), "apply", "--server-side", "-f", "-"]), Some(&set));
@@ -31,6 +31,9 @@ spec:
     metadata: {{labels: {{app: digits}}}}
     spec:
       terminationGracePeriodSeconds: 5
+      tolerations:
+        - {{key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 2}}
+        - {{key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 2}}
       topologySpreadConstraints: [{{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {{matchLabels: {{app: digits}}}}}}]
       containers:
         - name: server
@@ -50,7 +53,7 @@ spec: {{selector: {{app: digits}}, ports: [{{name: http, port: 80, targetPort: h
     space.wait_ready("app=digits", replicas);
 }
 
-fn test(name: &str, spec: &str) -> String {
+pub(crate) fn test(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: steadfast.dev/v1alpha1
 kind: ResilienceTest
@@ -62,14 +65,14 @@ spec:
     )
 }
 
-struct Ended {
-    code: Option<i32>,
-    said: String,
-    report: Option<Report>,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) said: String,
+    pub(crate) report: Option<Report>,
 }
 
 /// `steadfast run --platform kubernetes`, as a user on this machine would.
-fn run(cluster: &Cluster, space: &Namespace<'_>, text: &str) -> Ended {
+pub(crate) fn run(cluster: &Cluster, space: &Namespace<'_>, text: &str) -> Ended {
     let folder = tempfile::TempDir::new().expect("a folder");
     let file = folder.path().join("test.yaml");
     std::fs::write(&file, text).expect("the file is written");
@@ -153,8 +156,8 @@ fn what_cannot_be_run_is_refused_with_what_would_be_right() {
     space.kubectl(&["label", "namespace", space.name(), "steadfast.dev/faults=allowed"]).expect("labelled");
     let said = refused(&test("case", good).replace("goldenSet: digits", "goldenSet: other"));
     assert!(said.contains("there is no GoldenSet other") && said.contains("golden manifest"), "{said}");
-    let said = refused(&test("case", "  baseline: 1s\n  steps: [{name: lost, nodeFailure: {nodes: {mode: one}}, for: 5s}]\n"));
-    assert!(said.contains("spec.steps[0].nodeFailure") && said.contains("podKill"), "{said}");
+    let said = refused(&test("case", "  baseline: 1s\n  steps: [{name: lost, nodeFailure: {nodes: {mode: one}}, for: 2h}]\n"));
+    assert!(said.contains("spec.steps[0].nodeFailure.for") && said.contains("1h or less"), "{said}");
     assert!(space.list("resiliencetests").is_empty(), "what was refused is not left behind");
 }
 

@@ -44,6 +44,8 @@ use serde_json::Value;
 pub(crate) const STEADFAST: &str = env!("CARGO_BIN_EXE_steadfast");
 /// Image with `steadfast` and the golden sets; see `tests/cluster/images`.
 pub(crate) const IMAGE: &str = "steadfast.test/steadfast:1";
+/// `steadfast` with the program nft, for the node agent.
+pub(crate) const AGENT_IMAGE: &str = "steadfast.test/agent:1";
 /// Image with the sidecar.
 pub(crate) const PROXY_IMAGE: &str = "steadfast.test/proxy:1";
 /// Nodes of a cluster that these tests start.

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::harness::{Cluster, IMAGE, PROXY_IMAGE, output, root};
+use crate::harness::{AGENT_IMAGE, Cluster, IMAGE, PROXY_IMAGE, output, root};
 
 static USERS: Mutex<Users> = Mutex::new(Users { now: 0, installations: 0 });
 
@@ -20,14 +20,21 @@ pub(crate) struct Installed<'a> {
 
 #[track_caller]
 pub(crate) fn install(cluster: &Cluster) -> Installed<'_> {
+    install_with(cluster, &[])
+}
+
+/// With more values, as `KEY=VALUE`; for tests that are alone on the cluster.
+#[track_caller]
+pub(crate) fn install_with<'a>(cluster: &'a Cluster, values: &[&str]) -> Installed<'a> {
     let mut users = USERS.lock().unwrap_or_else(PoisonError::into_inner);
     if users.now == 0 {
         users.installations += 1;
     }
     let system = format!("steadfast-test-system-{}-{}", std::process::id(), users.installations);
     if users.now == 0 {
-        helm(cluster, &system, &["upgrade", "--install", "steadfast", "deploy/chart", "--take-ownership", "--create-namespace", "--wait", "--timeout", "120s"])
-            .unwrap_or_else(|why| panic!("{why}\n{}", state(cluster, &system)));
+        let mut args = vec!["upgrade", "--install", "steadfast", "deploy/chart", "--take-ownership", "--create-namespace", "--wait", "--timeout", "120s"];
+        args.extend(values.iter().flat_map(|value| ["--set", value]));
+        helm(cluster, &system, &args).unwrap_or_else(|why| panic!("{why}\n{}", state(cluster, &system)));
     }
     users.now += 1;
     Installed { cluster, system }
@@ -39,7 +46,7 @@ pub(crate) fn helm(cluster: &Cluster, system: &str, args: &[&str]) -> Result<Str
     let mut command = cluster.command("helm");
     command.args(args).args(["--namespace", system]);
     if args.first() == Some(&"upgrade") {
-        for (key, image) in [("image", IMAGE), ("proxy.image", PROXY_IMAGE)] {
+        for (key, image) in [("image", IMAGE), ("proxy.image", PROXY_IMAGE), ("nodeAgent.image", AGENT_IMAGE)] {
             let (repository, tag) = split(image);
             command.args(["--set", &format!("{key}.repository={repository},{key}.pullPolicy=Never"), "--set-string", &format!("{key}.tag={tag}")]);
         }

@@ -82,11 +82,6 @@ const BAD: &[(&str, &str, &str)] = &[
         "17:60: spec.steps[0].networkLoss.share: 0% does nothing: write more, such as 5%",
     ),
     (
-        "delay: 500ms}, for: 5s}",
-        "delay: 500ms, by: agent}, for: 5s}",
-        "17:75: spec.steps[0].networkLatency.by: the local platform has no node agent: leave `by` out",
-    ),
-    (
         "networkLatency: {nodes: {mode: one}, delay: 500ms}",
         "nodeFailure: {nodes: {mode: one}, by: power}",
         "17:58: spec.steps[0].nodeFailure.by: the local platform has one way only for a node to fail: leave `by` out",

@@ -23,7 +23,11 @@ async fn closing_in_the_middle_of_everything_leaves_no_process_port_or_file() {
     let service = stage.platform.service();
     let burn = Order::Burn { nodes: vec!["node-2".into()], load: Percent::from_ratio(0.2) };
     stage.platform.apply(burn, Span::from_secs(60)).await.unwrap();
-    stage.platform.apply(Order::LoseNodes { nodes: vec!["node-2".into(), "node-1".into()], by: NodeFailureBy::Auto }, Span::from_secs(60)).await.unwrap();
+    stage
+        .platform
+        .apply(Order::LoseNodes { nodes: vec!["node-2".into(), "node-1".into()], by: NodeFailureBy::Auto, lasts: Span::from_secs(60) }, Span::from_secs(60))
+        .await
+        .unwrap();
     let closing = Instant::now();
     assert_eq!(stage.platform.close().await, Vec::<String>::new());
     println!("closed in {:?}", closing.elapsed());

@@ -13,7 +13,7 @@ const LONG: Span = Span::from_secs(60);
 async fn a_lost_node_is_silent_then_withdrawn_then_replaced_and_comes_back_empty() {
     let mut stage = Stage::serving(3, 3).await;
     let lost = stage.serving_now().remove(0);
-    let order = stage.platform.apply(Order::LoseNodes { nodes: vec![lost.node.clone()], by: NodeFailureBy::Auto }, LONG).await.unwrap();
+    let order = stage.platform.apply(Order::LoseNodes { nodes: vec![lost.node.clone()], by: NodeFailureBy::Auto, lasts: LONG }, LONG).await.unwrap();
     let t0 = order.since;
     // Until it is noticed the gateway goes on asking it: a third of the users waits in vain, nobody is refused.
     let mut silent = 0;
@@ -51,11 +51,11 @@ async fn a_lost_node_is_silent_then_withdrawn_then_replaced_and_comes_back_empty
 async fn a_node_that_is_back_before_anybody_noticed_starts_its_pods_anew() {
     let mut stage = Stage::serving(2, 2).await;
     let lost = stage.serving_now().remove(0);
-    let order = stage.platform.apply(Order::LoseNodes { nodes: vec![lost.node.clone()], by: NodeFailureBy::Auto }, LONG).await.unwrap();
+    let order = stage.platform.apply(Order::LoseNodes { nodes: vec![lost.node.clone()], by: NodeFailureBy::Auto, lasts: LONG }, LONG).await.unwrap();
     assert!(
         stage
             .platform
-            .apply(Order::LoseNodes { nodes: vec![lost.node.clone()], by: NodeFailureBy::Auto }, LONG)
+            .apply(Order::LoseNodes { nodes: vec![lost.node.clone()], by: NodeFailureBy::Auto, lasts: LONG }, LONG)
             .await
             .unwrap_err()
             .to_string()
@@ -77,7 +77,8 @@ async fn a_node_that_is_back_before_anybody_noticed_starts_its_pods_anew() {
 async fn a_lost_node_comes_back_when_its_time_is_up_whatever_the_caller_does() {
     let mut stage = Stage::serving(2, 2).await;
     let lost = stage.serving_now().remove(0);
-    let order = stage.platform.apply(Order::LoseNodes { nodes: vec![lost.node.clone()], by: NodeFailureBy::Auto }, Span::from_millis(1000)).await.unwrap();
+    let order =
+        stage.platform.apply(Order::LoseNodes { nodes: vec![lost.node.clone()], by: NodeFailureBy::Auto, lasts: LONG }, Span::from_millis(1000)).await.unwrap();
     let back = stage.next(|what| matches!(what, What::Node { ready: true, .. })).await;
     let after = back.at - order.since;
     assert!((Duration::from_secs(1)..Duration::from_millis(1500)).contains(&after), "{after:?}");
@@ -92,7 +93,7 @@ async fn a_lost_node_comes_back_when_its_time_is_up_whatever_the_caller_does() {
 async fn a_pod_deleted_on_a_lost_node_is_replaced_and_gone_only_when_the_node_is_back() {
     let mut stage = Stage::serving(2, 2).await;
     let lost = stage.serving_now().remove(0);
-    let order = stage.platform.apply(Order::LoseNodes { nodes: vec![lost.node.clone()], by: NodeFailureBy::Auto }, LONG).await.unwrap();
+    let order = stage.platform.apply(Order::LoseNodes { nodes: vec![lost.node.clone()], by: NodeFailureBy::Auto, lasts: LONG }, LONG).await.unwrap();
     stage.next(|what| matches!(what, What::Node { ready: false, .. })).await;
     stage.platform.apply(Order::Kill { pods: vec![lost.name.clone()], grace: Span::ZERO }, LONG).await.unwrap();
     stage.until_serving(2).await;

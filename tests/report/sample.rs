@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use steadfast_api::{
+    Span,
     golden::Verdict,
     mark::{Mark, Marks, Outage},
     read::from_yaml,
     report::{
         Advice, Availability, Bucket, Consistency, FaultWindow, GoldenPoint, GoldenVerdictPoint, HypothesisResult, Latency, Machine, Phase, PhaseKind,
-        PodReport, PodState, PodStretch, RecoverySummary, Report, Run, RunOutcome, RunVerdict, SCHEMA, ScorePart, Series, Service,
+        PlatformTimers, PodReport, PodState, PodStretch, ProbeTimers, RecoverySummary, Report, Run, RunOutcome, RunVerdict, SCHEMA, ScorePart, Series, Service,
     },
     test::ResilienceTest,
 };
@@ -207,6 +208,14 @@ pub(crate) fn case_study() -> Report {
             started_monotonic_ns: Some(4_711_000_000),
             duration_ms: LENGTH as f64 * SECOND,
             platform: "local".into(),
+            timers: Some(PlatformTimers {
+                node_monitor_grace_period: Span::from_secs(4),
+                known_from: "local.timers, scaled for one machine".into(),
+                toleration_seconds: Some(Span::from_secs(6)),
+                back_off: Span::from_secs(1),
+                back_off_max: Span::from_secs(30),
+                readiness: Some(ProbeTimers { initial_delay: Span::ZERO, period: Span::from_secs(1), failure_threshold: 3 }),
+            }),
             version: "0.1.0".into(),
             machine: Machine { os: "linux".into(), architecture: "x86_64".into(), cores: 2 },
             left_behind: Vec::new(),

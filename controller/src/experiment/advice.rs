@@ -3,7 +3,7 @@
 use steadfast_api::{
     golden::Verdict,
     mark::{Mark, Outage},
-    report::{Advice, FaultWindow, Phase, PhaseKind, PodReport, Service},
+    report::{Advice, FaultWindow, Phase, PhaseKind, PlatformTimers, PodReport, Service},
     test::{Action, ResilienceTest},
 };
 
@@ -18,6 +18,7 @@ pub struct Seen<'a> {
     pub total: &'a Service,
     pub baseline: &'a Service,
     pub pods: &'a [PodReport],
+    pub timers: Option<&'a PlatformTimers>,
 }
 
 /// Less than this is not worth a change, in milliseconds.
@@ -143,8 +144,8 @@ fn node_detection(seen: &Seen<'_>) -> Option<Advice> {
     if part < WORTH_MS {
         return None;
     }
-    let grace = seen.test.spec.local.as_ref().map(|local| local.timers.node_monitor_grace_period);
-    let grace = grace.map_or_else(String::new, |grace| format!(" (nodeMonitorGracePeriod is {grace}; on Kubernetes 40 s by default)"));
+    let grace =
+        seen.timers.map_or_else(String::new, |timers| format!("; nodeMonitorGracePeriod is {} ({})", timers.node_monitor_grace_period, timers.known_from));
     Some(advise(
         "Take silent pods out of the Service before the node is called lost",
         format!(
@@ -164,10 +165,12 @@ fn node_eviction(seen: &Seen<'_>) -> Option<Advice> {
     if part < WORTH_MS || part < whole * 0.2 {
         return None;
     }
+    let toleration = seen.timers.and_then(|timers| timers.toleration_seconds);
+    let toleration = toleration.map_or_else(String::new, |toleration| format!(", which is {toleration} here"));
     Some(advise(
         "Replace the pods of a lost node sooner",
         format!(
-            "From withdrawing the endpoint to creating the replacement {} passed, of {} (median of {count}): that is tolerationSeconds (300 s by default on Kubernetes).",
+            "From withdrawing the endpoint to creating the replacement {} passed, of {} (median of {count}): that is the pods' tolerationSeconds for node.kubernetes.io/unreachable{toleration} (300 s by default on Kubernetes).",
             millis(part),
             millis(whole)
         ),
@@ -191,7 +194,7 @@ fn model_load(seen: &Seen<'_>) -> Option<Advice> {
 }
 
 fn probe_period(seen: &Seen<'_>) -> Option<Advice> {
-    let period = seen.test.spec.local.as_ref()?.pods.ready.period;
+    let period = seen.timers?.readiness.as_ref()?.period;
     let (part, whole, count) = Seen::stretch(seen.outages.iter(), Mark::ModelLoaded, Mark::Ready)?;
     let ms = period.get().as_secs_f64() * 1000.0;
     if part < WORTH_MS || part > 1.5 * ms {

@@ -7,19 +7,20 @@ use std::{
 
 use jiff::Timestamp;
 use steadfast_api::{
-    Percent,
+    Percent, Span,
     golden::Outcome,
     report::{
-        FaultWindow, GoldenPoint, GoldenVerdictPoint, Machine, Phase, PhaseKind, PodReport, PodState, PodStretch, Report, Run, RunVerdict, SCHEMA, Service,
+        FaultWindow, GoldenPoint, GoldenVerdictPoint, Machine, Phase, PhaseKind, PlatformTimers, PodReport, PodState, PodStretch, ProbeTimers, Report, Run,
+        RunVerdict, SCHEMA, Service,
     },
-    test::{Action, During, NodeFailureBy, Step},
+    test::{Action, During, Local, NodeFailureBy, Step},
 };
 
 use super::{
     advice,
     hypothesis::{self, Facts},
     plan::Plan,
-    run::{Course, Ending, FaultSpan, nodes_of},
+    run::{Course, Ending, FaultSpan},
     score,
 };
 use crate::observe::{History, endpoints::Track, marks::Lost, recovery, series};
@@ -76,7 +77,7 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
     let hold = spec.stable.hold.get().as_micros() as i64;
     let lost = history.outages(hold, clock.begin, clock.end);
     let outages: Vec<_> = lost.iter().map(|lost: &Lost| lost.outage.clone()).collect();
-    let taken = |fault: &&FaultWindow| matches!(fault.action.as_str(), "podKill" | "nodeFailure");
+    let taken = |fault: &&FaultWindow| spec.steps.get(fault.step as usize).is_some_and(|step| step.action.takes_pods());
     let facts = Facts {
         measured: &measured,
         outages: &outages,
@@ -102,6 +103,7 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
         notes.push("Some outages were not planned by any step".to_owned());
     }
     let pods = pods(history, &clock, series.bucket_ms, &course.sidecar_rss);
+    let timers = course.timers.or_else(|| spec.local.as_ref().map(timers_of));
     let advice = advice::advice(&advice::Seen {
         test: &plan.test,
         phases: &phases,
@@ -110,6 +112,7 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
         total: &total,
         baseline: &baseline,
         pods: &pods,
+        timers: timers.as_ref(),
     });
     Report {
         schema: SCHEMA.to_owned(),
@@ -119,6 +122,7 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
             started_monotonic_ns: monotonic_ns(course.began),
             duration_ms: clock.ms(course.ended),
             platform: course.platform.to_owned(),
+            timers,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             machine: Machine {
                 os: std::env::consts::OS.to_owned(),
@@ -141,6 +145,19 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
         advice,
         test: plan.test.clone(),
         rerun: about.rerun,
+    }
+}
+
+/// Of the local platform, which has what its file says.
+fn timers_of(local: &Local) -> PlatformTimers {
+    let (timers, probe) = (&local.timers, &local.pods.ready);
+    PlatformTimers {
+        node_monitor_grace_period: timers.node_monitor_grace_period,
+        known_from: "local.timers, scaled for one machine".to_owned(),
+        toleration_seconds: Some(timers.toleration_seconds),
+        back_off: timers.back_off,
+        back_off_max: timers.back_off_max,
+        readiness: Some(ProbeTimers { initial_delay: Span::ZERO, period: probe.period, failure_threshold: probe.failure_threshold }),
     }
 }
 
@@ -176,7 +193,7 @@ fn window(step: &Step, fault: &FaultSpan, clock: &Clock<'_>) -> FaultWindow {
         step: fault.step,
         start_ms: clock.ms(fault.start),
         end_ms: clock.ms(fault.end),
-        nodes: if nodes_of(&step.action).is_some() { fault.nodes.clone() } else { Vec::new() },
+        nodes: if step.action.nodes().is_some() { fault.nodes.clone() } else { Vec::new() },
         pods: fault.pods.clone(),
         evidence: fault.evidence.clone(),
         undone_ms: fault.undone.map(|at| clock.ms(at)),
@@ -196,7 +213,7 @@ fn describe(action: &Action) -> String {
         Action::ContainerKill(_) => "main process killed".to_owned(),
         Action::Rollout(rollout) => format!("{} rolled out in container {}", rollout.image, rollout.container),
         Action::Scale(scale) => format!("scaled to {}", scale.replicas),
-        Action::NodeFailure(failure) if failure.by == NodeFailureBy::Kubelet => "kubelet stopped".to_owned(),
+        Action::NodeFailure(failure) if failure.by == NodeFailureBy::Kubelet => "kubelet cut off from the API server".to_owned(),
         Action::NodeFailure(_) => "fell silent with everything on it".to_owned(),
         Action::Drain(_) => "cordoned, and its pods evicted".to_owned(),
         Action::Cordon(_) => "cordoned".to_owned(),

@@ -88,3 +88,34 @@ fn expected_recovery(spec: &ResilienceTestSpec, action: &Action) -> Duration {
         | Action::Corrupt(_) => Duration::from_millis(500),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// `docs/failures.md` is what people copy from.
+    #[test]
+    fn every_failure_of_the_page_can_be_run_on_a_cluster_and_is_told_of_where_it_cannot_on_one_machine() {
+        let page = include_str!("../../../docs/failures.md");
+        let rows = page.lines().filter_map(|line| line.split('|').map(str::trim).collect::<Vec<_>>().try_into().ok());
+        let finder = Finder { shelves: Vec::new(), work_dir: PathBuf::from("/") };
+        let mut actions = std::collections::BTreeSet::new();
+        for [_, _, example, local, cluster, _, _] in rows.filter(|row: &[&str; 7]| row[2].starts_with('`')) {
+            let action = example.trim_matches('`');
+            let name = action.split(':').next().unwrap_or_default();
+            let lasts = if ["podKill", "evict", "containerKill"].contains(&name) { "" } else { ", for: 10s" };
+            let local_part = "local: {nodes: 3, pods: {replicas: 3, labels: {app: x}, command: [steadfast, serve, m, --port, $(PORT)]}}";
+            let text = format!(
+                "apiVersion: steadfast.dev/v1alpha1\nkind: ResilienceTest\nmetadata: {{name: t}}\nspec:\n  target: {{selector: {{matchLabels: {{app: x}}}}}}\n  {local_part}\n  steps: [{{name: s, {action}{lasts}}}]\n"
+            );
+            for (target, says) in [(Target::Local, local), (Target::Cluster, cluster)] {
+                let works = Plan::read("page", &text, target, &finder).map(drop);
+                assert_eq!(works.is_ok(), says == "yes", "{example} {target:?}: {works:?}");
+            }
+            actions.insert(name.to_owned());
+        }
+        assert_eq!(actions.len(), 15, "one of every action: {actions:?}");
+    }
+}

@@ -13,8 +13,8 @@ use steadfast_api::{
     Percent, Span,
     fault::{Abort, Corrupt, Fault, HttpAbort},
     golden::Verdict,
-    report::{PhaseKind, PodState},
-    test::{Action, NetworkBy, Selection, Step},
+    report::{PhaseKind, PlatformTimers, PodState},
+    test::{Action, Selection, Step},
 };
 use tokio::sync::{mpsc, watch};
 
@@ -100,16 +100,7 @@ pub struct Course {
     pub nodes: Vec<String>,
     pub platform: &'static str,
     pub sidecar_rss: std::collections::BTreeMap<String, u64>,
-}
-
-/// Which nodes an action chooses, if it chooses nodes.
-pub fn nodes_of(action: &Action) -> Option<Selection> {
-    action.nodes()
-}
-
-/// Which pods an action chooses, if it chooses pods.
-pub fn pods_of(action: &Action) -> Option<Selection> {
-    action.pods()
+    pub timers: Option<PlatformTimers>,
 }
 
 /// Leads the run on a platform that has just been started, and closes it. `seen` is the sidecars' evidence; `interrupt` turning true ends the run early.
@@ -155,6 +146,7 @@ pub async fn run<P: Platform>(
             nodes: platform.nodes(),
             platform: platform.name(),
             sidecar_rss: std::collections::BTreeMap::new(),
+            timers: platform.timers(),
         },
     };
     if let Err(ending) = conductor.flow().await {
@@ -273,8 +265,8 @@ impl<P: Platform> Conductor<'_, P> {
     }
 
     async fn step(&mut self, round: u32, index: u32, step: &Step) -> Result<(), Ending> {
-        let (nodes, pods) = self.choose(&step.action);
-        let order = order(&step.action, &nodes, &pods);
+        let (nodes, pods) = self.choose(step).await?;
+        let order = order(step, &nodes, &pods);
         let touched: Vec<String> = if nodes.is_empty() {
             pods.clone()
         } else {
@@ -347,15 +339,18 @@ impl<P: Platform> Conductor<'_, P> {
     }
 
     /// Exact names, drawn among nodes that hold a pod in service, or among pods in service.
-    fn choose(&mut self, action: &Action) -> (Vec<String>, Vec<String>) {
+    async fn choose(&mut self, step: &Step) -> Result<(Vec<String>, Vec<String>), Ending> {
         let serving: Vec<_> = self.platform.pods().into_iter().filter(|pod| pod.in_service).collect();
-        if let Some(selection) = nodes_of(action) {
-            let candidates: Vec<String> = self.platform.nodes().into_iter().filter(|node| serving.iter().any(|pod| pod.node == *node)).collect();
-            return (select::draw(selection, &candidates, &mut self.rng), Vec::new());
+        if let Some(selection) = step.action.nodes() {
+            let platform = self.platform;
+            let may = self.alongside(platform.choosable(&step.action)).await;
+            let may = may.map_err(|error| Ending::Broken(format!("step {:?} may hit nothing: {error}", step.name)))?;
+            let candidates: Vec<String> = may.into_iter().filter(|node| serving.iter().any(|pod| pod.node == *node)).collect();
+            return Ok((select::draw(selection, &candidates, &mut self.rng), Vec::new()));
         }
         let names: Vec<String> = serving.into_iter().map(|pod| pod.name).collect();
         // What chooses neither is about the whole target.
-        (Vec::new(), select::draw(pods_of(action).unwrap_or(Selection::All), &names, &mut self.rng))
+        Ok((Vec::new(), select::draw(step.action.pods().unwrap_or(Selection::All), &names, &mut self.rng)))
     }
 
     async fn undo(&mut self) {
@@ -518,11 +513,10 @@ fn grace(action: &Action) -> Duration {
     if let Action::PodKill(action) = action { action.grace_period.get() } else { Duration::ZERO }
 }
 
-fn order(action: &Action, nodes: &[String], pods: &[String]) -> Order {
+fn order(step: &Step, nodes: &[String], pods: &[String]) -> Order {
     let (nodes, pods) = (nodes.to_vec(), pods.to_vec());
     let abort = || Fault::Abort(Abort { http_status: HttpAbort::UNAVAILABLE });
-    match action {
-        Action::NetworkLatency(latency) if latency.by == NetworkBy::Agent => Order::DelayNodes { nodes, delay: latency.as_delay() },
+    match &step.action {
         Action::NetworkLatency(latency) => Order::Requests { pods, nodes, fault: Fault::Delay(latency.as_delay()), share: Percent::HUNDRED },
         Action::NetworkLoss(loss) => Order::Requests { pods, nodes, fault: abort(), share: loss.share },
         Action::NetworkPartition(_) => Order::Requests { pods, nodes, fault: abort(), share: Percent::HUNDRED },
@@ -532,7 +526,7 @@ fn order(action: &Action, nodes: &[String], pods: &[String]) -> Order {
         Action::ContainerKill(kill) => Order::KillContainers { pods, container: kill.container.clone() },
         Action::Rollout(rollout) => Order::RollOut { container: rollout.container.clone(), image: rollout.image.clone() },
         Action::Scale(scale) => Order::Scale { replicas: scale.replicas },
-        Action::NodeFailure(failure) => Order::LoseNodes { nodes, by: failure.by },
+        Action::NodeFailure(failure) => Order::LoseNodes { nodes, by: failure.by, lasts: step.duration },
         Action::Drain(_) => Order::Drain { nodes },
         Action::Cordon(_) => Order::Cordon { nodes },
         Action::Taint(taint) => Order::Taint { nodes, key: taint.key.clone(), value: taint.value.clone(), effect: taint.effect },

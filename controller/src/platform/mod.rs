@@ -11,8 +11,9 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Instant};
 
 use steadfast_api::{
     Percent, Span,
-    fault::{Delay, Fault},
-    test::{NodeFailureBy, TaintEffect},
+    fault::Fault,
+    report::PlatformTimers,
+    test::{Action, NodeFailureBy, TaintEffect},
 };
 
 /// A pod of the target, as it stands now.
@@ -109,10 +110,11 @@ pub enum Order {
         pods: Vec<String>,
         grace: Span,
     },
-    /// Nodes fall silent.
+    /// Nodes fall silent, for `lasts`: nothing reaches a node that is cut off, so its return is set beforehand.
     LoseNodes {
         nodes: Vec<String>,
         by: NodeFailureBy,
+        lasts: Span,
     },
     /// Burn CPU on nodes.
     Burn {
@@ -127,11 +129,6 @@ pub enum Order {
     /// Sidecars of these pods refuse connections and say that they are not ready.
     HoldDown {
         pods: Vec<String>,
-    },
-    /// Every packet that leaves these nodes is late.
-    DelayNodes {
-        nodes: Vec<String>,
-        delay: Delay,
     },
     /// Delete pods as far as disruption budgets allow.
     Evict {
@@ -175,7 +172,6 @@ impl Order {
             Self::LoseNodes { .. } => "nodeFailure",
             Self::Burn { .. } | Self::BurnPods { .. } => "cpuPressure",
             Self::HoldDown { .. } => "podHoldDown",
-            Self::DelayNodes { .. } => "networkLatency",
             Self::Evict { .. } => "evict",
             Self::KillContainers { .. } => "containerKill",
             Self::RollOut { .. } => "rollout",
@@ -224,6 +220,10 @@ pub trait Platform: Send + Sync + 'static {
     fn name(&self) -> &'static str;
     /// Names of all nodes, in order.
     fn nodes(&self) -> Vec<String>;
+    /// Those of them that this action may choose.
+    fn choosable(&self, _action: &Action) -> impl Future<Output = Result<Vec<String>, PlatformError>> + Send {
+        std::future::ready(Ok(self.nodes()))
+    }
     /// The target's pods now, in order of creation.
     fn pods(&self) -> Vec<Pod>;
     /// Where users send requests.
@@ -232,6 +232,10 @@ pub trait Platform: Send + Sync + 'static {
     /// needs one of its own, or a pod that came back would see nobody.
     fn keep_alive(&self) -> bool {
         true
+    }
+    /// Its own reaction times, where the experiment file does not say them.
+    fn timers(&self) -> Option<PlatformTimers> {
+        None
     }
     /// Next change; `None` after close. Changes come in order and none is lost.
     fn next_change(&self) -> impl Future<Output = Option<Change>> + Send;

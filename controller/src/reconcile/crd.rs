@@ -231,7 +231,14 @@ fn golden_set() -> Definition {
 
 fn node_fault() -> Definition {
     let mut spec = structural::<NodeFaultSpec>();
-    rule(&mut spec, "self == oldSelf", "a NodeFault does not change: delete it and make another");
+    for field in ["node", "fault", "lasts", "notAfter"] {
+        rule(at(&mut spec, field), "self == oldSelf", &format!("a NodeFault's {field} does not change: delete it and make another"));
+    }
+    rule(
+        &mut spec,
+        "!has(oldSelf.ended) || !oldSelf.ended || (has(self.ended) && self.ended)",
+        "a NodeFault that has ended does not begin again: make another",
+    );
     Definition {
         kind: "NodeFault",
         singular: "nodefault",

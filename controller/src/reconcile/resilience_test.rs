@@ -1,9 +1,16 @@
 //! ResilienceTests: run one after the other, in the order in which they were made, each once; told of in their status; the report beside them in a ConfigMap.
 //!
-//! A run that its controller did not survive is not begun again: what it had armed ends on the sidecars' own clocks, and the next leader says that it is inconclusive.
+//! A run that its controller did not survive is not begun again: what it had armed ends on the sidecars' own clocks, and the next leader takes the rest back and says
+//! that it is inconclusive. A controller that is told to stop ends its run first.
 //! Deleting a test ends its run; the annotation `steadfast.dev/stop` does too, and keeps the report.
 
-use std::{collections::BTreeSet, io::Write as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use flate2::{Compression, write::GzEncoder};
 use k8s_openapi::{
@@ -14,7 +21,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
     runtime::watcher,
 };
 use serde_json::json;
@@ -45,7 +52,10 @@ use crate::{
         sets::Finder,
     },
     golden,
-    platform::kubernetes::{KubernetesOptions, KubernetesPlatform},
+    platform::kubernetes::{
+        KubernetesOptions, KubernetesPlatform,
+        failures::{Means, undo},
+    },
     report::json,
     serve::{ingest::Ingest, policy::PolicyHub},
 };
@@ -61,6 +71,10 @@ const TELL_EVERY: Duration = Duration::from_secs(2);
 const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
 /// A ConfigMap takes 1 MiB, and the rest of it is small.
 const REPORT_MAX: usize = 1_000_000;
+/// A run that was asked to end has ended, and undone what it did.
+const STOPPED_WITHIN: Duration = Duration::from_secs(60);
+/// What could not be taken back is tried again so often.
+const TAKE_BACK_EVERY: Duration = Duration::from_secs(5);
 /// Where a load does not say how many requests may be under way at once.
 const IN_FLIGHT: u32 = 1_000;
 
@@ -69,32 +83,73 @@ pub fn report_name(test: &str) -> String {
     format!("steadfast-run-{test}")
 }
 
+/// Asks every run of the cluster to end, and waits until they have, or for a minute. Returns their names.
+///
+/// # Errors
+/// When the tests cannot be listed or changed.
+pub async fn stop_all(client: &Client) -> Result<Vec<String>, kube::Error> {
+    let all: Api<ResilienceTest> = Api::all(client.clone());
+    let running = async || -> Result<Vec<ResilienceTest>, kube::Error> {
+        let tests = match all.list(&ListParams::default()).await {
+            Ok(tests) => tests.items,
+            // The custom resource is not there (any more).
+            Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        Ok(tests.into_iter().filter(|test| test.status.as_ref().is_some_and(|status| status.phase == RunPhase::Running)).collect())
+    };
+    let tests = running().await?;
+    for test in &tests {
+        let api: Api<ResilienceTest> = Api::namespaced(client.clone(), &test.namespace().unwrap_or_default());
+        let stop = json!({ "metadata": { "annotations": { STOP_ANNOTATION: "now" } } });
+        api.patch(&test.name_any(), &PatchParams::default(), &Patch::Merge(&stop)).await?;
+    }
+    let deadline = Instant::now() + STOPPED_WITHIN;
+    while !tests.is_empty() && Instant::now() < deadline && !running().await?.is_empty() {
+        sleep(Duration::from_millis(300)).await;
+    }
+    Ok(tests.iter().map(ToString::to_string).collect())
+}
+
 /// See the module. Wants `list` and `watch` on resiliencetests and `patch` on their status, `get`, `create` and `patch` on ConfigMaps, `get` on goldensets, and what
 /// [`KubernetesPlatform::start`] wants.
 pub struct Tests {
-    client: Client,
+    means: Arc<Means>,
     objects: Watched<ResilienceTest>,
     pods: Arc<Pods>,
     hub: Arc<PolicyHub>,
     ingest: Arc<Ingest>,
     events: Events,
+    stopping: watch::Receiver<bool>,
     /// Runs that this leader began, by UID.
     begun: BTreeSet<String>,
 }
 
 impl Tests {
-    pub fn new(client: Client, pods: Arc<Pods>, hub: Arc<PolicyHub>, ingest: Arc<Ingest>, events: Events) -> Self {
-        let objects = Watched::objects(Api::all(client.clone()), watcher::Config::default(), |_| {});
-        Self { client, objects, pods, hub, ingest, events, begun: BTreeSet::new() }
+    /// `stopping` turning true ends the run that goes on, and with it [`run`](Self::run).
+    pub fn new(means: Arc<Means>, hub: Arc<PolicyHub>, ingest: Arc<Ingest>, events: Events, stopping: watch::Receiver<bool>) -> Self {
+        let objects = Watched::objects(Api::all(means.client.clone()), watcher::Config::default(), |_| {});
+        Self { pods: Arc::clone(&means.pods), means, objects, hub, ingest, events, stopping, begun: BTreeSet::new() }
     }
 
-    /// Never returns.
+    /// Returns when it is told to stop and what it did is undone.
     pub async fn run(mut self) {
         self.pods.listed().await;
         self.objects.listed().await;
+        // No run of this leader has begun: whatever is in force is of one that is no more.
+        let mut left = self.take_back(false).await;
+        let mut looked = Instant::now();
         let mut changes = self.objects.changes();
         loop {
             let tests = self.objects.all();
+            if *self.stopping.borrow() {
+                return;
+            }
+            if looked.elapsed() >= TAKE_BACK_EVERY {
+                // What could not be undone at first, is of a run that has ended, and must be gone before another begins.
+                left = self.take_back(!left).await;
+                looked = Instant::now();
+            }
             let there: BTreeSet<String> = tests.iter().filter_map(|test| test.uid()).collect();
             self.begun.retain(|uid| there.contains(uid));
             let mut waiting: Vec<Arc<ResilienceTest>> = Vec::new();
@@ -109,12 +164,32 @@ impl Tests {
             waiting.sort_by_key(|test| test.metadata.creation_timestamp.as_ref().map(|created| created.0));
             if let Some(test) = waiting.first() {
                 self.begun.insert(test.uid().unwrap_or_default());
-                self.one(test).await;
+                Box::pin(self.one(test)).await;
                 continue;
             }
             tokio::select! {
                 _ = changes.changed() => {}
                 () = sleep(TELL_EVERY) => {}
+                _ = self.stopping.wait_for(|stopping| *stopping) => return,
+            }
+        }
+    }
+
+    /// Takes back what runs left in force. Returns whether something still is.
+    async fn take_back(&self, only_over: bool) -> bool {
+        match undo::everything(&self.means, only_over).await {
+            Ok(summary) => {
+                for words in summary.undone.iter().chain(&summary.not_ours) {
+                    tracing::warn!("taken back for a run that did not end it: {words}");
+                }
+                for why in &summary.failed {
+                    tracing::error!("could not be taken back, and is tried again: {why}");
+                }
+                !summary.failed.is_empty()
+            }
+            Err(error) => {
+                tracing::error!(%error, "what is in force cannot be read; tried again");
+                true
             }
         }
     }
@@ -154,7 +229,7 @@ impl Tests {
             Ok((plan, _sets)) => {
                 self.write(test, started.clone()).await;
                 self.events.say(test.object_ref(&()), "Started", "Run", "the run began");
-                let status = match self.lead(test, &plan, &started).await {
+                let status = match Box::pin(self.lead(test, &plan, &started)).await {
                     Ok(report) => self.finished(test, &report, started).await,
                     Err(why) => ResilienceTestStatus {
                         phase: RunPhase::Finished,
@@ -181,7 +256,7 @@ impl Tests {
         }
         let folder = Folder(std::env::temp_dir().join(format!("steadfast-{}", test.uid().unwrap_or_default())));
         for name in spec.load.iter().map(|load| &load.inputs.golden_set).collect::<BTreeSet<_>>() {
-            golden::fetch(&self.client, &namespace, name, &folder.0).await?;
+            golden::fetch(&self.means.client, &namespace, name, &folder.0).await?;
         }
         let metadata = Metadata { name: test.name_any(), labels: test.labels().clone() };
         let wanted = Test { api_version: ApiVersion::V1Alpha1, kind: Kind::ResilienceTest, metadata, spec };
@@ -197,10 +272,11 @@ impl Tests {
         let of = namespace.clone();
         let seen = self.ingest.subscribe(SEEN_MAX, move |pod, _| pod.namespace == of).into_receiver();
         let platform = KubernetesPlatform::start(KubernetesOptions {
-            client: self.client.clone(),
+            means: Arc::clone(&self.means),
             hub: Arc::clone(&self.hub),
             ingest: Arc::clone(&self.ingest),
             run: uid.clone(),
+            test: name.clone(),
             namespace: namespace.clone(),
             target: plan.test.spec.target.clone(),
             in_flight_max: if in_flight == 0 { IN_FLIGHT } else { in_flight.min(100_000) },
@@ -239,7 +315,7 @@ impl Tests {
             let now = self.objects.get(Some(&namespace), &name);
             let ends = |now: &ResilienceTest| now.metadata.deletion_timestamp.is_some() || now.annotations().contains_key(STOP_ANNOTATION);
             let gone = now.is_none_or(|now| now.uid() != uid || ends(&now));
-            if gone || !self.pods.allowed_in(&namespace) {
+            if gone || *self.stopping.borrow() || !self.pods.allowed_in(&namespace) {
                 interrupt.send_replace(true);
                 continue;
             }
@@ -297,7 +373,7 @@ impl Tests {
         };
         let metadata = ObjectMeta { name: Some(name.clone()), owner_references: Some(vec![owner]), ..ObjectMeta::default() };
         let map = ConfigMap { metadata, binary_data: Some([(REPORT_KEY.to_owned(), ByteString(packed))].into()), ..ConfigMap::default() };
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
+        let api: Api<ConfigMap> = Api::namespaced(self.means.client.clone(), &namespace);
         api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&map)).await.map_err(|error| error.to_string())?;
         Ok(ReportAddress { address: format!("configMap/{name}"), digest })
     }
@@ -305,7 +381,7 @@ impl Tests {
     async fn write(&self, test: &ResilienceTest, mut status: ResilienceTestStatus) {
         status.conditions = conditions(test.status.as_ref().map(|before| before.conditions.as_slice()).unwrap_or_default(), &status, test.metadata.generation);
         let (name, namespace) = (test.name_any(), test.namespace().unwrap_or_default());
-        let api: Api<ResilienceTest> = Api::namespaced(self.client.clone(), &namespace);
+        let api: Api<ResilienceTest> = Api::namespaced(self.means.client.clone(), &namespace);
         // What ends a run must be written; what tells of it can wait for the next time.
         let tries = if status.phase == RunPhase::Running { 2 } else { 30 };
         for _ in 0..tries {

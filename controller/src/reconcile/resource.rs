@@ -9,6 +9,7 @@ use kube::{Resource, api::ObjectMeta, core::NamespaceResourceScope};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::Value;
 use steadfast_api::{
+    node::{NodeFaultSpec, NodeFaultStatus},
     policy::FaultPolicySpec,
     resource::{FaultPolicyStatus, GoldenSetSpec, GoldenSetStatus, ResilienceScheduleSpec, ResilienceScheduleStatus, ResilienceTestStatus},
     test::ResilienceTestSpec,
@@ -136,6 +137,7 @@ resource!(ResilienceTest, ResilienceTestSpec, ResilienceTestStatus, "resiliencet
 resource!(ResilienceSchedule, ResilienceScheduleSpec, ResilienceScheduleStatus, "resilienceschedules");
 resource!(FaultPolicy, FaultPolicySpec, FaultPolicyStatus, "faultpolicies");
 resource!(GoldenSet, GoldenSetSpec, GoldenSetStatus, "goldensets");
+resource!(NodeFault, NodeFaultSpec, NodeFaultStatus, "nodefaults");
 
 #[cfg(test)]
 mod tests {

@@ -92,6 +92,7 @@ pub(crate) mod tests {
                 started_monotonic_ns: None,
                 duration_ms: 9000.0,
                 platform: "local".to_owned(),
+                timers: None,
                 version: "0".to_owned(),
                 machine: Machine { os: "linux".to_owned(), architecture: "x86_64".to_owned(), cores: 2 },
                 left_behind: Vec::new(),

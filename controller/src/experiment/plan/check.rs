@@ -8,10 +8,7 @@ use std::{
 use steadfast_api::{
     Percent, Span,
     policy::LabelSelector,
-    test::{
-        Action, During, Halt, Hypothesis, Local, NetworkBy, NetworkLatency, NodeFailure, NodeFailureBy, RecoveredAt, ResilienceTest, ResilienceTestSpec,
-        Selection, Step,
-    },
+    test::{Action, During, Halt, Hypothesis, Local, NodeFailure, NodeFailureBy, RecoveredAt, ResilienceTest, ResilienceTestSpec, Selection, Step},
 };
 
 use super::{
@@ -19,6 +16,9 @@ use super::{
     Target, estimate,
 };
 use crate::observe::requests::Requests;
+
+/// An agent heals a node by itself no later than this.
+const NODE_FAILURE_MAX: Span = steadfast_api::node::LASTS_MAX;
 
 /// Something wrong at a field: what stands there, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -225,12 +225,7 @@ impl Check<'_> {
             self.selection(&format!("{field}.pods"), selection, pods, "pods");
         }
         match &step.action {
-            Action::NetworkLatency(action) => {
-                self.more_than_zero(&format!("{field}.delay"), action.delay, "500ms");
-                if action.by == NetworkBy::Agent && action.nodes.is_none() {
-                    self.wrong(format!("{field}.by"), "agent delays what leaves a node: choose `nodes`, or leave `by` out and let the sidecars do it");
-                }
-            }
+            Action::NetworkLatency(action) => self.more_than_zero(&format!("{field}.delay"), action.delay, "500ms"),
             Action::NetworkLoss(action) => self.share(&format!("{field}.share"), action.share, "5%"),
             Action::CpuPressure(action) => self.share(&format!("{field}.load"), action.load, "90%"),
             Action::Corrupt(action) => {
@@ -257,11 +252,8 @@ impl Check<'_> {
             }
             _ => {}
         }
-        if self.target == Target::Cluster
-            && let Some(which) = not_on_a_cluster(&step.action)
-        {
-            let field = if which.is_empty() { field.to_owned() } else { format!("{field}.{which}") };
-            self.wrong(field, "cannot be done on a cluster: podKill, podHoldDown, evict, and what sidecars do (networkLatency, networkLoss, networkPartition, corrupt, cpuPressure on pods) can");
+        if self.target == Target::Cluster && matches!(step.action, Action::NodeFailure(_)) && step.duration > NODE_FAILURE_MAX {
+            self.wrong(format!("{field}.for"), format!("{} is too long for a node to be lost: write {NODE_FAILURE_MAX} or less", step.duration));
         }
         if self.target == Target::Local
             && let Some((which, why)) = not_local(&step.action)
@@ -371,25 +363,6 @@ impl Check<'_> {
     }
 }
 
-/// The field of it that no cluster can do; empty when it is the whole step.
-const fn not_on_a_cluster(action: &Action) -> Option<&'static str> {
-    match action {
-        Action::NetworkLatency(NetworkLatency { by: NetworkBy::Agent, .. }) => Some("by"),
-        Action::CpuPressure(pressure) if pressure.pods.is_none() => Some("nodes"),
-        Action::NetworkLatency(_)
-        | Action::NetworkLoss(_)
-        | Action::NetworkPartition(_)
-        | Action::Corrupt(_)
-        | Action::CpuPressure(_)
-        | Action::PodKill(_)
-        | Action::PodHoldDown(_)
-        | Action::Evict(_) => None,
-        Action::ContainerKill(_) | Action::Rollout(_) | Action::Scale(_) | Action::NodeFailure(_) | Action::Drain(_) | Action::Cordon(_) | Action::Taint(_) => {
-            Some("")
-        }
-    }
-}
-
 /// Why one machine cannot do this, and which field of it is the reason, if the rest could be done.
 const fn not_local(action: &Action) -> Option<(Option<&'static str>, &'static str)> {
     let why = match action {
@@ -398,9 +371,6 @@ const fn not_local(action: &Action) -> Option<(Option<&'static str>, &'static st
         Action::ContainerKill(_) => "the local platform kills whole pods: write podKill",
         Action::Rollout(_) => "the local platform runs processes and has no images: write corrupt for a bad model",
         Action::Cordon(_) | Action::Taint(_) => "the local platform's scheduler knows no cordons and taints: write nodeFailure or podKill",
-        Action::NetworkLatency(NetworkLatency { by: NetworkBy::Agent, .. }) => {
-            return Some((Some("by"), "the local platform has no node agent: leave `by` out"));
-        }
         Action::NodeFailure(NodeFailure { by: NodeFailureBy::Agent | NodeFailureBy::Power | NodeFailureBy::Kubelet, .. }) => {
             return Some((Some("by"), "the local platform has one way only for a node to fail: leave `by` out"));
         }

@@ -6,7 +6,6 @@ use rand::{SeedableRng, rngs::StdRng};
 use steadfast_api::{Span, read::to_yaml, test::Selection};
 
 use super::{super::select, Plan};
-use crate::experiment::run::{nodes_of, pods_of};
 
 /// YAML that is the same test, followed by the plan as comments.
 ///
@@ -31,7 +30,7 @@ pub fn dry_run(plan: &Plan) -> Result<String, String> {
     let (nodes, pods) = spec.local.as_ref().map_or((0, 0), |local| (local.nodes as usize, local.pods.replicas as usize));
     for round in 1..=spec.rounds {
         for step in &spec.steps {
-            let (selection, candidates, kind) = match (nodes_of(&step.action), pods_of(&step.action)) {
+            let (selection, candidates, kind) = match (step.action.nodes(), step.action.pods()) {
                 (Some(selection), _) => (selection, nodes.min(pods), "node"),
                 (None, pods_selected) => (pods_selected.unwrap_or(Selection::All), pods, "pod"),
             };

@@ -41,13 +41,23 @@ pub(super) struct Facts {
     vacant: VecDeque<(String, String)>,
     endpoints: BTreeSet<String>,
     nodes: BTreeMap<String, bool>,
+    /// How many pods a test scaled the workload to: those beyond are not lost but not wanted.
+    wanted: Option<usize>,
     /// Until it is closed.
     tell: Option<mpsc::UnboundedSender<Change>>,
 }
 
 impl Facts {
     pub(super) fn new(tell: mpsc::UnboundedSender<Change>) -> Self {
-        Self { pods: HashMap::new(), order: Vec::new(), vacant: VecDeque::new(), endpoints: BTreeSet::new(), nodes: BTreeMap::new(), tell: Some(tell) }
+        Self {
+            pods: HashMap::new(),
+            order: Vec::new(),
+            vacant: VecDeque::new(),
+            endpoints: BTreeSet::new(),
+            nodes: BTreeMap::new(),
+            wanted: None,
+            tell: Some(tell),
+        }
     }
 
     /// Pods that are not gone, in order of creation.
@@ -67,6 +77,11 @@ impl Facts {
     /// UID of the pod whose place this one took.
     pub(super) fn replaces(&self, uid: &str) -> Option<&str> {
         self.pods.get(uid)?.replaces.as_deref()
+    }
+
+    /// The workload is being scaled to this many pods; nothing: it is no business of a test any more.
+    pub(super) const fn scaled(&mut self, wanted: Option<usize>) {
+        self.wanted = wanted;
     }
 
     /// Nothing is told any more: whoever waits for changes hears the end.
@@ -123,9 +138,14 @@ impl Facts {
         }
         if object.metadata.deletion_timestamp.is_some() && !known.terminating {
             known.terminating = true;
-            self.tell(at, What::Detected { uid: uid.clone(), reason: "deleted".to_owned() });
-            self.tell(at, What::Terminating { uid: uid.clone() });
-            self.vacant.push_back((uid.clone(), known.pod.name.clone()));
+            let live = self.pods.values().filter(|known| !known.terminating).count();
+            if self.wanted.is_some_and(|wanted| live > wanted) {
+                self.tell(at, What::Retired { uid: uid.clone() });
+            } else {
+                self.tell(at, What::Detected { uid: uid.clone(), reason: "deleted".to_owned() });
+                self.tell(at, What::Terminating { uid: uid.clone() });
+                self.vacant.push_back((uid.clone(), known.pod.name.clone()));
+            }
         }
         self.pods.insert(uid.clone(), known);
         new.then_some(uid)
@@ -353,6 +373,23 @@ mod tests {
         );
         assert!(!facts.pods()[0].in_service);
         assert_eq!(heard(&mut told), ["endpoint", "endpoint"]);
+    }
+
+    #[test]
+    fn pods_that_a_test_scaled_away_are_not_lost() {
+        let (mut facts, mut told) = facts();
+        let now = Instant::now();
+        for name in ["a", "b"] {
+            facts.pod(now, &pod(name, ""));
+        }
+        heard(&mut told);
+        facts.scaled(Some(1));
+        for name in ["a", "b"] {
+            facts.pod(now, &pod(name, "deletionTimestamp: '2026-01-01T00:00:00Z'"));
+        }
+        facts.scaled(None);
+        facts.pod(now, &pod("c", ""));
+        assert_eq!(heard(&mut told), ["retired", "detected", "terminating", "created c for u-b"], "one was not wanted, the other was lost");
     }
 
     #[test]

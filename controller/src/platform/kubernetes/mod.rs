@@ -4,13 +4,16 @@
 //!  users ─▶ Service (ClusterIP) ─▶ sidecar ─▶ model server     pods, endpoints, nodes: watched by [facts]
 //!                                     │
 //!                                     ▼ policies, evidence
-//!                                crate::serve                  [orders]: faults in force
+//!                                crate::serve                  [orders]: faults in force     [failures]: of nodes and workloads
 //! ```
 //!
-//! What a run changes here is a policy in sidecars, which expires on their own clocks, or a pod deleted, which its workload replaces: neither outlives the run.
+//! What a run changes here is a policy in sidecars, which expires on their own clocks, or a pod deleted, which its workload replaces: neither outlives the run. What
+//! could outlive it ([`failures`]) is written down before it is done, and taken back by whoever finds it.
 
 mod facts;
+pub mod failures;
 mod orders;
+mod timers;
 
 use std::{
     collections::BTreeMap,
@@ -32,14 +35,23 @@ use kube::{
     api::ListParams,
     runtime::{WatchStreamExt, watcher},
 };
-use steadfast_api::{Span, policy::LabelSelector, test::Target};
+use steadfast_api::{
+    Span,
+    policy::LabelSelector,
+    report::PlatformTimers,
+    test::{Action, Target},
+};
 use tokio::{
     sync::mpsc,
     task::AbortHandle,
     time::{sleep, timeout},
 };
 
-use self::{facts::Facts, orders::Orders};
+use self::{
+    facts::Facts,
+    failures::{Means, ledger::Ledger},
+    orders::Orders,
+};
 use super::{Change, InForce, Order, Platform, PlatformError, Pod, Undone};
 use crate::{
     reconcile::watched::Watched,
@@ -54,11 +66,13 @@ const SETTLE: Duration = Duration::from_millis(5);
 /// What a run on a cluster needs to start.
 #[derive(Clone)]
 pub struct KubernetesOptions {
-    pub client: Client,
+    pub means: Arc<Means>,
     pub hub: Arc<PolicyHub>,
     pub ingest: Arc<Ingest>,
     /// Unique among the runs of this controller: owns what is armed.
     pub run: String,
+    /// Name of the test.
+    pub test: String,
     /// Namespace of the test, and so of its target.
     pub namespace: String,
     pub target: Target,
@@ -68,10 +82,13 @@ pub struct KubernetesOptions {
 
 struct Inner {
     client: Client,
+    means: Arc<Means>,
+    ledger: Ledger,
     hub: Arc<PolicyHub>,
     ingest: Arc<Ingest>,
     run: String,
     namespace: String,
+    selector: LabelSelector,
     in_flight_max: u32,
     facts: Mutex<Facts>,
     orders: Orders,
@@ -83,31 +100,39 @@ pub struct KubernetesPlatform {
     changes: tokio::sync::Mutex<mpsc::UnboundedReceiver<Change>>,
     address: SocketAddr,
     service: String,
+    timers: Option<PlatformTimers>,
     tasks: Vec<AbortHandle>,
 }
 
 impl KubernetesPlatform {
     /// Finds the target's Service and watches its pods. Returns once all of them are known. Wants `list` and `watch` on pods, Services, EndpointSlices and nodes,
-    /// `delete` on pods, `create` on evictions.
+    /// `delete` on pods, `create` on evictions, and for each kind of failure what the chart's `failures` say.
     pub async fn start(options: KubernetesOptions) -> Result<Self, PlatformError> {
-        let KubernetesOptions { client, hub, ingest, run, namespace, target, in_flight_max } = options;
+        let KubernetesOptions { means, hub, ingest, run, test, namespace, target, in_flight_max } = options;
+        let client = means.client.clone();
         let (service, address) = service(&client, &namespace, &target).await?;
         let (tell, changes) = mpsc::unbounded_channel();
         let facts = Mutex::new(Facts::new(tell));
-        let inner = Arc::new(Inner { client, hub, ingest, run, namespace, in_flight_max, facts, orders: Orders::default() });
+        let ledger = Ledger::new(client.clone(), &means.namespace, &run, &format!("{namespace}/{test}"));
+        let selector = target.selector.clone();
+        let inner = Arc::new(Inner { client, means, ledger, hub, ingest, run, namespace, selector, in_flight_max, facts, orders: Orders::default() });
         let (listed, mut is_listed) = tokio::sync::watch::channel(false);
         let tasks = vec![
             tokio::spawn(watch_pods(Arc::clone(&inner), labels(&target.selector), listed)).abort_handle(),
             tokio::spawn(watch_endpoints(Arc::clone(&inner), service.clone())).abort_handle(),
             tokio::spawn(watch_nodes(Arc::clone(&inner))).abort_handle(),
         ];
-        let platform = Self { inner, changes: tokio::sync::Mutex::new(changes), address, service, tasks };
+        let mut platform = Self { inner, changes: tokio::sync::Mutex::new(changes), address, service, timers: None, tasks };
         let waited = timeout(LISTED_WITHIN, is_listed.wait_for(|listed| *listed)).await;
         if !matches!(waited, Ok(Ok(_))) {
             return Err(PlatformError::new("the target's pods", format!("were not listed within {LISTED_WITHIN:?}: the API server does not answer")));
         }
         if platform.inner.facts().pods().is_empty() {
             return Err(PlatformError::new("spec.target.selector", format!("selects no pod in namespace {}", platform.inner.namespace)));
+        }
+        let one = platform.inner.facts().pods().first().map(|pod| pod.name.clone()).unwrap_or_default();
+        if let Ok(pod) = Api::<Object>::namespaced(platform.inner.client.clone(), &platform.inner.namespace).get(&one).await {
+            platform.timers = timers::timers(&platform.inner.client, &pod).await;
         }
         Ok(platform)
     }
@@ -262,6 +287,10 @@ impl Platform for KubernetesPlatform {
         self.inner.facts().nodes()
     }
 
+    async fn choosable(&self, action: &Action) -> Result<Vec<String>, PlatformError> {
+        Ok(failures::choosable(&self.inner.means, action, self.nodes()).await?)
+    }
+
     fn pods(&self) -> Vec<Pod> {
         self.inner.facts().pods()
     }
@@ -272,6 +301,10 @@ impl Platform for KubernetesPlatform {
 
     fn keep_alive(&self) -> bool {
         false
+    }
+
+    fn timers(&self) -> Option<PlatformTimers> {
+        self.timers.clone()
     }
 
     async fn next_change(&self) -> Option<Change> {

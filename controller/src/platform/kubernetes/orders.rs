@@ -1,4 +1,5 @@
-//! Faults in force on a cluster: armed in sidecars, or done to pods by the API server; ended when asked or when their time is up, whichever comes first.
+//! Orders in force on a cluster: armed in sidecars, done to pods by the API server, or [`failures`] of the cluster itself; ended when asked or when their time is up,
+//! whichever comes first.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,7 @@ use std::{
 use k8s_openapi::api::core::v1::Pod as Object;
 use kube::{
     Api,
-    api::{DeleteParams, EvictParams, Preconditions},
+    api::{DeleteParams, Preconditions},
 };
 use steadfast_api::{
     Span,
@@ -20,7 +21,11 @@ use steadfast_api::{
 };
 use tokio::sync::OnceCell;
 
-use super::Inner;
+use super::{
+    Inner,
+    failures::{self, Evicted, Failure, FailureError, Target},
+    labels,
+};
 use crate::platform::{InForce, Order, PlatformError, Undone, armed};
 
 /// A sidecar that listens confirms a change well within this.
@@ -46,6 +51,7 @@ enum Kind {
     Armed(Box<Armed>),
     /// Nothing to take back: what was done, in words.
     Done(Vec<String>),
+    Failure(Failure),
 }
 
 /// A fault in sidecars.
@@ -125,12 +131,28 @@ impl Orders {
             Order::Evict { pods } => {
                 let mut done = Vec::new();
                 for (name, uid) in uids(inner, &pods)? {
-                    done.push(evict(inner, &name, &uid).await?);
+                    done.push(match failures::evict(&inner.client, &inner.namespace, &name, &uid).await? {
+                        Evicted::Yes => format!("{name} evicted"),
+                        Evicted::Refused(words) => format!("{name} not evicted, a disruption budget refused: {words}"),
+                        Evicted::Gone => format!("{name} was gone before it could be evicted"),
+                    });
                 }
                 place(Kind::Done(done));
                 began
             }
-            other => return Err(PlatformError::new(other.name(), "cannot be done on a cluster")),
+            other => {
+                let scaled = if let Order::Scale { replicas } = &other { Some(*replicas as usize) } else { None };
+                if scaled.is_some() {
+                    inner.facts().scaled(scaled);
+                }
+                let short = inner.run.get(..8).unwrap_or(&inner.run);
+                let target = Target { namespace: &inner.namespace, selector: &labels(&inner.selector), prefix: &format!("steadfast-{short}-{id}") };
+                let failure = failures::carry_out(&inner.means, &inner.ledger, &target, other, expires_after).await;
+                let failure = failure.inspect_err(|_| inner.facts().scaled(None))?;
+                let since = failure.since;
+                place(Kind::Failure(failure));
+                since
+            }
         };
         let timer = Arc::downgrade(inner);
         tokio::spawn(async move {
@@ -235,6 +257,11 @@ async fn end(inner: &Arc<Inner>, id: u64) -> Option<Undone> {
         match &placed.kind {
             Kind::Done(evidence) => Undone { evidence: evidence.clone(), left_behind: Vec::new() },
             Kind::Armed(armed) => disarm(inner, armed, placed.began).await,
+            Kind::Failure(failure) => {
+                let undone = failures::take_back(&inner.means, &inner.ledger, failure).await;
+                inner.facts().scaled(None);
+                undone
+            }
         }
     });
     Some(undone.await.clone())
@@ -258,27 +285,9 @@ async fn disarm(inner: &Inner, armed: &Armed, began: Instant) -> Undone {
 async fn delete(inner: &Inner, name: &str, uid: &str, grace: Span) -> Result<(), PlatformError> {
     let parameters = DeleteParams::default().grace_period(grace.get().as_secs_f64().ceil() as u32).preconditions(only(uid));
     let api: Api<Object> = Api::namespaced(inner.client.clone(), &inner.namespace);
-    api.delete(name, &parameters).await.map(drop).map_err(|error| PlatformError::new(format!("pod {name} cannot be deleted"), words(&error)))
-}
-
-/// Evicts the pod with this UID as far as disruption budgets allow. Returns what became of it, in words.
-async fn evict(inner: &Inner, name: &str, uid: &str) -> Result<String, PlatformError> {
-    let parameters = EvictParams { delete_options: Some(DeleteParams::default().preconditions(only(uid))), ..EvictParams::default() };
-    let api: Api<Object> = Api::namespaced(inner.client.clone(), &inner.namespace);
-    match api.evict(name, &parameters).await {
-        Ok(_) => Ok(format!("{name} evicted")),
-        Err(kube::Error::Api(status)) if status.code == 429 => Ok(format!("{name} not evicted, a disruption budget refused: {}", status.message)),
-        Err(error) => Err(PlatformError::new(format!("pod {name} cannot be evicted"), words(&error))),
-    }
+    api.delete(name, &parameters).await.map(drop).map_err(|error| FailureError::api(format!("pod {name}"), &error).into())
 }
 
 fn only(uid: &str) -> Preconditions {
     Preconditions { uid: Some(uid.to_owned()), resource_version: None }
-}
-
-fn words(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => format!("the API server did not answer: {other}"),
-    }
 }

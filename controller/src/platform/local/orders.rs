@@ -156,7 +156,7 @@ impl Orders {
                 place(Kind::Killed(pods.iter().map(|pod| format!("{pod} deleted ({how})")).collect()));
                 began
             }
-            Order::LoseNodes { nodes, by: NodeFailureBy::Auto } => {
+            Order::LoseNodes { nodes, by: NodeFailureBy::Auto, .. } => {
                 place(Kind::Lost(lose(inner, &nodes).await?));
                 began
             }

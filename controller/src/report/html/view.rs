@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use steadfast_api::{
+    Span,
     golden::Verdict,
     mark::Mark,
     report::{Bucket, PhaseKind, PodReport, PodState, Report},
-    test::{Hypothesis, Timers},
+    test::Hypothesis,
 };
 
 /// Buckets drawn at most; a longer run shows several buckets as one.
@@ -293,13 +294,12 @@ fn latency_limits(report: &Report) -> Vec<Limit> {
 fn floor(report: &Report) -> Vec<Limit> {
     let node_failed =
         report.outages.iter().any(|outage| outage.fault.and_then(|index| report.faults.get(index as usize)).is_some_and(|fault| fault.action == "nodeFailure"));
-    let Some(Timers { node_monitor_grace_period: grace, toleration_seconds: toleration, .. }) =
-        report.test.spec.local.as_ref().map(|local| &local.timers).filter(|_| node_failed)
-    else {
+    let Some(timers) = report.run.timers.as_ref().filter(|_| node_failed) else {
         return Vec::new();
     };
-    let (grace, toleration) = (grace.get().as_secs_f64() * 1e3, toleration.get().as_secs_f64() * 1e3);
-    vec![Limit { ms: grace, label: "node called lost".to_owned() }, Limit { ms: grace + toleration, label: "its pods replaced".to_owned() }]
+    let limit = |span: Span, label: &str| Limit { ms: span.get().as_secs_f64() * 1e3, label: label.to_owned() };
+    let lost = limit(timers.node_monitor_grace_period, "node called lost");
+    std::iter::once(lost).chain(timers.node_loss().map(|span| limit(span, "its pods replaced"))).collect()
 }
 
 #[cfg(test)]

@@ -145,30 +145,38 @@ fn strip_abbr(markup: &str) -> String {
 
 /// What recovery cannot be faster than, and what it would be with a cluster's defaults.
 fn floor(report: &Report) -> String {
-    let Some(local) = &report.test.spec.local else {
+    let Some(timers) = &report.run.timers else {
         return String::new();
     };
-    let (timers, probe) = (&local.timers, &local.pods.ready);
-    let ms = |of: steadfast_api::Span| of.get().as_secs_f64() * 1e3;
-    let node = ms(timers.node_monitor_grace_period) + ms(timers.toleration_seconds);
+    let never = || "never".to_owned();
+    let probe = timers.readiness.as_ref();
     let rows = [
-        ("A lost node is noticed after", "nodeMonitorGracePeriod", timers.node_monitor_grace_period.to_string(), "40s"),
-        ("Its pods are replaced after a further", "tolerationSeconds", timers.toleration_seconds.to_string(), "5m"),
+        ("A lost node is noticed after", "nodeMonitorGracePeriod", timers.node_monitor_grace_period.to_string(), "50s (40s before 1.32)"),
+        ("Its pods are replaced after a further", "tolerationSeconds", timers.toleration_seconds.map_or_else(never, |span| span.to_string()), "5m"),
         (
             "A process that died is started again after",
             "backOff, doubling up to backOffMax",
             format!("{} to {}", timers.back_off, timers.back_off_max),
             "10s to 5m",
         ),
-        ("Readiness is asked every", "ready.period", probe.period.to_string(), "10s"),
-        ("A pod is unready after", "ready.period × ready.failureThreshold", format!("{} × {}", probe.period, probe.failure_threshold), "10s × 3"),
+        ("Readiness is asked every", "readinessProbe.periodSeconds", probe.map_or_else(never, |probe| probe.period.to_string()), "10s"),
+        (
+            "A pod is unready after",
+            "periodSeconds × failureThreshold",
+            probe.map_or_else(never, |probe| format!("{} × {}", probe.period, probe.failure_threshold)),
+            "10s × 3",
+        ),
     ]
     .map(|(what, field, here, kubernetes)| {
         vec![format!(r#"{what}<span class="under"><code>{field}</code></span>"#), format!("<strong>{here}</strong>"), kubernetes.to_owned()]
     });
+    let node = timers.node_loss().map_or_else(
+        || "pods of a lost node are replaced by nobody".to_owned(),
+        |floor| format!("no pod of a lost node is replaced before {floor} have passed; with Kubernetes’ defaults it is 5m 50s"),
+    );
     format!(
-        r#"<h3>The floor: the platform’s own timers</h3><p class="note">No recovery is faster than these. Here they are scaled for one machine; with Kubernetes’ defaults a lost node alone would add {} to each of its outages.</p>{}"#,
-        span((340_000.0 - node).max(0.0)),
+        r#"<h3>The floor: the platform’s own timers</h3><p class="note">No recovery is faster than these: {node}. The grace period is known from: {}.</p>{}"#,
+        esc(&timers.known_from),
         table("Timers of the platform", "timers", &["Timer", "In this run", "Kubernetes’ default"], rows)
     )
 }

@@ -1,0 +1,215 @@
+//! The node agent: the one privileged part, opt-in, a DaemonSet. It does what `NodeFault` objects of its own node ask for, and nothing else: cuts the node off
+//! ([`firewall`]), cuts its kubelet off, or kills a container ([`process`]).
+//!
+//! ```text
+//! Pending ──▶ InForce ──▶ Healed        InForce is written before the cut, because a node without network can say nothing;
+//!        └──▶ Refused                   Healed after the kernel's own timer, or sooner where the object says `ended` or is deleted
+//! ```
+//!
+//! Nothing outlives its time whatever becomes of this process: the cut is a set element that the kernel forgets by itself. An agent that starts anew takes away
+//! what an earlier one left, except cuts that still have an object that wants them.
+
+mod firewall;
+mod process;
+
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{Patch, PatchParams},
+    runtime::watcher,
+};
+use serde_json::json;
+use steadfast_api::node::{LASTS_MAX, NodeFaultKind, NodeFaultPhase, NodeFaultSpec, NodeFaultStatus};
+use tokio::{sync::Notify, task::JoinHandle, time::sleep};
+
+use self::firewall::{Cut, Firewall};
+use crate::reconcile::{
+    resource::{MANAGER, NodeFault},
+    watched::Watched,
+};
+
+/// A status that could not be written (there is no network yet) is written again so often.
+const AGAIN: Duration = Duration::from_millis(500);
+const TRIES: u32 = 7_200;
+/// Several changes come at once.
+const SETTLE: Duration = Duration::from_millis(5);
+
+/// Run the node agent: does what `NodeFault` objects of one node ask for. The chart runs it where `nodeAgent.enabled` is set; it needs the node's network, its
+/// processes, and the capabilities `NET_ADMIN` and `KILL`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Name of this node.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node: String,
+    /// Namespace of the controller, where its NodeFaults are.
+    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// Network devices by which the node reaches others [default: those of the default routes].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub uplinks: Vec<String>,
+    /// Address and port of the API server as kubelets dial it, such as 192.0.2.1:6443, where it is not among the endpoints of the Service kubernetes.
+    #[arg(long, value_name = "ADDRESSES", value_delimiter = ',')]
+    pub api_servers: Vec<std::net::SocketAddr>,
+}
+
+/// Why the agent ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("no cluster: {0}; run it in a pod, or set KUBECONFIG")]
+    NoCluster(Box<dyn std::error::Error + Send + Sync>),
+    #[error("{0}")]
+    Start(io::Error),
+    #[error("this node's network cannot be changed: {0}; the agent needs the capability NET_ADMIN, hostNetwork and the program nft")]
+    Firewall(String),
+}
+
+/// Runs until SIGTERM or SIGINT. Wants `list` and `watch` on nodefaults of its namespace, `patch` on their status, `get` on the EndpointSlice of Service kubernetes.
+pub fn run(args: Args) -> Result<(), AgentError> {
+    let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).try_init();
+    crate::http::provide();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Start)?;
+    runtime.block_on(async {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(AgentError::Start)?;
+        let client = Client::try_default().await.map_err(|error| AgentError::NoCluster(Box::new(error)))?;
+        let firewall = Firewall::new(args.uplinks.clone(), args.api_servers.clone(), client.clone()).await.map_err(AgentError::Firewall)?;
+        tracing::info!(node = args.node, uplinks = ?firewall.uplinks(), "waits for node faults");
+        tokio::select! {
+            () = Agent { args, client, firewall: Arc::new(firewall), healed: Arc::default(), doing: HashMap::new() }.work() => {}
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        Ok(())
+    })
+}
+
+struct Agent {
+    args: Args,
+    client: Client,
+    firewall: Arc<Firewall>,
+    /// A cut is over: connections that were open while it lasted may hang for minutes.
+    healed: Arc<Notify>,
+    /// By UID: what is being done.
+    doing: HashMap<String, JoinHandle<()>>,
+}
+
+impl Agent {
+    fn api(&self) -> Api<NodeFault> {
+        Api::namespaced(self.client.clone(), &self.args.namespace)
+    }
+
+    async fn work(mut self) {
+        loop {
+            let objects = Watched::objects(self.api(), watcher::Config::default(), |_| {});
+            let mut changes = objects.changes();
+            objects.listed().await;
+            loop {
+                self.look(&objects.all()).await;
+                tokio::select! {
+                    _ = changes.changed() => sleep(SETTLE).await,
+                    () = self.healed.notified() => break,
+                }
+            }
+        }
+    }
+
+    /// What is asked for, held against what is being done.
+    async fn look(&mut self, objects: &[Arc<NodeFault>]) {
+        let mine: Vec<&Arc<NodeFault>> = objects.iter().filter(|object| object.spec.get().is_ok_and(|spec| spec.node == self.args.node)).collect();
+        self.doing.retain(|uid, task| {
+            let wanted = mine.iter().any(|object| object.uid().as_deref() == Some(uid) && object.spec.get().is_ok_and(|spec| !spec.ended));
+            if !wanted {
+                task.abort();
+            }
+            wanted
+        });
+        if self.doing.values().all(JoinHandle::is_finished) {
+            // What was ended early, or was begun by an agent that is no more.
+            for object in mine.iter().filter(|object| phase(object) == NodeFaultPhase::InForce && !self.doing.contains_key(&object.uid().unwrap_or_default())) {
+                self.heal(object).await;
+            }
+            if mine.iter().all(|object| !matches!(phase(object), NodeFaultPhase::InForce | NodeFaultPhase::Pending)) {
+                self.firewall.clear().await;
+            }
+        }
+        for object in mine.iter().filter(|object| phase(object) == NodeFaultPhase::Pending) {
+            let uid = object.uid().unwrap_or_default();
+            if let (Ok(spec), false) = (object.spec.get(), self.doing.contains_key(&uid)) {
+                let (api, firewall, healed, name, spec) = (self.api(), Arc::clone(&self.firewall), Arc::clone(&self.healed), object.name_any(), spec.clone());
+                let work = async move {
+                    carry_out(&api, &firewall, &name, spec).await;
+                    healed.notify_one();
+                };
+                self.doing.insert(uid, tokio::spawn(work));
+            }
+        }
+    }
+
+    /// In force, and nobody here is at it: asked to end, or begun by an agent that is no more.
+    async fn heal(&self, object: &NodeFault) {
+        let Ok(spec) = object.spec.get() else { return };
+        let dropped = self.firewall.clear().await;
+        tell(&self.api(), &object.name_any(), NodeFaultPhase::Healed, healed(spec, dropped)).await;
+    }
+}
+
+fn phase(object: &NodeFault) -> NodeFaultPhase {
+    object.status.as_ref().map(|status| status.phase).unwrap_or_default()
+}
+
+fn healed(spec: &NodeFaultSpec, dropped: u64) -> String {
+    format!("{} of node {}: healed; {dropped} packets were dropped", spec.fault.name(), spec.node)
+}
+
+async fn carry_out(api: &Api<NodeFault>, firewall: &Firewall, name: &str, spec: NodeFaultSpec) {
+    let refuse = |why: String| tell(api, name, NodeFaultPhase::Refused, why);
+    if spec.ended {
+        return refuse("it had ended before it began".to_owned()).await;
+    }
+    if spec.lasts > LASTS_MAX {
+        return refuse(format!("spec.lasts: {} is longer than {LASTS_MAX}", spec.lasts)).await;
+    }
+    match spec.not_after.parse::<Timestamp>() {
+        Ok(moment) if moment >= Timestamp::now() => {}
+        Ok(_) => return refuse(format!("spec.notAfter: {} is past", spec.not_after)).await,
+        Err(error) => return refuse(format!("spec.notAfter: {error}")).await,
+    }
+    let cut = match &spec.fault {
+        NodeFaultKind::ContainerKill { pod_uid, container_id } => {
+            return match process::kill_container(pod_uid, container_id) {
+                Ok(words) => tell(api, name, NodeFaultPhase::Healed, words).await,
+                Err(why) => refuse(why).await,
+            };
+        }
+        NodeFaultKind::Partition {} => Cut::Node,
+        NodeFaultKind::KubeletCut {} => Cut::ApiServer(firewall.api_servers().await),
+    };
+    if matches!(&cut, Cut::ApiServer(addresses) if addresses.is_empty()) {
+        return refuse("no address of the API server is known: name them with --api-servers".to_owned()).await;
+    }
+    tell(api, name, NodeFaultPhase::InForce, format!("{} of node {} begins, for {}", spec.fault.name(), spec.node, spec.lasts)).await;
+    if let Err(why) = firewall.cut(&cut, spec.lasts.get()).await {
+        return refuse(why).await;
+    }
+    tracing::warn!(name, fault = spec.fault.name(), lasts = %spec.lasts, "in force");
+    sleep(spec.lasts.get()).await;
+    let dropped = firewall.clear().await;
+    tracing::warn!(name, dropped, "healed");
+    tell(api, name, NodeFaultPhase::Healed, healed(&spec, dropped)).await;
+}
+
+/// Until the API server has heard it, or an hour.
+async fn tell(api: &Api<NodeFault>, name: &str, phase: NodeFaultPhase, message: String) {
+    let status = json!({ "status": NodeFaultStatus { phase, message: Some(message) } });
+    for _ in 0..TRIES {
+        let written = tokio::time::timeout(Duration::from_secs(2), api.patch_status(name, &PatchParams::apply(MANAGER), &Patch::Merge(&status))).await;
+        match written {
+            Ok(Ok(_)) => return,
+            Ok(Err(kube::Error::Api(refused))) if refused.code == 404 => return,
+            Ok(Err(error)) => tracing::info!(name, %error, "cannot be told yet"),
+            Err(_) => tracing::info!(name, "the API server does not answer yet"),
+        }
+        sleep(AGAIN).await;
+    }
+}

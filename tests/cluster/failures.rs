@@ -1,0 +1,260 @@
+//! Failures of nodes, workloads and containers: they happen, they are seen, and nothing of them is left, whoever dies meanwhile.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use steadfast_api::{mark::Mark, report::RunOutcome};
+
+use crate::{
+    experiments::{ASKS, digits, run, test},
+    harness::{Cluster, Namespace, cluster_alone},
+    install::{Installed, install_with},
+};
+
+/// Every node has opted in, until this is dropped.
+struct NodesAllowed<'a>(&'a Cluster);
+
+impl<'a> NodesAllowed<'a> {
+    fn new(cluster: &'a Cluster) -> Self {
+        cluster.kubectl(&["label", "nodes", "--all", "--overwrite", "steadfast.dev/faults=allowed"]).expect("labelled");
+        Self(cluster)
+    }
+}
+
+impl Drop for NodesAllowed<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.kubectl(&["label", "nodes", "--all", "steadfast.dev/faults-"]);
+    }
+}
+
+/// What failures change, as it is now: taints and cordons of nodes, replicas and images of the target.
+fn changeable(cluster: &Cluster, space: &Namespace<'_>) -> Vec<Value> {
+    let mut nodes = cluster.list("nodes");
+    nodes.sort_by_key(|node| node["metadata"]["name"].to_string());
+    let deployment = space.get("deployment/digits").expect("there");
+    let nodes = nodes.iter().map(|node| {
+        let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+        // The cluster's own, while it is busy noticing that a node is back.
+        let taints: Vec<Value> = taints.into_iter().filter(|taint| !taint["key"].as_str().unwrap_or_default().starts_with("node.kubernetes.io/")).collect();
+        serde_json::json!([taints, node["spec"]["unschedulable"], node["metadata"]["annotations"]["steadfast.dev/cordoned-by"]])
+    });
+    nodes.chain([deployment["spec"]["replicas"].clone(), deployment["spec"]["template"]["spec"]["containers"][0]["image"].clone()]).collect()
+}
+
+/// What runs keep in the controller's namespace while something is in force.
+fn kept(cluster: &Cluster, installed: &Installed<'_>) -> Vec<String> {
+    let list = |what: &str, selector: &str| {
+        let args = ["--namespace", &installed.system, "get", what, "--selector", selector, "-o", "name"];
+        cluster.kubectl(&args).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    [list("configmaps", "steadfast.dev/ledger"), list("nodefaults", ""), list("pods", "steadfast.dev/burner")].concat()
+}
+
+fn eventually_as_before(cluster: &Cluster, installed: &Installed<'_>, space: &Namespace<'_>, before: &[Value], seconds: u64) {
+    space.wait(seconds, &format!("a cluster as it was before: {before:?}\n{}", installed.state()), || {
+        (kept(cluster, installed).is_empty() && changeable(cluster, space) == before).then_some(())
+    });
+}
+
+#[test]
+fn nodes_workloads_and_containers_fail_with_proof_and_are_put_back() {
+    let Some(cluster) = cluster_alone() else { return };
+    let installed = install_with(&cluster, &["nodeAgent.enabled=true", "failures.nodes=true"]);
+    let _allowed = NodesAllowed::new(&cluster);
+    let space = cluster.namespace_with("failures", ASKS);
+    digits(&space, 3);
+    let before = changeable(&cluster, &space);
+    let text = test(
+        "failures",
+        "  baseline: 3s
+  steps:
+    - {name: container, containerKill: {pods: {mode: one}}}
+    - {name: cordoned, cordon: {nodes: {mode: one}}, for: 2s}
+    - {name: tainted, taint: {nodes: {mode: one}, key: example.com/maintenance}, for: 2s}
+    - {name: bad image, rollout: {container: server, image: steadfast.test/none:1}, for: 4s}
+    - {name: fewer, scale: {replicas: 1}, for: 4s}
+    - {name: busy, cpuPressure: {nodes: {mode: one}, load: 30%}, for: 5s}
+    - {name: cut off, nodeFailure: {nodes: {mode: one}, by: agent}, for: 8s}
+    - {name: no kubelet, nodeFailure: {nodes: {mode: one}, by: kubelet}, for: 4s}
+    - {name: drained, drain: {nodes: {mode: one}}, for: 4s}
+  stable: {within: 90s, hold: 2s}
+  hypothesis: [{availability: {atLeast: 50%}}]
+",
+    );
+    let ended = run(&cluster, &space, &text);
+    let context = || format!("{}\n{}", ended.said, installed.state());
+    let report = ended.report.as_ref().unwrap_or_else(|| panic!("{}", context()));
+    assert_eq!((ended.code, report.verdict.outcome), (Some(0), RunOutcome::Pass), "{:?}\n{}", report.faults, context());
+    let proofs: Vec<(String, String)> = report.faults.iter().map(|fault| (fault.name.clone(), fault.evidence.join("; "))).collect();
+    for (name, proof) in [
+        ("container", "killed by SIGKILL"),
+        ("cordoned", "takes no new pods"),
+        ("tainted", "example.com/maintenance:NoSchedule"),
+        ("bad image", "again in container server"),
+        ("fewer", "scaled back from 1 to 3"),
+        ("busy", "% of every core burned"),
+        ("cut off", "packets were dropped"),
+        ("no kubelet", "packets were dropped"),
+        ("drained", "evicted"),
+    ] {
+        assert!(proofs.iter().any(|(fault, evidence)| fault == name && evidence.contains(proof)), "{name}: {proofs:#?}");
+    }
+    let of = |name: &str| report.faults.iter().position(|fault| fault.name == name).expect("a fault") as u32;
+    let killed = report.outages.iter().find(|outage| outage.fault == Some(of("container"))).unwrap_or_else(|| panic!("{:?}", report.outages));
+    assert!(
+        killed.replacement.as_ref() == Some(&killed.pod) && killed.marks.get(Mark::ContainerStarted).is_some(),
+        "started again in the same pod: {killed:?}"
+    );
+    let cut = report.outages.iter().find(|outage| outage.fault == Some(of("cut off"))).unwrap_or_else(|| panic!("{:?}", report.outages));
+    assert!(cut.routing_outage_ms.is_some_and(|outage| (4_000.0..40_000.0).contains(&outage)), "users met nobody there: {cut:?}");
+    assert!(report.run.left_behind.is_empty(), "{:?}", report.run.left_behind);
+    eventually_as_before(&cluster, &installed, &space, &before, 30);
+}
+
+#[test]
+fn a_leader_that_is_killed_or_told_to_stop_in_any_failure_leaves_nothing() {
+    let Some(cluster) = cluster_alone() else { return };
+    let installed = install_with(&cluster, &["nodeAgent.enabled=true", "failures.nodes=true"]);
+    let _allowed = NodesAllowed::new(&cluster);
+    let space = cluster.namespace_with("killed", ASKS);
+    digits(&space, 3);
+    let before = changeable(&cluster, &space);
+    // Killed is worst, so every failure is; told to stop is one way for all of them.
+    for (name, step, kill) in [
+        ("cordon", "cordon: {nodes: {mode: all}}, for: 5m", true),
+        ("taint", "taint: {nodes: {mode: one}}, for: 5m", true),
+        ("rollout", "rollout: {container: server, image: steadfast.test/none:1}, for: 5m", true),
+        ("scale", "scale: {replicas: 1}, for: 5m", true),
+        ("burn", "cpuPressure: {nodes: {mode: one}, load: 20%}, for: 5m", true),
+        ("cut", "nodeFailure: {nodes: {mode: one}, by: agent}, for: 20s", true),
+        ("stop", "scale: {replicas: 1}, for: 5m", false),
+    ] {
+        space.wait_ready("app=digits", 3);
+        let text = test(name, &format!("  baseline: 1s\n  steps: [{{name: {name}, {step}}}]\n"));
+        space.apply(&text);
+        space.wait(60, &format!("{name} in force\n{}", installed.state()), || {
+            let test = space.get(&format!("resiliencetest/{name}"))?;
+            assert_ne!(test["status"]["phase"], "Refused", "{name}: {:#}", test["status"]);
+            (!kept(&cluster, &installed).is_empty()).then_some(())
+        });
+        // Somewhere between writing down, doing, and being done.
+        thread::sleep(Duration::from_millis(u64::from(name.len() as u32 % 3) * 300));
+        let lease = ["--namespace", &installed.system, "get", "lease/steadfast", "-o", "jsonpath={.spec.holderIdentity}"];
+        let leader = cluster.kubectl(&lease).expect("a lease").trim().to_owned();
+        let mut delete = vec!["--namespace", &installed.system, "delete", "pod", &leader, "--wait=false"];
+        if kill {
+            delete.extend(["--grace-period=0", "--force"]);
+        }
+        let began = Instant::now();
+        cluster.kubectl(&delete).expect("deleted");
+        let status = space.wait(120, &format!("the end of {name}\n{}", installed.state()), || {
+            let test = space.get(&format!("resiliencetest/{name}"))?;
+            (test["status"]["phase"] == "Finished").then(|| test["status"].clone())
+        });
+        assert_eq!(status["verdict"], "inconclusive", "{name}: {status:#}");
+        assert_eq!(status["report"].is_null(), kill, "who is told to stop leaves the report: {status:#}");
+        eventually_as_before(&cluster, &installed, &space, &before, 60);
+        println!("{name}: as before {:.1} s after its leader was {}", began.elapsed().as_secs_f64(), if kill { "killed" } else { "told to stop" });
+        space.kubectl(&["delete", &format!("resiliencetest/{name}")]).expect("deleted");
+    }
+    // Removing the chart takes everything back first.
+    space.wait_ready("app=digits", 3);
+    space.apply(&test("removed", "  baseline: 1s\n  steps: [{name: scale, scale: {replicas: 1}, for: 5m}]\n"));
+    space.wait(60, "one replica", || (changeable(&cluster, &space) != before).then_some(()));
+    drop(installed);
+    assert_eq!(changeable(&cluster, &space), before, "the chart is gone, and the cluster as it was");
+}
+
+/// Somebody who can switch nodes, as a cloud's API would be: `POST {"node": …, "action": …}` switches the node of this machine's cluster.
+struct PowerStation {
+    address: String,
+}
+
+impl PowerStation {
+    fn start(cluster: &Cluster) -> Self {
+        let listener = cluster.inside(|| TcpListener::bind("10.77.0.254:0").expect("an address that pods reach"));
+        let address = listener.local_addr().expect("bound").to_string();
+        let tool = Arc::new(crate::harness::root().join("tests/cluster/cluster"));
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let tool = Arc::clone(&tool);
+                thread::spawn(move || serve(stream, &tool));
+            }
+        });
+        Self { address }
+    }
+}
+
+fn serve(stream: TcpStream, tool: &std::path::Path) {
+    let mut reader = BufReader::new(&stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or(0) == 0 || line == "\r\n" {
+            break;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap_or(0);
+        }
+    }
+    let mut body = vec![0; length];
+    if reader.read_exact(&mut body).is_err() {
+        return;
+    }
+    let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let node = asked["node"].as_str().and_then(|node| node.strip_prefix('n')).unwrap_or_default().to_owned();
+    let action = asked["action"].as_str().unwrap_or_default();
+    let done = std::process::Command::new(tool).args([if action == "off" { "off" } else { "restore" }, &node]).status().is_ok_and(|status| status.success());
+    let status = if done { "204 No Content" } else { "500 Internal Server Error" };
+    let _ = (&stream).write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").as_bytes());
+}
+
+/// The case of the literature in a short form: slow network, a node without power, busy cores.
+#[test]
+fn the_case_study_runs_on_a_cluster_with_a_node_that_loses_its_power() {
+    let Some(cluster) = cluster_alone() else { return };
+    if cluster.is_elsewhere() {
+        eprintln!("not run: the nodes of this cluster cannot be switched off from here");
+        return;
+    }
+    let nodes = cluster.nodes();
+    let _power: Vec<_> = nodes.iter().filter_map(|node| cluster.power(node)).collect();
+    let station = PowerStation::start(&cluster);
+    let installed = install_with(&cluster, &["failures.nodes=true", &format!("powerHook.url=http://{}/switch", station.address)]);
+    let _allowed = NodesAllowed::new(&cluster);
+    let space = cluster.namespace_with("case-study", ASKS);
+    digits(&space, 3);
+    let text = test(
+        "case-study",
+        "  baseline: 5s
+  steps:
+    - {name: slow network, networkLatency: {nodes: {mode: one}, delay: 500ms}, for: 10s}
+    - {name: node lost, nodeFailure: {nodes: {mode: one}}, for: 70s}
+    - {name: busy node, cpuPressure: {nodes: {mode: one}, load: 50%}, for: 8s}
+  stable: {within: 2m, hold: 3s}
+  hypothesis:
+    - availability: {atLeast: 70%}
+    - recovery: {atMost: 90s, until: firstCorrectPrediction}
+    - consistency: {atLeast: 99.9%}
+",
+    );
+    let ended = run(&cluster, &space, &text);
+    let context = || format!("{}\n{}", ended.said, installed.state());
+    let report = ended.report.as_ref().unwrap_or_else(|| panic!("{}", context()));
+    assert_eq!((ended.code, report.verdict.outcome), (Some(0), RunOutcome::Pass), "{:?}\n{}", report.faults, context());
+    let lost = report.outages.iter().find(|outage| outage.fault == Some(1)).unwrap_or_else(|| panic!("{:?}", report.outages));
+    println!("a node without power: {lost:#?}");
+    let mark = |mark: Mark| lost.marks.get(mark).unwrap_or_else(|| panic!("no {mark:?}: {lost:?}"));
+    let t0 = mark(Mark::Fault);
+    assert!((30_000.0..62_000.0).contains(&(mark(Mark::Detected) - t0)), "noticed after the node monitor's grace period: {lost:?}");
+    assert!(mark(Mark::Detected) <= mark(Mark::ReplacementCreated) && mark(Mark::FirstCorrectPrediction) >= mark(Mark::Ready) && !lost.censored, "{lost:?}");
+    assert!(lost.replacement_node.as_ref().is_some_and(|node| *node != lost.node), "{lost:?}");
+    assert!(report.faults[1].evidence.iter().any(|words| words.contains("the cluster held it for lost")), "{:?}", report.faults[1].evidence);
+    assert!(kept(&cluster, &installed).is_empty() && report.run.left_behind.is_empty());
+}
