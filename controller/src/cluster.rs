@@ -33,7 +33,7 @@ use crate::{
     http::{self, BadCertificate, Identity},
     leader::Candidate,
     metrics::Metrics,
-    reconcile::{fault_policy::FaultPolicies, injection::Injection, pods::Pods, resilience_test::Tests, resource::MANAGER},
+    reconcile::{fault_policy::FaultPolicies, injection::Injection, pods::Pods, resilience_schedule::Schedules, resilience_test::Tests, resource::MANAGER},
     runtime::OwnThread,
     serve::{
         answer::{Body, problem, whole},
@@ -219,12 +219,14 @@ async fn duties(args: &Args, client: Client, identity: &Arc<Identity>, metrics: 
     policies.first().await;
     sidecars.hub.open();
     let tests = Tests::new(client.clone(), Arc::clone(&pods), Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone());
+    let schedules = Schedules::new(client.clone(), Arc::clone(&pods), metrics.clone(), events.clone());
     let injection = Injection::new(client.clone(), Arc::clone(&pods), metrics, events);
     tokio::join!(
         server::serve(listener, Some(identity.acceptor()), Auth::tokens(client.clone()), sidecars.clone()),
         advertise(&client, args),
         policies.run(),
         tests.run(),
+        schedules.run(),
         injection.run(),
         forget(&pods, &sidecars.ingest),
     );

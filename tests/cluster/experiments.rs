@@ -15,7 +15,7 @@ use crate::{
 const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed";
 
 /// A small classifier with this many replicas, its golden set, and its Service.
-fn digits(space: &Namespace<'_>, replicas: usize) {
+pub(crate) fn digits(space: &Namespace<'_>, replicas: usize) {
     let set =
         output(Command::new(STEADFAST).args(["golden", "manifest", "golden-sets/sets/digits"]).current_dir(crate::harness::root()), None).expect("a manifest");
     let applied = output(space.cluster().command("kubectl").args(["--namespace", space.name(), "apply", "--server-side", "-f", "-"]), Some(&set));
@@ -50,7 +50,7 @@ spec: {{selector: {{app: digits}}, ports: [{{name: http, port: 80, targetPort: h
     space.wait_ready("app=digits", replicas);
 }
 
-fn test(name: &str, spec: &str) -> String {
+pub(crate) fn test(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: steadfast.dev/v1alpha1
 kind: ResilienceTest

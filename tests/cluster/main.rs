@@ -8,5 +8,6 @@ mod harness;
 mod injection;
 mod install;
 mod resources;
+mod schedules;
 mod serving;
 mod webhook;

@@ -137,6 +137,13 @@ resource!(ResilienceSchedule, ResilienceScheduleSpec, ResilienceScheduleStatus, 
 resource!(FaultPolicy, FaultPolicySpec, FaultPolicyStatus, "faultpolicies");
 resource!(GoldenSet, GoldenSetSpec, GoldenSetStatus, "goldensets");
 
+impl ResilienceTest {
+    /// It is a template, and not run itself.
+    pub fn is_suspended(&self) -> bool {
+        self.spec.get().is_ok_and(|spec| spec.suspend)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
