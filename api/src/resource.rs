@@ -62,6 +62,9 @@ pub struct ResilienceTestStatus {
     pub recovery: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consistency: Option<String>,
+    /// Whether the target was stable again after every fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stable: Option<bool>,
     /// What runs now, e.g. `step 2 of 3: node lost`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,
@@ -269,33 +272,54 @@ pub struct GoldenSetStatus {
     pub failing: Vec<String>,
 }
 
-/// `ResilienceSchedule.spec`: runs a test at random moments, in the manner of kube-monkey.
+/// `ResilienceSchedule.spec`: runs copies of a test at random moments, in the manner of kube-monkey. What is hit, and how much of it, is what the test says: its
+/// steps' `mode` and `value`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ResilienceScheduleSpec {
+    /// The ResilienceTest that is copied, of the same namespace. With `suspend: true` it does not run itself.
     pub test: NamedSource,
+    /// From one run to the next, on average over a long time; moments are drawn at random, inside the window alone.
     pub mean_time_between: Span,
     pub window: Window,
-    /// `YYYY-MM-DD`, in the window's time zone.
+    /// `YYYY-MM-DD`, in the window's time zone: no run begins on that day.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blackout_dates: Vec<String>,
     /// Leashed until someone says otherwise: what would have run is told as an Event.
     #[serde(default)]
     pub armed: bool,
-    /// Every moment is drawn from it.
+    /// Every moment is drawn from it, and the seed of every run.
     #[serde(default)]
     pub seed: u64,
+    /// A moment that nobody saw in time is let pass after so long.
+    #[serde(default = "five_minutes")]
+    pub start_within: Span,
+    /// Runs that are kept, the present one among them; the oldest go first, with their reports.
+    #[serde(default = "ten")]
+    #[schemars(range(min = 1, max = 100))]
+    pub history_limit: u32,
 }
 
-/// When runs may start.
+const fn five_minutes() -> Span {
+    Span::from_secs(300)
+}
+
+const fn ten() -> u32 {
+    10
+}
+
+/// When runs may start: while a clock on the wall of that place shows one of these days and a time from `from` to before `to`. Over midnight (`from` after `to`) the
+/// window belongs to the day on which it opens. Where clocks change, no run begins while they show a time outside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Window {
+    #[schemars(length(max = 7))]
     pub days: Vec<Weekday>,
     /// `HH:MM`.
     pub from: String,
+    /// `HH:MM`; `24:00` is the end of the day.
     pub to: String,
-    /// IANA name.
+    /// IANA name, such as `Europe/Berlin`.
     pub time_zone: String,
 }
 
@@ -310,7 +334,7 @@ pub enum Weekday {
     Sun,
 }
 
-/// `ResilienceSchedule.status`.
+/// `ResilienceSchedule.status`. Moments are RFC 3339, in seconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ResilienceScheduleStatus {
@@ -318,11 +342,31 @@ pub struct ResilienceScheduleStatus {
     pub observed_generation: Option<i64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+    /// The moment of the last test that was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_run_at: Option<String>,
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_run: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_run_at: Option<String>,
+    /// From where `nextRunAt` was drawn: the last moment, run or let pass, or the last change of the schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drawn_from: Option<String>,
     /// Why the last moment was let pass, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_skipped: Option<String>,
+    pub last_skipped: Option<Skipped>,
+    /// Runs that were deleted to keep to `historyLimit`.
+    #[serde(default)]
+    pub history_deleted: u64,
+}
+
+/// A moment at which nothing was run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Skipped {
+    pub at: String,
+    /// One CamelCase word, such as `UnreadyPods`; `Leashed`: it would have run.
+    pub reason: String,
+    pub message: String,
 }

@@ -40,6 +40,9 @@ pub struct Metadata {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ResilienceTestSpec {
+    /// On a cluster: kept as a template that ResilienceSchedules copy, and not run itself. `steadfast run` runs it all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspend: bool,
     pub target: Target,
     /// What Deployment and Service say on a cluster; read by the local platform alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]

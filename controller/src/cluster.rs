@@ -35,7 +35,7 @@ use crate::{
     leader::Candidate,
     metrics::Metrics,
     platform::kubernetes::failures::{Means, PowerHook, undo},
-    reconcile::{fault_policy::FaultPolicies, injection::Injection, pods::Pods, resilience_test::Tests, resource::MANAGER},
+    reconcile::{fault_policy::FaultPolicies, injection::Injection, pods::Pods, resilience_schedule::Schedules, resilience_test::Tests, resource::MANAGER},
     runtime::OwnThread,
     serve::{
         answer::{Body, problem, whole},
@@ -260,12 +260,14 @@ async fn duties(
     policies.first().await;
     sidecars.hub.open();
     let tests = Tests::new(means, Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone(), stopping);
+    let schedules = Schedules::new(client.clone(), Arc::clone(&pods), metrics.clone(), events.clone());
     let injection = Injection::new(client.clone(), Arc::clone(&pods), metrics, events);
     let for_ever = async {
         tokio::join!(
             server::serve(listener, Some(identity.acceptor()), Auth::tokens(client.clone()), sidecars.clone()),
             advertise(&client, args),
             policies.run(),
+            schedules.run(),
             injection.run(),
             forget(&pods, &sidecars.ingest),
         )

@@ -17,6 +17,7 @@ pub struct Metrics {
     pub bypassing: IntGauge,
     pub events_dropped: IntCounter,
     pub leader: IntGauge,
+    pub scheduled: IntCounterVec,
 }
 
 impl Default for Metrics {
@@ -59,6 +60,10 @@ impl Metrics {
             ),
             events_dropped: kept(&registry, IntCounter::new("steadfast_events_dropped_total", "Events that were not told for want of room.")),
             leader: kept(&registry, IntGauge::new("steadfast_leader", "1 while this replica leads.")),
+            scheduled: kept(
+                &registry,
+                IntCounterVec::new(opts("steadfast_scheduled_moments_total", "Moments of ResilienceSchedules: Started, or why nothing was run."), &["outcome"]),
+            ),
             registry,
         }
     }

@@ -9,5 +9,6 @@ mod harness;
 mod injection;
 mod install;
 mod resources;
+mod schedules;
 mod serving;
 mod webhook;

@@ -12,7 +12,7 @@ use serde_json::json;
 use steadfast_api::{
     report::Report,
     resource::{ResilienceTestStatus, RunPhase},
-    test::ResilienceTest as Test,
+    test::{ResilienceTest as Test, ResilienceTestSpec},
 };
 use tokio::{sync::watch, time::sleep};
 
@@ -73,7 +73,7 @@ impl Remote {
 
     /// Hands `test` over, under a name of its own that begins with the test's.
     pub async fn submit(&self, test: &Test) -> Result<Submitted, RemoteError> {
-        let mut object = ResilienceTest::new("", test.spec.clone());
+        let mut object = ResilienceTest::new("", ResilienceTestSpec { suspend: false, ..test.spec.clone() });
         object.metadata.name = None;
         object.metadata.generate_name = Some(format!("{}-", test.metadata.name));
         object.metadata.labels = Some(test.metadata.labels.clone());

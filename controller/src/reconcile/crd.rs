@@ -12,6 +12,7 @@ use steadfast_api::{
 };
 
 use super::{
+    resilience_schedule::NAME_MAX,
     resource::{GROUP, VERSION},
     schema::{exactly_one, rule, structural},
 };
@@ -53,7 +54,11 @@ impl Definition {
                 "status": status,
             },
         });
-        rule(&mut schema, "size(self.metadata.name) <= 63", "metadata.name: at most 63 characters, since pods and reports carry it as a label");
+        let (name_max, since) = match kind {
+            "ResilienceSchedule" => (NAME_MAX, "since the tests that it makes are named after it"),
+            _ => (63, "since pods and reports carry it as a label"),
+        };
+        rule(&mut schema, &format!("size(self.metadata.name) <= {name_max}"), &format!("metadata.name: at most {name_max} characters, {since}"));
         json!({
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
@@ -142,6 +147,7 @@ fn test() -> Definition {
             Column("Score", "integer", ".status.score"),
             Column("Availability", "string", ".status.availability"),
             Column("Recovery", "string", ".status.recovery"),
+            Column("Suspend", "boolean", ".spec.suspend"),
         ],
         spec,
         status: structural::<ResilienceTestStatus>(),
@@ -165,9 +171,9 @@ fn selection(schema: &mut Value) {
 fn schedule() -> Definition {
     let mut spec = structural::<ResilienceScheduleSpec>();
     let time = "self.matches('^([01][0-9]|2[0-3]):[0-5][0-9]$')";
-    for end in ["window.from", "window.to"] {
-        rule(at(&mut spec, end), time, "a time of day such as 09:30");
-    }
+    rule(at(&mut spec, "window.from"), time, "a time of day such as 09:30");
+    rule(at(&mut spec, "window.to"), &format!("self == '24:00' || {time}"), "a time of day such as 09:30, or 24:00 for the end of the day");
+
     rule(at(&mut spec, "window"), "self.from != self.to", "window: from and to are the same, so it is never open; a window over midnight has from after to");
     rule(at(&mut spec, "window.days"), "size(self) > 0", "window.days: name at least one of Mon, Tue, Wed, Thu, Fri, Sat, Sun");
     rule(at(&mut spec, "blackoutDates.[]"), "self.matches('^[0-9]{4}-[0-9]{2}-[0-9]{2}$')", "a date such as 2026-12-24");
@@ -182,7 +188,7 @@ fn schedule() -> Definition {
             Column("Armed", "boolean", ".spec.armed"),
             Column("Next", "date", ".status.nextRunAt"),
             Column("Last", "date", ".status.lastRunAt"),
-            Column("Skipped", "string", ".status.lastSkipped"),
+            Column("Skipped", "string", ".status.lastSkipped.reason"),
         ],
         spec,
         status: structural::<ResilienceScheduleStatus>(),

@@ -4,6 +4,7 @@ pub mod crd;
 pub mod fault_policy;
 pub mod injection;
 pub mod pods;
+pub mod resilience_schedule;
 pub mod resilience_test;
 pub mod resource;
 pub mod schema;

@@ -26,7 +26,7 @@ use kube::{
 };
 use serde_json::json;
 use steadfast_api::{
-    report::{Report, RunOutcome},
+    report::{PhaseKind, Report, RunOutcome},
     resource::{Condition, ReportAddress, ResilienceTestStatus, RunPhase},
     test::{ApiVersion, Kind, Metadata, ResilienceTest as Test},
 };
@@ -156,7 +156,7 @@ impl Tests {
             for test in tests.into_iter().filter(|test| test.metadata.deletion_timestamp.is_none()) {
                 let begun = self.begun.contains(&test.uid().unwrap_or_default());
                 match test.status.as_ref().map_or(RunPhase::Pending, |status| status.phase) {
-                    RunPhase::Pending if !begun => waiting.push(test),
+                    RunPhase::Pending if !begun && !test.is_suspended() => waiting.push(test),
                     RunPhase::Running if !begun => self.lost(&test).await,
                     _ => {}
                 }
@@ -347,6 +347,7 @@ impl Tests {
                 (_, None) => Some("never".to_owned()),
             },
             consistency: report.total.consistency.ratio.map(share),
+            stable: Some(report.phases.iter().all(|phase| phase.kind != PhaseKind::Recovery || phase.stable_ms.is_some())),
             progress: None,
             report: address,
             finished_at: Some(now()),

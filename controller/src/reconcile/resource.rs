@@ -139,6 +139,13 @@ resource!(FaultPolicy, FaultPolicySpec, FaultPolicyStatus, "faultpolicies");
 resource!(GoldenSet, GoldenSetSpec, GoldenSetStatus, "goldensets");
 resource!(NodeFault, NodeFaultSpec, NodeFaultStatus, "nodefaults");
 
+impl ResilienceTest {
+    /// It is a template, and not run itself.
+    pub fn is_suspended(&self) -> bool {
+        self.spec.get().is_ok_and(|spec| spec.suspend)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
