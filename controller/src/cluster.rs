@@ -33,7 +33,14 @@ use crate::{
     http::{self, BadCertificate, Identity},
     leader::Candidate,
     metrics::Metrics,
-    reconcile::{fault_policy::FaultPolicies, injection::Injection, pods::Pods, resilience_test::Tests, resource::MANAGER},
+    reconcile::{
+        fault_policy::FaultPolicies,
+        golden_set::{self, GoldenSets, runs::Runs},
+        injection::Injection,
+        pods::Pods,
+        resilience_test::Tests,
+        resource::MANAGER,
+    },
     runtime::OwnThread,
     serve::{
         answer::{Body, problem, whole},
@@ -217,13 +224,26 @@ async fn duties(args: &Args, client: Client, identity: &Arc<Identity>, metrics: 
     let listener = listen("sidecars", args.sidecar_port)?;
     let mut policies = FaultPolicies::new(client.clone(), Arc::clone(&pods), Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone());
     policies.first().await;
+    let runs = Runs::new(Arc::clone(&sidecars.hub), Arc::clone(&sidecars.sets));
+    let mut golden_sets = GoldenSets::new(golden_set::Parts {
+        client: client.clone(),
+        pods: Arc::clone(&pods),
+        hub: Arc::clone(&sidecars.hub),
+        ingest: Arc::clone(&sidecars.ingest),
+        sets: Arc::clone(&sidecars.sets),
+        runs: Arc::clone(&runs),
+        events: events.clone(),
+        metrics: metrics.clone(),
+    });
+    golden_sets.first().await;
     sidecars.hub.open();
-    let tests = Tests::new(client.clone(), Arc::clone(&pods), Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone());
+    let tests = Tests::new(client.clone(), Arc::clone(&pods), Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), runs, events.clone());
     let injection = Injection::new(client.clone(), Arc::clone(&pods), metrics, events);
     tokio::join!(
         server::serve(listener, Some(identity.acceptor()), Auth::tokens(client.clone()), sidecars.clone()),
         advertise(&client, args),
         policies.run(),
+        golden_sets.run(),
         tests.run(),
         injection.run(),
         forget(&pods, &sidecars.ingest),
