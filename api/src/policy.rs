@@ -219,6 +219,11 @@ pub struct PolicySnapshot {
     pub unready: Option<Unready>,
 }
 
+/// Golden sets assigned to one pod.
+pub const GOLDEN_SETS_MAX: usize = 16;
+/// All golden sets assigned to one pod together, as tars: the sidecar holds them in memory, and each costs about three times as much there.
+pub const GOLDEN_BYTES_MAX: usize = 32 << 20;
+
 /// A golden set that a sidecar shall replay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -228,10 +233,18 @@ pub struct GoldenAssignment {
     /// `sha256:…`: the set's content, as a tar at `/v1alpha1/golden-sets/{digest}`.
     pub digest: String,
     pub every: Span,
-    /// At most this share of the pod's requests.
+    /// At most this share of the pod's requests, while it has any.
     pub share: Percent,
-    /// Bound on the chance of a false alarm in one verdict (a fraction written as text, e.g. `0.001`).
+    /// Bound on the chance that one test ever raises a false alarm, as decimal text such as `3e-8`. A test begins with every sample, so false alarms are at least
+    /// 1/alpha samples apart on average.
     pub alpha: String,
+    /// The smallest share of wrong answers that must be seen.
+    #[serde(default = "one_percent")]
+    pub detect: Percent,
+}
+
+fn one_percent() -> Percent {
+    Percent::from_ratio(0.01)
 }
 
 /// Why a pod shall be unready, and for how long at most.

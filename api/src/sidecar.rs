@@ -66,7 +66,15 @@ pub enum What {
     /// A golden sample was replayed.
     Golden(GoldenReplay),
     /// The sequential verdict of a golden set, after every replay that changed it.
-    GoldenVerdict { set: String, verdict: Verdict, samples: u64, mismatches: u64 },
+    GoldenVerdict {
+        set: String,
+        /// Of the set, where a controller assigned it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        digest: Option<String>,
+        verdict: Verdict,
+        samples: u64,
+        mismatches: u64,
+    },
     /// Which snapshot is in force.
     Policy { generation: u64, armed: bool },
     /// What passed since the last such line.

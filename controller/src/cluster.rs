@@ -35,7 +35,15 @@ use crate::{
     leader::Candidate,
     metrics::Metrics,
     platform::kubernetes::failures::{Means, PowerHook, undo},
-    reconcile::{fault_policy::FaultPolicies, injection::Injection, pods::Pods, resilience_schedule::Schedules, resilience_test::Tests, resource::MANAGER},
+    reconcile::{
+        fault_policy::FaultPolicies,
+        golden_set::{self, GoldenSets, runs::Runs},
+        injection::Injection,
+        pods::Pods,
+        resilience_schedule::Schedules,
+        resilience_test::Tests,
+        resource::MANAGER,
+    },
     runtime::OwnThread,
     serve::{
         answer::{Body, problem, whole},
@@ -258,8 +266,20 @@ async fn duties(
     let listener = listen("sidecars", args.sidecar_port)?;
     let mut policies = FaultPolicies::new(client.clone(), Arc::clone(&pods), Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone());
     policies.first().await;
+    let runs = Runs::new(Arc::clone(&sidecars.hub), Arc::clone(&sidecars.sets));
+    let mut golden_sets = GoldenSets::new(golden_set::Parts {
+        client: client.clone(),
+        pods: Arc::clone(&pods),
+        hub: Arc::clone(&sidecars.hub),
+        ingest: Arc::clone(&sidecars.ingest),
+        sets: Arc::clone(&sidecars.sets),
+        runs: Arc::clone(&runs),
+        events: events.clone(),
+        metrics: metrics.clone(),
+    });
+    golden_sets.first().await;
     sidecars.hub.open();
-    let tests = Tests::new(means, Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone(), stopping);
+    let tests = Tests::new(means, Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), runs, events.clone(), stopping);
     let schedules = Schedules::new(client.clone(), Arc::clone(&pods), metrics.clone(), events.clone());
     let injection = Injection::new(client.clone(), Arc::clone(&pods), metrics, events);
     let for_ever = async {
@@ -267,6 +287,7 @@ async fn duties(
             server::serve(listener, Some(identity.acceptor()), Auth::tokens(client.clone()), sidecars.clone()),
             advertise(&client, args),
             policies.run(),
+            golden_sets.run(),
             schedules.run(),
             injection.run(),
             forget(&pods, &sidecars.ingest),

@@ -16,6 +16,11 @@ pub struct Metrics {
     pub missing_sidecar: IntGaugeVec,
     pub bypassing: IntGauge,
     pub events_dropped: IntCounter,
+    pub sidecars_connected: IntGauge,
+    pub golden_verdict: IntGaugeVec,
+    pub golden_pods: IntGaugeVec,
+    pub golden_ready: IntGaugeVec,
+    pub golden_gate_blocked: IntGaugeVec,
     pub leader: IntGauge,
     pub scheduled: IntCounterVec,
 }
@@ -59,6 +64,26 @@ impl Metrics {
                 IntGauge::new("steadfast_services_bypassing_sidecar", "Services whose target port is a number, so that users go past the sidecar."),
             ),
             events_dropped: kept(&registry, IntCounter::new("steadfast_events_dropped_total", "Events that were not told for want of room.")),
+            sidecars_connected: kept(&registry, IntGauge::new("steadfast_sidecars_connected", "Sidecars that listen to this replica.")),
+            golden_verdict: kept(
+                &registry,
+                IntGaugeVec::new(
+                    opts("steadfast_golden_set_verdict", "1 for the verdict that a GoldenSet's pods have together."),
+                    &["namespace", "set", "verdict"],
+                ),
+            ),
+            golden_pods: kept(&registry, IntGaugeVec::new(opts("steadfast_golden_set_pods", "Pods of a GoldenSet by state."), &["namespace", "set", "state"])),
+            golden_ready: kept(
+                &registry,
+                IntGaugeVec::new(opts("steadfast_golden_set_ready", "1 while every matching pod replays the GoldenSet."), &["namespace", "set"]),
+            ),
+            golden_gate_blocked: kept(
+                &registry,
+                IntGaugeVec::new(
+                    opts("steadfast_golden_set_gate_blocked", "1 while pods that answer wrong stay in the Service, since more may not leave."),
+                    &["namespace", "set"],
+                ),
+            ),
             leader: kept(&registry, IntGauge::new("steadfast_leader", "1 while this replica leads.")),
             scheduled: kept(
                 &registry,

@@ -3,7 +3,14 @@
 //! Loopback keeps other machines out but not web pages in this machine's browser, so a request must name a loopback host (which a rebound DNS name is not),
 //! and one that a page sent (it has `Origin`) may change nothing.
 
-use std::{convert::Infallible, fmt::Write, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt::Write,
+    net::IpAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -197,12 +204,18 @@ fn policies(shared: &Shared) -> Response<Bytes> {
 fn metrics(shared: &Shared) -> String {
     let mut text = gather::text(&shared.all_metrics());
     let armed = shared.store.load();
-    for (name, help, value) in [
+    let mut gauges = vec![
         ("steadfast_upstream_ready", "1 while the model server is ready by its own path.", u64::from(*shared.readiness.borrow())),
         ("steadfast_policies_armed", "Policies in force.", armed.policies.len() as u64),
         ("steadfast_cpu_burn_threads", "Threads that burn CPU, for policies with cpuPressure and for requests.", shared.store.burners.threads() as u64),
         ("steadfast_policy_generation", "Generation of the controller's policies.", armed.generation),
-    ] {
+        ("steadfast_kept_out", "1 while the controller keeps this pod out of its Service.", u64::from(shared.store.kept_out().is_some())),
+    ];
+    if shared.config.controller.is_some() {
+        let connected = u64::from(shared.controller_connected.load(Ordering::Relaxed));
+        gauges.push(("steadfast_controller_connected", "1 while the controller's policies are heard.", connected));
+    }
+    for (name, help, value) in gauges {
         // A String takes everything.
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
     }

@@ -133,13 +133,17 @@ async fn main(shared: Arc<Shared>, ports: Ports, admin: std::net::TcpListener, s
         tokio::task::spawn_local(Reporter::new(Arc::clone(&shared), controller).run(Arc::clone(&last)))
     });
     if !sets.is_empty() {
+        start("golden thread", golden_thread(&shared, sets))?;
+    } else if reporter.is_some() {
+        // Nobody pays for a thread before there is something for it to do.
         let shared = Arc::clone(&shared);
-        let run = move || {
-            if let Err(error) = golden::run(&shared, sets, u64::MAX) {
-                tracing::error!(%error, "golden replays could not start");
+        tokio::task::spawn_local(async move {
+            let mut assigned = shared.store.golden.subscribe();
+            let some = assigned.wait_for(|assigned| !assigned.is_empty()).await.is_ok();
+            if some && let Err(error) = golden_thread(&shared, Vec::new()) {
+                tracing::error!(%error, "no thread for golden replays");
             }
-        };
-        start("golden thread", thread::Builder::new().name("golden".into()).spawn(run))?;
+        });
     }
     // Whoever started us may not listen; then nobody needs it.
     let mut line = serde_json::json!({ "data": data[0].to_string(), "admin": admin_address.to_string() });
@@ -189,6 +193,16 @@ async fn main(shared: Arc<Shared>, ports: Ports, admin: std::net::TcpListener, s
         let _ = reporter.await;
     }
     if failed { Err(RunError::Thread) } else { Ok(()) }
+}
+
+fn golden_thread(shared: &Arc<Shared>, sets: Vec<golden::Loaded>) -> io::Result<()> {
+    let shared = Arc::clone(shared);
+    let run = move || {
+        if let Err(error) = golden::run(&shared, sets, u64::MAX) {
+            tracing::error!(%error, "golden replays could not start");
+        }
+    };
+    thread::Builder::new().name("golden".into()).spawn(run).map(drop)
 }
 
 /// What is bound before anything runs.

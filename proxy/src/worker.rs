@@ -44,6 +44,8 @@ pub struct Shared {
     pub drain: Drain,
     /// The model server's readiness, by its own path.
     pub upstream_ready: AtomicBool,
+    /// The controller's stream of policies is open.
+    pub controller_connected: AtomicBool,
     /// A request could not be forwarded: look at the model server now.
     pub suspect: Notify,
     /// Wakes the golden thread when readiness changes.
@@ -62,6 +64,7 @@ impl Shared {
             evidence,
             drain: Drain::new(),
             upstream_ready: AtomicBool::new(false),
+            controller_connected: AtomicBool::new(false),
             suspect: Notify::new(),
             readiness: tokio::sync::watch::Sender::new(false),
             metrics: Mutex::default(),
@@ -83,6 +86,11 @@ impl Shared {
     /// User requests in progress.
     pub fn in_progress(&self) -> i64 {
         self.metrics.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|metrics| metrics.in_progress.get()).sum()
+    }
+
+    /// Requests of users that were answered so far; up to a quarter of a second behind.
+    pub fn answered(&self) -> u64 {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner).total
     }
 
     /// Why users should not be sent here now; `None`: the pod is ready.

@@ -1,12 +1,14 @@
 //! `steadfast golden`: does a live server still give the answers that it must give?
 //!
 //! [`client`] speaks the Open Inference Protocol to any server; [`reference`] asks an ONNX engine whether the set itself is sound; the subcommands
-//! [`enrol`], [`check`] and [`show`] are told apart by what they do with the answers. Everything that decides is in the library `golden_sets`.
+//! [`enrol`], [`check`] and [`show`] are told apart by what they do with the answers. Everything that decides is in the library `golden_sets`; [`manifest`] and
+//! [`gate`] are about GoldenSets of a cluster, which the controller checks.
 
 mod batch;
 mod check;
 mod client;
 mod enrol;
+mod gate;
 mod manifest;
 mod progress;
 mod reference;
@@ -37,6 +39,7 @@ pub(crate) struct Args {
 enum Command {
     Check(check::Args),
     Enrol(enrol::Args),
+    Gate(gate::Args),
     Manifest(manifest::Args),
     Show(show::Args),
 }
@@ -111,6 +114,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
         let outcome = match command {
             Command::Check(args) => check::main(&args).await,
             Command::Enrol(args) => enrol::main(&args).await,
+            Command::Gate(args) => gate::main(&args).await,
             Command::Show(args) => Ok(show::main(&args)),
             Command::Manifest(args) => Ok(manifest::main(&args)),
         };

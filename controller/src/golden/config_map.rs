@@ -1,4 +1,4 @@
-//! A golden set as a ConfigMap: one key a file, `/` in its path written as `__`.
+//! A golden set as a ConfigMap: one key a file, `/` in its path written as `__`; or the single key `set.tar`.
 
 use std::{
     collections::BTreeMap,
@@ -6,11 +6,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
 use k8s_openapi::{ByteString, api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use steadfast_golden_sets::{
+    SetError,
+    set::{self, archive},
+};
 
 /// Bytes of a ConfigMap, as the API server counts them; base64 makes them a third more on the way.
 pub const BYTES_MAX: usize = 1 << 20;
 const SLASH: &str = "__";
+const TAR: &str = "set.tar";
 
 /// Writes the files into `folder`, which is made anew.
 pub fn unpack(map: &ConfigMap, folder: &Path) -> Result<PathBuf, String> {
@@ -23,6 +29,14 @@ pub fn unpack(map: &ConfigMap, folder: &Path) -> Result<PathBuf, String> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
         _ => {}
+    }
+    if let [(key, bytes)] = files.as_slice()
+        && *key == TAR
+    {
+        let wrong = |error: SetError| format!("key {TAR}: {error}");
+        let set = archive::unpack(&Bytes::copy_from_slice(bytes)).map_err(wrong)?;
+        set::write(&set, folder).map_err(wrong)?;
+        return Ok(folder.to_owned());
     }
     for (key, bytes) in files {
         let parts: Vec<&str> = key.split(SLASH).collect();
@@ -77,6 +91,9 @@ mod tests {
         let out = unpack(&map, &folder.path().join("digits")).unwrap();
         let digest = |folder: &Path| steadfast_golden_sets::set::read(folder).unwrap().digest().to_string();
         assert_eq!(digest(&out), digest(&set));
+        let tar = archive::pack(&set::read(&set).unwrap()).unwrap();
+        let tarred = ConfigMap { binary_data: Some([(TAR.to_owned(), ByteString(tar.to_vec()))].into()), ..ConfigMap::default() };
+        assert_eq!(digest(&unpack(&tarred, &folder.path().join("tarred")).unwrap()), digest(&set));
         assert!(map.binary_data.unwrap().keys().all(|key| !key.contains('/') && !key.contains("train")));
     }
 

@@ -1,14 +1,71 @@
 //! Golden sets of a cluster: found by the name of their GoldenSet, fetched from where they lie, and believed only when the digest is right.
 
 pub mod config_map;
+pub mod gate;
+pub mod rollout;
 
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
-use steadfast_api::resource::GoldenSource;
+use steadfast_api::resource::{GoldenSetSpec, GoldenSource};
+use steadfast_golden_sets::GoldenSet as Set;
 
 use crate::reconcile::resource::GoldenSet;
+
+/// Why a GoldenSet's files cannot be had; each says what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    #[error("{0}")]
+    NotSupported(String),
+    #[error("{0}")]
+    NotFound(String),
+    /// They are there, and are no golden set.
+    #[error("{0}")]
+    Broken(String),
+    #[error("{0}")]
+    DigestMismatch(String),
+    /// Nobody can say now.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// The ConfigMap in which a source lies.
+///
+/// # Errors
+/// When it is another kind of source.
+pub fn config_map_of(source: &GoldenSource) -> Result<&str, SourceError> {
+    let other = match source {
+        GoldenSource::ConfigMap(source) => return Ok(&source.name),
+        GoldenSource::PersistentVolumeClaim(_) => "persistentVolumeClaim",
+        GoldenSource::Image(_) => "image",
+        GoldenSource::ObjectStore(_) => "objectStore",
+    };
+    Err(SourceError::NotSupported(format!(
+        "spec.source.{other}: this version reads a configMap alone, of at most {} bytes: `steadfast golden manifest FOLDER` makes one, with fewer samples where a set is larger",
+        config_map::BYTES_MAX
+    )))
+}
+
+/// The ConfigMap of this name. Wants `get` on it.
+pub async fn config_map(client: &Client, namespace: &str, name: &str) -> Result<ConfigMap, SourceError> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let map = maps.get_opt(name).await.map_err(|error| SourceError::Unavailable(format!("ConfigMap {name}: {error}")))?;
+    map.ok_or_else(|| SourceError::NotFound(format!("there is no ConfigMap {name} in namespace {namespace}: `steadfast golden manifest FOLDER` makes it")))
+}
+
+/// The set in `map`, unpacked into `folder`, which is made anew; its digest is the one that `spec` names, where it names one.
+pub fn unpack(map: &ConfigMap, spec: &GoldenSetSpec, folder: &Path) -> Result<Set, SourceError> {
+    let name = map.metadata.name.as_deref().unwrap_or_default();
+    let folder = config_map::unpack(map, folder).map_err(|why| SourceError::Broken(format!("ConfigMap {name}: {why}")))?;
+    let set = steadfast_golden_sets::set::read(&folder).map_err(|error| SourceError::Broken(format!("ConfigMap {name}: {error}")))?;
+    match &spec.digest {
+        Some(digest) if *digest != set.digest().to_string() => {
+            Err(SourceError::DigestMismatch(format!("spec.digest is {digest}, and the set's is {}: it is not the set that was meant", set.digest())))
+        }
+        _ => Ok(set),
+    }
+}
 
 /// Fetches the GoldenSet `name` of a namespace into a folder of its own below `under`. Wants `get` on goldensets and on ConfigMaps there.
 ///
@@ -20,23 +77,10 @@ pub async fn fetch(client: &Client, namespace: &str, name: &str, under: &Path) -
     let set =
         set.ok_or_else(|| format!("there is no GoldenSet {name} in namespace {namespace}: `steadfast golden manifest FOLDER | kubectl apply -f -` makes one"))?;
     let spec = set.spec.get().map_err(|why| format!("GoldenSet {name}: spec: {why}"))?;
-    let folder = match &spec.source {
-        GoldenSource::ConfigMap(source) => {
-            let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-            let map = maps.get_opt(&source.name).await.map_err(|error| error.to_string())?;
-            let map = map.ok_or_else(|| format!("GoldenSet {name}: there is no ConfigMap {} in namespace {namespace}", source.name))?;
-            // In a folder of its name, so that it is found by it.
-            config_map::unpack(&map, &under.join(name)).map_err(|why| format!("GoldenSet {name}: ConfigMap {}: {why}", source.name))?
-        }
-        GoldenSource::PersistentVolumeClaim(_) | GoldenSource::Image(_) | GoldenSource::ObjectStore(_) => {
-            return Err(format!("GoldenSet {name}: spec.source: users' inputs are read from a configMap alone"));
-        }
-    };
-    let read = steadfast_golden_sets::set::read(&folder).map_err(|error| format!("GoldenSet {name}: {error}"))?;
-    match &spec.digest {
-        Some(digest) if *digest != read.digest().to_string() => {
-            Err(format!("GoldenSet {name}: spec.digest is {digest}, and the set's is {}: it is not the set that was meant", read.digest()))
-        }
-        _ => Ok(folder),
-    }
+    let wrong = |error: SourceError| format!("GoldenSet {name}: {error}");
+    let map = config_map(client, namespace, config_map_of(&spec.source).map_err(wrong)?).await.map_err(wrong)?;
+    // In a folder of its name, so that it is found by it.
+    let folder = under.join(name);
+    unpack(&map, spec, &folder).map_err(wrong)?;
+    Ok(folder)
 }

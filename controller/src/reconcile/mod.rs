@@ -2,6 +2,7 @@
 
 pub mod crd;
 pub mod fault_policy;
+pub mod golden_set;
 pub mod injection;
 pub mod pods;
 pub mod resilience_schedule;

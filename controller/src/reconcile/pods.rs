@@ -12,12 +12,14 @@ use tokio::sync::watch;
 use super::watched::Watched;
 use crate::webhook::decide::{INJECTED_ANNOTATION, ROUTES_ANNOTATION, asked};
 
+/// The phase is not metadata, so the API server chooses: nothing is armed, replayed or missed in a pod that is over.
+const NOT_OVER: &str = "status.phase!=Succeeded,status.phase!=Failed";
 /// On namespaces: faults may be armed in their pods. Whoever may label a namespace answers for it.
 pub const FAULTS_LABEL: &str = "steadfast.dev/faults";
 /// Its value.
 pub const FAULTS_ALLOWED: &str = "allowed";
 
-/// A pod that is not being deleted.
+/// A pod that is neither over nor being deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodFacts {
     pub namespace: String,
@@ -50,7 +52,7 @@ impl Pods {
             namespace.annotations_mut().clear();
         }
         Self {
-            pods: Watched::objects(Api::all(client.clone()), watcher::Config::default(), trim_pod),
+            pods: Watched::objects(Api::all(client.clone()), watcher::Config::default().fields(NOT_OVER), trim_pod),
             namespaces: Watched::objects(Api::all(client.clone()), watcher::Config::default(), trim_namespace),
         }
     }
@@ -66,7 +68,7 @@ impl Pods {
         [self.pods.changes(), self.namespaces.changes()]
     }
 
-    /// Every pod that is not being deleted.
+    /// Every pod that is neither over nor being deleted.
     pub fn all(&self) -> Vec<PodFacts> {
         let namespaces: HashMap<String, Arc<PartialObjectMeta<Namespace>>> =
             self.namespaces.all().into_iter().map(|namespace| (namespace.name_any(), namespace)).collect();

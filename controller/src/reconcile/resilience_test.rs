@@ -28,6 +28,7 @@ use serde_json::json;
 use steadfast_api::{
     report::{PhaseKind, Report, RunOutcome},
     resource::{Condition, ReportAddress, ResilienceTestStatus, RunPhase},
+    sidecar::{GoldenReplay, What},
     test::{ApiVersion, Kind, Metadata, ResilienceTest as Test},
 };
 use tokio::{
@@ -36,6 +37,7 @@ use tokio::{
 };
 
 use super::{
+    golden_set::runs::Runs,
     pods::{FAULTS_ALLOWED, FAULTS_LABEL, Pods},
     resource::{API_VERSION, MANAGER, ResilienceTest},
     watched::Watched,
@@ -119,6 +121,7 @@ pub struct Tests {
     pods: Arc<Pods>,
     hub: Arc<PolicyHub>,
     ingest: Arc<Ingest>,
+    golden: Arc<Runs>,
     events: Events,
     stopping: watch::Receiver<bool>,
     /// Runs that this leader began, by UID.
@@ -127,9 +130,16 @@ pub struct Tests {
 
 impl Tests {
     /// `stopping` turning true ends the run that goes on, and with it [`run`](Self::run).
-    pub fn new(means: Arc<Means>, hub: Arc<PolicyHub>, ingest: Arc<Ingest>, events: Events, stopping: watch::Receiver<bool>) -> Self {
+    pub fn new(
+        means: Arc<Means>,
+        hub: Arc<PolicyHub>,
+        ingest: Arc<Ingest>,
+        golden: Arc<Runs>,
+        events: Events,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
         let objects = Watched::objects(Api::all(means.client.clone()), watcher::Config::default(), |_| {});
-        Self { pods: Arc::clone(&means.pods), means, objects, hub, ingest, events, stopping, begun: BTreeSet::new() }
+        Self { pods: Arc::clone(&means.pods), means, objects, hub, ingest, golden, events, stopping, begun: BTreeSet::new() }
     }
 
     /// Returns when it is told to stop and what it did is undone.
@@ -255,7 +265,8 @@ impl Tests {
             return Err(format!("namespace {namespace} does not allow faults: kubectl label namespace {namespace} {FAULTS_LABEL}={FAULTS_ALLOWED}"));
         }
         let folder = Folder(std::env::temp_dir().join(format!("steadfast-{}", test.uid().unwrap_or_default())));
-        for name in spec.load.iter().map(|load| &load.inputs.golden_set).collect::<BTreeSet<_>>() {
+        let golden = spec.golden.iter().map(|golden| &golden.set);
+        for name in spec.load.iter().map(|load| &load.inputs.golden_set).chain(golden).collect::<BTreeSet<_>>() {
             golden::fetch(&self.means.client, &namespace, name, &folder.0).await?;
         }
         let metadata = Metadata { name: test.name_any(), labels: test.labels().clone() };
@@ -269,8 +280,15 @@ impl Tests {
         let (namespace, name) = (test.namespace().unwrap_or_default(), test.name_any());
         let in_flight = plan.test.spec.load.iter().map(|load| load.max_in_flight).fold(0, u32::saturating_add);
         let uid = test.uid().unwrap_or_default();
-        let of = namespace.clone();
-        let seen = self.ingest.subscribe(SEEN_MAX, move |pod, _| pod.namespace == of).into_receiver();
+        let (of, golden) = (namespace.clone(), plan.test.spec.golden.clone());
+        // What others have replayed in these pods is no part of the run.
+        let asked = move |what: &What| match what {
+            What::Golden(GoldenReplay { set, .. }) | What::GoldenVerdict { set, .. } => golden.iter().any(|golden| golden.set == *set),
+            _ => true,
+        };
+        let seen = self.ingest.subscribe(SEEN_MAX, move |pod, what| pod.namespace == of && asked(what)).into_receiver();
+        let sets = plan.test.spec.golden.iter().filter_map(|golden| Some((golden.set.as_str(), &*plan.sets.get(&golden.set)?.set, golden.every)));
+        let _replays = self.golden.begin(&uid, &namespace, &plan.test.spec.target.selector, sets)?;
         let platform = KubernetesPlatform::start(KubernetesOptions {
             means: Arc::clone(&self.means),
             hub: Arc::clone(&self.hub),

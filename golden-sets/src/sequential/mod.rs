@@ -20,6 +20,9 @@ pub use draw::Draw;
 pub use evidence::{Detector, Exclusion, Mixture};
 pub use judge::{Judge, Next};
 
+/// See [`Settings::recovered_after`].
+pub const RETURNS_WRONGLY: f64 = 0.05;
+
 /// What a verdict promises.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
@@ -57,7 +60,26 @@ impl Settings {
         self
     }
 
-    fn check(&self) -> Result<(), BadSettings> {
+    /// For a monitor that is described by `alpha`, the bound on the chance that one test ever raises a false alarm. The detector begins such a test with every
+    /// sample and alarms when their evidence adds up to 1/alpha, so false alarms are at least 1/alpha samples apart on average. Mismatches that are to be detected
+    /// are `detect` of all; what is tolerated is a tenth of it, and 0.001 at most.
+    #[must_use]
+    pub fn monitor(alpha: f64, detect: f64) -> Self {
+        let default = Self::default();
+        Self { run_length: 1.0 / alpha, detect, tolerated: default.tolerated.min(detect / 10.0), ..default }
+    }
+
+    /// Right answers in a row after which a server that has failed is asked anew. One that still answers the share `detect` wrong, or more, gives so many with a
+    /// probability of at most [`RETURNS_WRONGLY`].
+    pub fn recovered_after(&self) -> u32 {
+        (RETURNS_WRONGLY.ln() / (-self.detect).ln_1p()).ceil().max(1.0) as u32
+    }
+
+    /// Whether these can be promised.
+    ///
+    /// # Errors
+    /// The first that is out of its range.
+    pub fn check(&self) -> Result<(), BadSettings> {
         let fields = [
             ("falseAlarms", self.false_alarms, 1e-12..=0.5, "more than 0 (at least 1e-12) and at most 0.5"),
             ("tolerated", self.tolerated, 1e-9..=0.2, "at least 1e-9 and at most 0.2"),

@@ -1,8 +1,9 @@
 //! A golden set: a model, inputs, and the answers it must give. Read from a directory, or made in memory and written to one.
 //!
 //! On disk it has the layout of the ONNX model zoo, `model.onnx` and `test_data_set_<n>/{input,output}_<i>.pb`, with a `golden.yaml` beside them.
-//! Without `golden.yaml` everything it would say is derived from the graph ([`derive`]).
+//! Without `golden.yaml` everything it would say is derived from the graph ([`derive`]). As one tar it travels ([`archive`]).
 
+pub mod archive;
 mod check;
 pub mod derive;
 pub mod files;

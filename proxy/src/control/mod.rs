@@ -10,23 +10,29 @@ use std::time::Duration;
 use rand::RngExt;
 
 /// Waits between attempts: doubled from 50 ms to 2 s, and each drawn from half of it to all of it, so that sidecars do not come back together.
-pub(crate) struct Backoff(Duration);
+pub(crate) struct Backoff {
+    next: Duration,
+    first: Duration,
+    last: Duration,
+}
 
 impl Backoff {
-    const FIRST: Duration = Duration::from_millis(50);
-    const LAST: Duration = Duration::from_secs(2);
-
     pub(crate) const fn new() -> Self {
-        Self(Self::FIRST)
+        Self::between(Duration::from_millis(50), Duration::from_secs(2))
+    }
+
+    /// For what no request waits for, and many ask at the same time.
+    pub(crate) const fn between(first: Duration, last: Duration) -> Self {
+        Self { next: first, first, last }
     }
 
     pub(crate) const fn reset(&mut self) {
-        self.0 = Self::FIRST;
+        self.next = self.first;
     }
 
     pub(crate) async fn wait(&mut self) {
-        let pause = self.0.mul_f64(rand::rng().random_range(0.5..=1.0));
-        self.0 = (self.0 * 2).min(Self::LAST);
+        let pause = self.next.mul_f64(rand::rng().random_range(0.5..=1.0));
+        self.next = (self.next * 2).min(self.last);
         tokio::time::sleep(pause).await;
     }
 }

@@ -1,6 +1,10 @@
 //! Policies from the controller: one long response of JSON lines. Each line is all that shall be armed.
 
-use std::{fmt::Write, sync::Arc, time::Duration};
+use std::{
+    fmt::Write,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
@@ -45,7 +49,24 @@ async fn follow_once(shared: &Shared, controller: &Controller, backoff: &mut Bac
         return Err(format!("the controller answered {}", response.status()));
     }
     backoff.reset();
+    let _connected = Connected::new(shared);
     read_lines(shared, response.into_body()).await
+}
+
+/// Told by a metric for as long as it lives.
+struct Connected<'a>(&'a Shared);
+
+impl<'a> Connected<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.controller_connected.store(true, Ordering::Relaxed);
+        Self(shared)
+    }
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.0.controller_connected.store(false, Ordering::Relaxed);
+    }
 }
 
 async fn read_lines(shared: &Shared, mut body: Incoming) -> Result<(), String> {

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use steadfast_api::{
-    policy::{NamedPolicy, PolicySnapshot},
+    policy::{GOLDEN_SETS_MAX, GoldenAssignment, NamedPolicy, PolicySnapshot},
     sidecar::What,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::{
     burners::Burners,
@@ -57,6 +57,8 @@ pub struct Store {
     pub hold: Hold,
     /// Why the pod stays out of its Service, and until when.
     kept_out: Mutex<Option<(String, u64)>>,
+    /// Golden sets that the controller wants replayed.
+    pub golden: watch::Sender<Vec<GoldenAssignment>>,
     evidence: Evidence,
     changed: Notify,
 }
@@ -69,6 +71,7 @@ impl Store {
             burners: Burners::default(),
             hold: Hold::default(),
             kept_out: Mutex::default(),
+            golden: watch::Sender::new(Vec::new()),
             evidence,
             changed: Notify::new(),
         }
@@ -88,6 +91,16 @@ impl Store {
         let policies = compile(snapshot.policies, &state.controller)?;
         let until = |span: steadfast_api::Span| clock::now_ns().saturating_add(span.get().as_nanos() as u64);
         *self.kept_out.lock().unwrap_or_else(PoisonError::into_inner) = snapshot.unready.map(|unready| (unready.reason, until(unready.expires_after)));
+        let mut golden = snapshot.golden;
+        if golden.len() > GOLDEN_SETS_MAX {
+            tracing::error!(assigned = golden.len(), most = GOLDEN_SETS_MAX, "more golden sets than one pod takes; the last ones are not replayed");
+            golden.truncate(GOLDEN_SETS_MAX);
+        }
+        self.golden.send_if_modified(|current| {
+            let changed = *current != golden;
+            *current = golden;
+            changed
+        });
         // What was disarmed by hand is remembered for as long as the controller goes on saying it.
         state.disarmed.retain(|disarmed| policies.iter().any(|policy| Arc::ptr_eq(policy, disarmed)));
         state.epoch = snapshot.epoch;

@@ -1,60 +1,101 @@
 //! When which sample is replayed. Random draws from a seed, one replay of a set at a time.
 //!
 //! At once when the model server becomes ready, and then quickly until the first right answer (so that the moment of the first correct prediction is known
-//! to within [`EAGER`]); every `--golden-every` from then on; skipped and counted while users keep the sidecar busy;
+//! to within [`EAGER`]); every `every` from then on; skipped and counted while users keep the sidecar busy, and beyond the set's share of their requests ([`pace`]);
 //! nothing is asked of a pod that is held down, since users cannot ask it either, and the end of that is like becoming ready.
+//!
+//! **Recovery.** A Fail was told, and the question is open: a second judge begins anew with the first right answer after each wrong one, and takes over when it has
+//! seen [`Terms::recovered_after`] right answers and no wrong one. No answer is neither. A pod that is kept out of its Service meanwhile has nobody else to answer,
+//! so it is asked every [`PROBATION`].
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use steadfast_api::{
+    Percent,
     golden::{Outcome, Verdict},
     sidecar::What,
 };
-use steadfast_golden_sets::sequential::{Draw, Judge, Next, Settings};
-use tokio::time::Instant;
+use steadfast_golden_sets::sequential::{BadSettings, Draw, Judge, Next, Settings};
+use tokio::{sync::watch, time::Instant};
 
-use super::{Loaded, replay::Replayer};
+use super::{Loaded, pace::Allowance, replay::Replayer};
 use crate::worker::Worker;
 
 /// Between replays while no right answer has come since the model server became ready.
 const EAGER: Duration = Duration::from_millis(20);
+/// A pause that is longer is broken off when the pod is taken out of its Service.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A server that gives no right answer for this long is asked at the ordinary pace.
 const EAGER_FOR: Duration = Duration::from_secs(5);
+/// Between replays of a pod that is out of its Service because of what it answered.
+const PROBATION: Duration = Duration::from_millis(100);
 /// Repetitions of a wrong answer of a server whose enrolment showed no noise.
 const RETRIES: u32 = 2;
-/// So many right answers in a row after a Fail, and the question is asked anew: the Fail was told, and what caused it has gone.
+/// For sets of the command line.
 const RECOVERED_AFTER: u32 = 20;
 
+/// How a set is replayed, and what its verdict promises.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Terms {
+    pub every: Duration,
+    /// At most this share of the pod's requests, while it has any. `None`: whatever they are.
+    pub share: Option<Percent>,
+    pub settings: Settings,
+    /// Right answers in a row after which a server that has failed is asked anew.
+    pub recovered_after: u32,
+    /// A server that has failed and starts again must show that it is right, like any that has failed. Otherwise it counts as another one.
+    pub lasting: bool,
+}
+
+impl Terms {
+    /// For a set that the command line names.
+    pub fn by_hand(every: Duration) -> Self {
+        Self { every, share: None, settings: Settings::default(), recovered_after: RECOVERED_AFTER, lasting: false }
+    }
+}
+
+/// A set to be replayed under a name.
+pub struct Question {
+    pub name: Arc<str>,
+    /// Of the set, where the controller assigned it.
+    pub digest: Option<String>,
+    pub loaded: Loaded,
+    /// They may change while it runs; without a sender they stay.
+    pub terms: watch::Receiver<Terms>,
+    /// Of the draws.
+    pub seed: u64,
+}
+
+/// Tells that nothing can be said of a server by this set.
+pub(super) fn refuse(worker: &Worker, name: &str, digest: Option<String>, why: &str) {
+    tracing::error!(set = name, why, "golden set refused: it is not replayed");
+    let verdict = What::GoldenVerdict { set: name.to_owned(), digest, verdict: Verdict::ReferenceBroken, samples: 0, mismatches: 0 };
+    worker.shared.evidence.urgent(verdict);
+}
+
 /// Replays one set for as long as it is polled.
-pub async fn run(worker: Rc<Worker>, loaded: Loaded, index: u64) {
+pub async fn run(worker: Rc<Worker>, question: Question) {
+    let Question { name, digest, loaded, mut terms, seed } = question;
     let shared = &worker.shared;
     let config = &shared.config;
-    let name = name(&loaded);
     let deterministic = loaded.enrolment.as_ref().is_some_and(steadfast_golden_sets::enrol::Enrolment::deterministic);
     let mut replayer = match Replayer::new(&worker, loaded.set, loaded.enrolment.as_ref()) {
         Ok(replayer) => replayer,
-        Err(why) => {
-            tracing::error!(set = name, why, "golden set refused: it is not replayed");
-            shared.evidence.urgent(What::GoldenVerdict { set: name, verdict: Verdict::ReferenceBroken, samples: 0, mismatches: 0 });
-            return;
-        }
+        Err(why) => return refuse(&worker, &name, digest, &why),
     };
-    let judge = match Judge::monitor(Settings::default()) {
-        Ok(judge) if deterministic => judge.deterministic(RETRIES),
-        Ok(judge) => judge,
+    let mut now = terms.borrow_and_update().clone();
+    let mut asked = match Asked::new(&worker, name, digest, deterministic, &now) {
+        Ok(asked) => asked,
         Err(error) => return tracing::error!(%error, "the settings of verdicts are wrong"),
     };
-    let mut asked = Asked { worker: Rc::clone(&worker), name, judge, told: None, right_in_a_row: 0 };
-    let mut draw = Draw::new(config.golden_seed.wrapping_add(index), loaded.samples);
+    let mut draw = Draw::new(seed, loaded.samples);
+    let mut allowance = Allowance::default();
     let mut readiness = shared.readiness.subscribe();
     loop {
         if readiness.wait_for(|ready| *ready).await.is_err() {
             return;
         }
-        // A server that became ready is another one, as far as anybody can tell.
-        asked.judge.reset();
-        asked.right_in_a_row = 0;
-        asked.tell();
+        asked.server_starts(now.lasting);
         let (mut ready_since, mut right_since_ready) = (Instant::now(), false);
         let mut due = Instant::now();
         let mut held = worker.held.subscribe();
@@ -68,40 +109,88 @@ pub async fn run(worker: Rc<Worker>, loaded: Loaded, index: u64) {
                 (ready_since, right_since_ready, due) = (Instant::now(), false, Instant::now());
                 continue;
             }
-            if config.golden_skip_above > 0 && shared.in_progress() > i64::from(config.golden_skip_above) {
-                worker.meter.metrics.golden_skipped.with_label_values(&[&asked.name]).inc();
+            let latest = terms.borrow_and_update().clone();
+            if latest != now {
+                now = latest;
+                asked.under(&now);
+            }
+            let busy = config.golden_skip_above > 0 && shared.in_progress() > i64::from(config.golden_skip_above);
+            if busy || !allowance.spend(now.share, shared.answered(), Instant::now().into_std()) {
+                worker.meter.metrics.golden_skipped.with_label_values(&[&*asked.label]).inc();
             } else if let Some(sample) = draw.next() {
                 right_since_ready |= asked.about(&mut replayer, sample).await;
             }
-            let eager = !right_since_ready && ready_since.elapsed() < EAGER_FOR;
-            let pause = if eager { EAGER.min(config.golden_every) } else { config.golden_every };
+            let on_probation = || asked.has_failed() && shared.store.kept_out().is_some();
+            let pause = if !right_since_ready && ready_since.elapsed() < EAGER_FOR {
+                EAGER.min(now.every)
+            } else if on_probation() {
+                PROBATION.min(now.every)
+            } else {
+                now.every
+            };
             // Late is late: replays that were missed are not made up for.
             due = (due + pause).max(Instant::now());
             tokio::select! {
-                () = tokio::time::sleep_until(due) => {}
+                () = rest(due, || pause > PROBATION && on_probation()) => {}
+                () = changed(&mut terms) => {}
                 changed = readiness.changed() => if changed.is_err() { return },
             }
+            due = due.min(Instant::now());
         }
     }
 }
 
-/// The name under which a set is reported: its directory's, or its model's.
-fn name(loaded: &Loaded) -> String {
-    let directory = loaded.set.directory().and_then(|directory| directory.canonicalize().ok());
-    let directory = directory.as_deref().and_then(|directory| directory.file_name()).map(|name| name.to_string_lossy().into_owned());
-    directory.unwrap_or_else(|| loaded.set.manifest().model.clone())
+/// Until then, or until there is a reason to go on sooner, which is looked for every [`LOOK_EVERY`].
+async fn rest(until: Instant, sooner: impl Fn() -> bool) {
+    loop {
+        tokio::time::sleep_until(until.min(Instant::now() + LOOK_EVERY)).await;
+        if Instant::now() >= until || sooner() {
+            return;
+        }
+    }
+}
+
+/// Returns when the terms are others; never, when nobody is there to change them.
+async fn changed(terms: &mut watch::Receiver<Terms>) {
+    if terms.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// The question about one set, as far as it is answered.
 struct Asked {
     worker: Rc<Worker>,
-    name: String,
-    judge: Judge,
+    name: Arc<str>,
+    /// Its name in metrics.
+    label: Arc<str>,
+    digest: Option<String>,
+    trial: Trial,
     told: Option<(Verdict, u64, u64)>,
-    right_in_a_row: u32,
 }
 
 impl Asked {
+    fn new(worker: &Rc<Worker>, name: Arc<str>, digest: Option<String>, deterministic: bool, terms: &Terms) -> Result<Self, BadSettings> {
+        // What the command line names is bounded by the command line.
+        let label = if digest.is_some() { worker.meter.label(&name) } else { Arc::clone(&name) };
+        Ok(Self { trial: Trial::new(terms, deterministic)?, worker: Rc::clone(worker), name, label, digest, told: None })
+    }
+
+    fn has_failed(&self) -> bool {
+        self.trial.judge.verdict() == Verdict::Fail
+    }
+
+    fn server_starts(&mut self, lasting: bool) {
+        self.trial.server_starts(lasting);
+        self.tell();
+    }
+
+    fn under(&mut self, terms: &Terms) {
+        if let Err(error) = self.trial.under(terms) {
+            tracing::error!(%error, set = &*self.name, "the settings of verdicts are wrong; the old ones stay");
+        }
+        self.tell();
+    }
+
     /// Replays `sample`, again where the judge wants it confirmed. Whether the answer was right.
     async fn about(&mut self, replayer: &mut Replayer, sample: usize) -> bool {
         loop {
@@ -112,22 +201,19 @@ impl Asked {
                 Outcome::Mismatch => "mismatch",
                 Outcome::NoAnswer => "no-answer",
             };
-            self.worker.meter.metrics.golden_replays.with_label_values(&[self.name.as_str(), word]).inc();
+            self.worker.meter.metrics.golden_replays.with_label_values(&[&*self.label, word]).inc();
             if let Some(whole) = replayed.reference {
-                self.judge.set_reference_broken(!whole);
+                self.trial.judge.set_reference_broken(!whole);
             }
             if let Some(detail) = &replayed.report.detail {
-                tracing::info!(set = self.name, sample = replayed.report.sample, detail, "{word}");
+                tracing::info!(set = &*self.name, sample = replayed.report.sample, detail, "{word}");
             }
             self.worker.shared.evidence.urgent(What::Golden(replayed.report));
-            let next = self.judge.observe(outcome);
-            self.right_in_a_row = if outcome == Outcome::Match { self.right_in_a_row + 1 } else { 0 };
-            self.tell();
-            if self.judge.verdict() == Verdict::Fail && self.right_in_a_row >= RECOVERED_AFTER {
-                tracing::info!(set = self.name, "right answers again: the verdict is open anew");
-                self.judge.reset();
-                self.tell();
+            let (next, failed) = (self.trial.observe(outcome), self.told.is_some_and(|told| told.0 == Verdict::Fail));
+            if failed && !self.has_failed() {
+                tracing::info!(set = &*self.name, "right answers again: the verdict is open anew");
             }
+            self.tell();
             // No answer is no confirmation, and asking a server that cannot answer again and again helps nobody.
             if next == Next::Draw || outcome == Outcome::NoAnswer {
                 return outcome == Outcome::Match;
@@ -137,19 +223,163 @@ impl Asked {
 
     /// Reports the verdict where it or its counts have changed.
     fn tell(&mut self) {
-        let now = (self.judge.verdict(), self.judge.samples(), self.judge.mismatches());
+        let judge = &self.trial.judge;
+        let now = (judge.verdict(), judge.samples(), judge.mismatches());
         if self.told == Some(now) {
             return;
         }
         let gauge = &self.worker.meter.metrics.golden_verdict;
-        for verdict in [Verdict::Pass, Verdict::Fail, Verdict::Inconclusive, Verdict::ReferenceBroken] {
-            gauge.with_label_values(&[self.name.as_str(), &verdict.to_string()]).set(i64::from(verdict == now.0));
+        for verdict in VERDICTS {
+            gauge.with_label_values(&[&*self.label, &verdict.to_string()]).set(i64::from(verdict == now.0));
         }
         if self.told.is_none_or(|told| told.0 != now.0) {
-            tracing::info!(set = self.name, verdict = %now.0, reason = self.judge.reason(), "golden verdict");
+            tracing::info!(set = &*self.name, verdict = %now.0, reason = judge.reason(), "golden verdict");
         }
         self.told = Some(now);
         let (verdict, samples, mismatches) = now;
-        self.worker.shared.evidence.urgent(What::GoldenVerdict { set: self.name.clone(), verdict, samples, mismatches });
+        let told = What::GoldenVerdict { set: self.name.to_string(), digest: self.digest.clone(), verdict, samples, mismatches };
+        self.worker.shared.evidence.urgent(told);
+    }
+}
+
+const VERDICTS: [Verdict; 4] = [Verdict::Pass, Verdict::Fail, Verdict::Inconclusive, Verdict::ReferenceBroken];
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        // Nobody asks any more, so there is no verdict.
+        for verdict in VERDICTS {
+            let _ = self.worker.meter.metrics.golden_verdict.remove_label_values(&[&*self.label, &verdict.to_string()]);
+        }
+    }
+}
+
+/// The judge, and the one that may succeed it.
+struct Trial {
+    judge: Judge,
+    /// Since the last wrong answer of a server that has failed.
+    probation: Option<Judge>,
+    settings: Settings,
+    deterministic: bool,
+    recovered_after: u32,
+}
+
+impl Trial {
+    fn new(terms: &Terms, deterministic: bool) -> Result<Self, BadSettings> {
+        let judge = judge(terms.settings, deterministic)?;
+        Ok(Self { judge, probation: None, settings: terms.settings, deterministic, recovered_after: terms.recovered_after })
+    }
+
+    /// Other terms; evidence that was gathered under another promise counts no more, except that a Fail stays until it is mended.
+    fn under(&mut self, terms: &Terms) -> Result<(), BadSettings> {
+        if self.settings != terms.settings {
+            let fresh = judge(terms.settings, self.deterministic)?;
+            if self.judge.verdict() == Verdict::Fail {
+                self.probation = Some(fresh);
+            } else {
+                self.judge = fresh;
+            }
+            self.settings = terms.settings;
+        }
+        self.recovered_after = terms.recovered_after;
+        Ok(())
+    }
+
+    /// A server that became ready is another one, as far as anybody can tell.
+    fn server_starts(&mut self, lasting: bool) {
+        if !(lasting && self.judge.verdict() == Verdict::Fail) {
+            self.judge.reset();
+            self.probation = None;
+        }
+    }
+
+    fn observe(&mut self, outcome: Outcome) -> Next {
+        let next = self.judge.observe(outcome);
+        if self.judge.verdict() != Verdict::Fail {
+            return next;
+        }
+        if self.probation.is_none() {
+            // Its settings were checked when the judge was made.
+            self.probation = judge(self.settings, self.deterministic).ok();
+        }
+        let Some(probation) = &mut self.probation else { return next };
+        match outcome {
+            Outcome::Mismatch => probation.reset(),
+            Outcome::Match => drop(probation.observe(outcome)),
+            Outcome::NoAnswer => {}
+        }
+        if probation.samples() >= u64::from(self.recovered_after)
+            && let Some(recovered) = self.probation.take()
+        {
+            self.judge = recovered;
+        }
+        next
+    }
+}
+
+fn judge(settings: Settings, deterministic: bool) -> Result<Judge, BadSettings> {
+    let judge = Judge::monitor(settings)?;
+    Ok(if deterministic { judge.deterministic(RETRIES) } else { judge })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trial(lasting: bool) -> (Trial, Terms) {
+        let settings = Settings::monitor(3e-8, 0.1);
+        let terms = Terms { settings, recovered_after: settings.recovered_after(), lasting, ..Terms::by_hand(Duration::from_secs(1)) };
+        (Trial::new(&terms, false).unwrap(), terms)
+    }
+
+    fn fail(trial: &mut Trial) {
+        let asked = (0..20).position(|_| {
+            trial.observe(Outcome::Mismatch);
+            trial.judge.verdict() == Verdict::Fail
+        });
+        assert!(asked.is_some_and(|asked| asked < 10), "{asked:?}");
+    }
+
+    #[test]
+    fn a_failed_server_is_asked_anew_after_so_many_right_answers_in_a_row() {
+        let (mut trial, terms) = trial(true);
+        assert_eq!(terms.recovered_after, 29, "0.9^29 is below one in twenty");
+        fail(&mut trial);
+        for _ in 0..28 {
+            trial.observe(Outcome::Match);
+        }
+        trial.observe(Outcome::Mismatch);
+        for _ in 0..28 {
+            trial.observe(Outcome::Match);
+            trial.observe(Outcome::NoAnswer);
+            assert_eq!(trial.judge.verdict(), Verdict::Fail);
+        }
+        trial.observe(Outcome::Match);
+        assert_eq!((trial.judge.verdict(), trial.judge.samples(), trial.judge.mismatches()), (Verdict::Inconclusive, 29, 0), "its evidence is kept");
+    }
+
+    #[test]
+    fn starting_again_mends_nothing_where_the_verdict_lasts() {
+        let (mut trial, _) = trial(true);
+        fail(&mut trial);
+        trial.server_starts(true);
+        assert_eq!(trial.judge.verdict(), Verdict::Fail);
+        trial.server_starts(false);
+        assert_eq!((trial.judge.verdict(), trial.judge.samples()), (Verdict::Inconclusive, 0));
+    }
+
+    #[test]
+    fn another_promise_begins_anew_and_a_fail_stays() {
+        let (mut trial, mut terms) = trial(true);
+        trial.observe(Outcome::Match);
+        terms.every = Duration::from_secs(2);
+        trial.under(&terms).unwrap();
+        assert_eq!(trial.judge.samples(), 1, "the pace is no promise");
+        terms.settings = Settings::monitor(1e-6, 0.1);
+        trial.under(&terms).unwrap();
+        assert_eq!(trial.judge.samples(), 0);
+        fail(&mut trial);
+        terms.settings = Settings::monitor(1e-5, 0.1);
+        trial.under(&terms).unwrap();
+        assert_eq!(trial.judge.verdict(), Verdict::Fail);
     }
 }

@@ -128,8 +128,8 @@ impl Meter {
         self.window.borrow_mut().response(origin, status, duration_ns);
     }
 
-    /// The name that metrics use for `policy`.
-    fn label(&self, policy: &Arc<str>) -> Arc<str> {
+    /// The name that metrics use for a policy or a golden set that somebody else named.
+    pub fn label(&self, policy: &Arc<str>) -> Arc<str> {
         let mut names = self.names.borrow_mut();
         if names.contains(policy) {
             Arc::clone(policy)

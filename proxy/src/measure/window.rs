@@ -25,6 +25,8 @@ pub struct Window {
     injected: HashMap<(Arc<str>, FaultKind), u64>,
     pub over_budget: u64,
     latency: Histogram<u64>,
+    /// Responses that were taken in, over all windows.
+    pub total: u64,
 }
 
 impl Default for Window {
@@ -35,7 +37,7 @@ impl Default for Window {
 
 impl Window {
     pub fn new() -> Self {
-        Self { begun_ns: clock::now_ns(), responses: HashMap::new(), injected: HashMap::new(), over_budget: 0, latency: latencies() }
+        Self { begun_ns: clock::now_ns(), responses: HashMap::new(), injected: HashMap::new(), over_budget: 0, latency: latencies(), total: 0 }
     }
 
     pub fn response(&mut self, origin: Origin, status: u16, latency_ns: u64) {
@@ -54,6 +56,7 @@ impl Window {
         }
         for (key, count) in other.responses.drain() {
             *self.responses.entry(key).or_default() += count;
+            self.total += count;
         }
         for (key, count) in other.injected.drain() {
             *self.injected.entry(key).or_default() += count;
@@ -105,6 +108,7 @@ mod tests {
         assert_eq!(report.injected[0].count, 1);
         all.take_in(&mut one);
         let empty = all.report();
+        assert_eq!(all.total, 100, "what was taken in stays counted");
         assert!(empty.responses.is_empty() && empty.injected.is_empty() && empty.latency_p99_ns == 0);
     }
 }

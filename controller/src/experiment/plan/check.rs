@@ -7,7 +7,7 @@ use std::{
 
 use steadfast_api::{
     Percent, Span,
-    policy::LabelSelector,
+    policy::{GOLDEN_SETS_MAX, LabelSelector},
     test::{Action, During, Halt, Hypothesis, Local, NodeFailure, NodeFailureBy, RecoveredAt, ResilienceTest, ResilienceTestSpec, Selection, Step},
 };
 
@@ -42,7 +42,8 @@ pub(super) fn check(test: &ResilienceTest, target: Target, finder: &Finder) -> (
     check.name("metadata.name", &test.metadata.name);
     check.target();
     match (&test.spec.local, target) {
-        (_, Target::Cluster) => check.cluster(),
+        // `local` is read by the local platform alone.
+        (_, Target::Cluster) => {}
         (Some(local), Target::Local) => check.local(local),
         (None, Target::Local) => {
             check.wrong("spec", "has no `local`: the local platform needs to know how many nodes and which pods, such as `local: {nodes: 3, pods: {…}}`");
@@ -91,12 +92,6 @@ impl Check<'_> {
         }
         if self.spec.target.port.is_empty() {
             self.wrong("spec.target.port", "is empty: name the Service's port, such as http");
-        }
-    }
-
-    fn cluster(&mut self) {
-        if !self.spec.golden.is_empty() {
-            self.wrong("spec.golden", "replays in pods are not possible on a cluster: leave `golden` out; the answers to users are checked all the same");
         }
     }
 
@@ -178,6 +173,9 @@ impl Check<'_> {
             if golden.every.get() < Duration::from_millis(10) {
                 self.wrong(field("every"), format!("{} is too often: write 10ms or more, such as 1s", golden.every));
             }
+        }
+        if self.target == Target::Cluster && self.spec.golden.len() > GOLDEN_SETS_MAX {
+            self.wrong("spec.golden", format!("{} sets are more than a sidecar takes: write {GOLDEN_SETS_MAX} at most", self.spec.golden.len()));
         }
     }
 

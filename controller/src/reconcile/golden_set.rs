@@ -1,0 +1,563 @@
+//! GoldenSets: replayed in every matching pod for as long as they exist, judged pod by pod, told of in their status; and pods that answer wrong leave their Service
+//! where that was asked for.
+//!
+//! ```text
+//!  GoldenSet, ConfigMap ─▶ [source] ─▶ SetStore ─▶ sidecars fetch by digest
+//!            │ [promise]                              │ verdicts
+//!            ▼                                        ▼
+//!     PolicyHub: what is assigned  ◀── [gate] ◀── [verdicts] ─▶ [status], Events, metrics
+//! ```
+//!
+//! Level-triggered, as FaultPolicies: after every change, and every two seconds, all sets are held against all pods. Nothing here is needed to go on replaying: a
+//! sidecar that lost its controller replays what it was assigned last. A pod is out for [`OUT_FOR`] by its own clock, and is told again long before that.
+//!
+//! A new leader takes over who is out from the status, as far as names stand there (ten, those who are out first); others who belong out leave again when their
+//! sidecars say so, with the next sample.
+
+pub mod gate;
+mod promise;
+pub mod runs;
+mod source;
+pub mod status;
+pub mod verdicts;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{
+    api::core::v1::{ObjectReference, Pod},
+    jiff::{SignedDuration, Timestamp},
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{ListParams, Patch, PatchParams},
+    runtime::watcher,
+};
+use serde_json::json;
+use steadfast_api::{
+    Span,
+    golden::Verdict,
+    policy::{GoldenAssignment, LabelSelector, Unready},
+    resource::{GoldenReadiness, GoldenSetSpec, GoldenSetStatus},
+};
+use tokio::time::{sleep, timeout};
+
+use self::{
+    gate::{Matched, Standing},
+    runs::Runs,
+    source::Source,
+    status::{About, NAMES_MAX, Ready},
+    verdicts::{Verdicts, of_service},
+};
+use super::{
+    pods::{PodFacts, Pods},
+    resource::{API_VERSION, GoldenSet, MANAGER},
+    watched::Watched,
+};
+use crate::{
+    events::Events,
+    metrics::Metrics,
+    serve::{ingest::Ingest, policy::PolicyHub, sets::SetStore},
+};
+
+/// GoldenSets that are replayed, those made first before others.
+const SETS_MAX: usize = 1_000;
+/// A burst of changes is looked at once.
+const SETTLE: Duration = Duration::from_millis(10);
+/// Everything is looked at so often.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Statuses change at most so often while only counts of pods do.
+const COUNTS_EVERY: SignedDuration = SignedDuration::from_secs(10);
+const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
+const LISTED_WITHIN: Duration = Duration::from_secs(5);
+/// A new leader waits no longer to know all sources before it speaks to sidecars.
+const FIRST_WITHIN: Duration = Duration::from_secs(20);
+/// A pod returns by itself when nobody has said for so long that it is to stay out.
+const OUT_FOR: Duration = Duration::from_secs(30);
+/// It is said again when less than this is left.
+const SAY_AGAIN: Duration = Duration::from_secs(20);
+/// A sidecar that was not heard for so long says nothing of its pod.
+const SILENT_FOR: Duration = Duration::from_secs(30);
+
+/// What is remembered of one GoldenSet.
+#[derive(Default)]
+struct Held {
+    source: Source,
+    /// The generation that each pod has to confirm, by UID.
+    assigned: HashMap<String, u64>,
+    /// Pods that are out, and until when they were told.
+    out: BTreeMap<String, Instant>,
+    /// What was told of each pod, by UID.
+    told: HashMap<String, Verdict>,
+    written: Option<(GoldenSetStatus, Timestamp)>,
+}
+
+/// One set as it stands after a look.
+struct Looked {
+    object: Arc<GoldenSet>,
+    owner: String,
+    ready: Ready,
+    gate: Standing,
+    readiness: GoldenReadiness,
+    status: GoldenSetStatus,
+    broken: Vec<String>,
+}
+
+/// See the module. Wants `list` and `watch` on goldensets, `patch` on their status, `get` on ConfigMaps, `list` on pods.
+pub struct GoldenSets {
+    client: Client,
+    objects: Watched<GoldenSet>,
+    pods: Arc<Pods>,
+    hub: Arc<PolicyHub>,
+    ingest: Arc<Ingest>,
+    sets: Arc<SetStore>,
+    runs: Arc<Runs>,
+    verdicts: Verdicts,
+    events: Events,
+    metrics: Metrics,
+    /// By owner in the hub.
+    held: HashMap<String, Held>,
+    /// The same of runs: UIDs of their pods.
+    of_runs: HashMap<String, HashSet<String>>,
+}
+
+/// What of the cluster GoldenSets work with.
+pub struct Parts {
+    pub client: Client,
+    pub pods: Arc<Pods>,
+    pub hub: Arc<PolicyHub>,
+    pub ingest: Arc<Ingest>,
+    pub sets: Arc<SetStore>,
+    pub runs: Arc<Runs>,
+    pub events: Events,
+    pub metrics: Metrics,
+}
+
+impl GoldenSets {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { client, pods, hub, ingest, sets, runs, events, metrics } = parts;
+        let objects = Watched::objects(Api::all(client.clone()), watcher::Config::default(), |_| {});
+        let verdicts = Verdicts::follow(&ingest);
+        Self { client, objects, pods, hub, ingest, sets, runs, verdicts, events, metrics, held: HashMap::new(), of_runs: HashMap::new() }
+    }
+
+    /// Returns once what is asked for now is in the hub, or after [`FIRST_WITHIN`].
+    pub async fn first(&mut self) {
+        self.pods.listed().await;
+        self.objects.listed().await;
+        if timeout(FIRST_WITHIN, self.look()).await.is_err() {
+            tracing::warn!("not every golden set could be read; sidecars may leave some off for a while");
+        }
+    }
+
+    /// Never returns.
+    pub async fn run(mut self) {
+        let [mut pods, _] = self.pods.changes();
+        let (mut objects, mut verdicts, mut runs) = (self.objects.changes(), self.verdicts.changes(), self.runs.changes());
+        loop {
+            let looked = self.look().await;
+            self.write(looked).await;
+            tokio::select! {
+                _ = objects.changed() => {}
+                _ = pods.changed() => {}
+                _ = verdicts.changed() => {}
+                _ = runs.changed() => {}
+                () = sleep(LOOK_EVERY) => {}
+            }
+            sleep(SETTLE).await;
+        }
+    }
+
+    /// Holds every set, and every run's, against every pod.
+    async fn look(&mut self) -> Vec<Looked> {
+        let mut by_namespace: HashMap<String, Vec<PodFacts>> = HashMap::new();
+        for pod in self.pods.all() {
+            by_namespace.entry(pod.namespace.clone()).or_default().push(pod);
+        }
+        self.verdicts.retain(&by_namespace.values().flatten().map(|pod| pod.uid.as_str()).collect());
+        let none = Vec::new();
+        self.look_at_runs(&by_namespace);
+        let mut objects = self.objects.all();
+        objects.retain(|object| object.metadata.deletion_timestamp.is_none());
+        objects.sort_by_key(|object| (object.metadata.creation_timestamp.as_ref().map(|created| created.0), object.namespace(), object.name_any()));
+        let mut all = Vec::new();
+        let mut digests = BTreeSet::new();
+        for (number, object) in objects.into_iter().enumerate() {
+            let pods = by_namespace.get(&object.namespace().unwrap_or_default()).unwrap_or(&none);
+            let looked = self.look_at(object, number, pods).await;
+            digests.extend(looked.status.digest.clone());
+            all.push(looked);
+        }
+        let owners: HashSet<&str> = all.iter().map(|looked| looked.owner.as_str()).collect();
+        let gone: Vec<String> = self.held.keys().filter(|owner| !owners.contains(owner.as_str())).cloned().collect();
+        for owner in gone {
+            self.hub.clear(&owner);
+            self.held.remove(&owner);
+        }
+        self.runs.keep_sets(digests);
+        self.tell_metrics(&all);
+        all
+    }
+
+    fn look_at_runs(&mut self, pods: &HashMap<String, Vec<PodFacts>>) {
+        let runs = self.runs.all();
+        self.of_runs.retain(|owner, _| {
+            runs.contains_key(owner) || {
+                self.hub.clear(owner);
+                false
+            }
+        });
+        for (owner, run) in runs {
+            let matched = pods.get(&run.namespace).into_iter().flatten().filter(|pod| pod.has_sidecar && run.selector.matches(&pod.labels));
+            let matched: HashSet<String> = matched.map(|pod| pod.uid.clone()).collect();
+            let before = self.of_runs.entry(owner.clone()).or_default();
+            for uid in before.difference(&matched) {
+                let _ = self.hub.set_golden(&owner, uid, Vec::new());
+            }
+            for uid in &matched {
+                if let Err(error) = self.hub.set_golden(&owner, uid, run.golden.clone()) {
+                    tracing::warn!(owner, uid, %error, "a pod of a run cannot be told its golden sets");
+                }
+            }
+            *before = matched;
+        }
+    }
+
+    async fn look_at(&mut self, object: Arc<GoldenSet>, number: usize, pods: &[PodFacts]) -> Looked {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        let owner = format!("goldenset/{namespace}/{name}");
+        if !self.held.contains_key(&owner) {
+            self.held.insert(owner.clone(), taken_over(&object, pods));
+        }
+        let mut status = GoldenSetStatus { observed_generation: object.metadata.generation, ..GoldenSetStatus::default() };
+        let judged = self.judge(&object, &owner, number).await;
+        let (spec, assignment) = match judged {
+            Ok(judged) => judged,
+            Err(ready) => {
+                self.drop_all(&owner);
+                return Looked { object, owner, ready, gate: Standing::Off, readiness: GoldenReadiness::default(), status, broken: Vec::new() };
+            }
+        };
+        status.digest = Some(assignment.digest.clone());
+        let matching = |pod: &&PodFacts| spec.selector.matches(&pod.labels);
+        let (matched, without): (Vec<&PodFacts>, Vec<&PodFacts>) = pods.iter().filter(matching).partition(|pod| pod.has_sidecar);
+        // Whoever asks for none is not missed.
+        let without = without.iter().filter(|pod| pod.asks).count();
+        let refused = self.assign(&owner, &matched, &assignment);
+        let pods = self.what_they_say(&owner, &assignment, &matched);
+        let gate = self.keep_gate(&owner, &namespace, &name, &spec, &assignment, &pods).await;
+        let answered = pods.iter().filter(|pod| pod.said.is_some()).count();
+        self.tell_pods(&owner, &namespace, &name, &pods);
+
+        let held = self.held.entry(owner.clone()).or_default();
+        status.verdict = of_service(pods.iter().map(|pod| pod.said.map(|said| said.verdict)));
+        let count = |verdict| pods.iter().filter(|pod| pod.said.is_some_and(|said| said.verdict == verdict)).count() as u32;
+        (status.pods_matched, status.pods_passing, status.pods_failing) = (pods.len() as u32, count(Verdict::Pass), count(Verdict::Fail));
+        status.pods_gated = held.out.len() as u32;
+        let mut failing: Vec<(bool, String)> = pods
+            .iter()
+            .map(|pod| (pod, held.out.contains_key(&pod.uid)))
+            .filter(|(pod, out)| *out || pod.said.is_some_and(|said| said.verdict == Verdict::Fail))
+            .map(|(pod, out)| (!out, pod.name.clone()))
+            .collect();
+        failing.sort();
+        status.failing = failing.into_iter().map(|(_, name)| name).take(NAMES_MAX).collect();
+        let broken = pods.iter().filter(|pod| pod.said.is_some_and(|said| said.verdict == Verdict::ReferenceBroken)).map(|pod| pod.name.clone()).collect();
+        let ready = match refused {
+            Some(why) => Ready::NotTold(why),
+            None if matched.is_empty() => Ready::NoPods { without },
+            None if answered < pods.len() => Ready::Starting(answered),
+            None => Ready::Replaying { without },
+        };
+        Looked { object, owner, ready, gate, readiness: spec.readiness.clone(), status, broken }
+    }
+
+    /// What is to be replayed, or why nothing is.
+    async fn judge(&mut self, object: &GoldenSet, owner: &str, number: usize) -> Result<(GoldenSetSpec, GoldenAssignment), Ready> {
+        let spec = object.spec.get().map_err(|why| Ready::Invalid(format!("spec: {why}")))?;
+        if number >= SETS_MAX {
+            return Err(Ready::Invalid(format!("there are more than {SETS_MAX} GoldenSets on this cluster: those made last are not replayed")));
+        }
+        // Before anything is fetched.
+        promise::assignment(&object.name_any(), "", spec).map_err(Ready::Invalid)?;
+        let (namespace, uid) = (object.namespace().unwrap_or_default(), object.uid().unwrap_or_default());
+        let held = self.held.entry(owner.to_owned()).or_default();
+        let digest = held.source.look(&self.client, &namespace, &uid, object.metadata.generation, spec, &self.sets).await.map_err(Ready::Source)?;
+        let assignment = promise::assignment(&object.name_any(), &digest, spec).map_err(Ready::Invalid)?;
+        Ok((spec.clone(), assignment))
+    }
+
+    /// Assigns it to these pods and to no others; tells why some could not be told.
+    fn assign(&mut self, owner: &str, matched: &[&PodFacts], assignment: &GoldenAssignment) -> Option<String> {
+        let held = self.held.entry(owner.to_owned()).or_default();
+        let uids: HashSet<&str> = matched.iter().map(|pod| pod.uid.as_str()).collect();
+        for uid in held.assigned.keys().filter(|uid| !uids.contains(uid.as_str())) {
+            let _ = self.hub.set_golden(owner, uid, Vec::new());
+            let _ = self.hub.set_unready(owner, uid, None);
+        }
+        held.assigned.retain(|uid, _| uids.contains(uid.as_str()));
+        held.out.retain(|uid, _| uids.contains(uid.as_str()));
+        held.told.retain(|uid, _| uids.contains(uid.as_str()));
+        let mut refused = None;
+        for uid in uids {
+            match self.hub.set_golden(owner, uid, vec![assignment.clone()]) {
+                Ok(generation) => drop(held.assigned.insert(uid.to_owned(), generation)),
+                Err(error) => refused = Some(error.to_string()),
+            }
+        }
+        refused
+    }
+
+    fn what_they_say(&self, owner: &str, assignment: &GoldenAssignment, matched: &[&PodFacts]) -> Vec<Matched> {
+        let out = self.held.get(owner).map(|held| &held.out);
+        let now = Instant::now();
+        let said = |uid: &str| {
+            let heard = self.ingest.heard(uid)?;
+            let silent = now.saturating_duration_since(heard) >= SILENT_FOR;
+            self.verdicts.of(uid, &assignment.name, &assignment.digest).filter(|_| !silent)
+        };
+        let one = |pod: &&PodFacts| Matched {
+            said: said(&pod.uid),
+            out: out.is_some_and(|out| out.contains_key(&pod.uid)),
+            uid: pod.uid.clone(),
+            name: pod.name.clone(),
+        };
+        matched.iter().map(one).collect()
+    }
+
+    /// Takes out who belongs out, and lets return who belongs in.
+    async fn keep_gate(&mut self, owner: &str, namespace: &str, name: &str, spec: &GoldenSetSpec, assignment: &GoldenAssignment, pods: &[Matched]) -> Standing {
+        let alpha = promise::alpha(&spec.verdict.false_alarms, assignment.every.get());
+        let recovered_after = promise::settings(spec, alpha).recovered_after();
+        let ready = if gate::needs_ready(pods, &spec.readiness, recovered_after) { self.ready(namespace, &spec.selector).await } else { None };
+        let decision = gate::decide(pods, &spec.readiness, recovered_after, ready.as_ref());
+        let held = self.held.entry(owner.to_owned()).or_default();
+        let now = Instant::now();
+        for pod in pods {
+            let about = || pod_reference(namespace, &pod.name, &pod.uid);
+            if decision.out.contains(&pod.uid) {
+                if held.out.get(&pod.uid).is_some_and(|until| until.saturating_duration_since(now) >= SAY_AGAIN) {
+                    continue;
+                }
+                let unready = Unready { reason: format!("golden set {name} says that its answers are wrong"), expires_after: Span::new(OUT_FOR) };
+                if let Err(error) = self.hub.set_unready(owner, &pod.uid, Some(unready)) {
+                    tracing::warn!(pod = pod.name, %error, "cannot be taken out of its Service");
+                    continue;
+                }
+                if held.out.insert(pod.uid.clone(), now + OUT_FOR).is_none() && !pod.out {
+                    self.events.warn(
+                        about(),
+                        "LeftService",
+                        "Gate",
+                        &format!("GoldenSet {name}: its answers are wrong, so it is not ready until they are right again"),
+                    );
+                }
+            } else if held.out.remove(&pod.uid).is_some() {
+                let _ = self.hub.set_unready(owner, &pod.uid, None);
+                let why = match &decision.standing {
+                    Standing::ReferenceBroken | Standing::MostFail { .. } => "it may be the set that is wrong",
+                    Standing::AtCap { .. } => "more pods are out than may be",
+                    Standing::LastReady => "no other pod is ready",
+                    _ => "its answers are right again",
+                };
+                self.events.say(about(), "ReturnedToService", "Gate", &format!("GoldenSet {name}: {why}"));
+            }
+        }
+        decision.standing
+    }
+
+    /// UIDs of the matching pods that are ready now, with or without a sidecar.
+    async fn ready(&self, namespace: &str, selector: &LabelSelector) -> Option<BTreeSet<String>> {
+        let labels = selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        match timeout(LISTED_WITHIN, api.list(&ListParams::default().labels(&labels))).await {
+            Ok(Ok(pods)) => Some(pods.items.iter().filter(|pod| is_ready(pod)).filter_map(ResourceExt::uid).collect()),
+            Ok(Err(error)) => {
+                tracing::warn!(namespace, %error, "who is ready is not known, so no pod leaves its Service");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn tell_pods(&mut self, owner: &str, namespace: &str, name: &str, pods: &[Matched]) {
+        let held = self.held.entry(owner.to_owned()).or_default();
+        for pod in pods {
+            let Some(said) = pod.said else { continue };
+            let before = held.told.insert(pod.uid.clone(), said.verdict);
+            let about = || pod_reference(namespace, &pod.name, &pod.uid);
+            match (before, said.verdict) {
+                (before, now) if before == Some(now) => {}
+                (_, Verdict::Fail) => {
+                    let note = format!("GoldenSet {name}: {} of {} answers were wrong, more than chance allows", said.mismatches, said.samples);
+                    self.events.warn(about(), "GoldenFail", "Replay", &note);
+                }
+                (_, Verdict::ReferenceBroken) => {
+                    let note = format!("GoldenSet {name}: nothing can be said of this pod, the sidecar's log tells why");
+                    self.events.warn(about(), "GoldenReferenceBroken", "Replay", &note);
+                }
+                (Some(Verdict::Fail), _) => {
+                    self.events.say(about(), "GoldenRecovered", "Replay", &format!("GoldenSet {name}: its last {} answers were right", said.samples));
+                }
+                (_, Verdict::Pass) => {
+                    let note = format!("GoldenSet {name}: {} of {} answers were wrong, no more than is tolerated", said.mismatches, said.samples);
+                    self.events.say(about(), "GoldenPass", "Replay", &note);
+                }
+                (_, Verdict::Inconclusive) => {}
+            }
+        }
+    }
+
+    fn drop_all(&mut self, owner: &str) {
+        let Some(held) = self.held.get_mut(owner) else { return };
+        if !held.assigned.is_empty() || !held.out.is_empty() {
+            self.hub.clear(owner);
+        }
+        held.assigned.clear();
+        held.out.clear();
+        held.told.clear();
+    }
+
+    fn tell_metrics(&self, all: &[Looked]) {
+        self.metrics.golden_verdict.reset();
+        self.metrics.golden_pods.reset();
+        self.metrics.golden_ready.reset();
+        self.metrics.golden_gate_blocked.reset();
+        self.metrics.sidecars_connected.set(self.hub.connections() as i64);
+        for looked in all.iter().take(SETS_MAX) {
+            let (namespace, set) = (looked.object.namespace().unwrap_or_default(), looked.object.name_any());
+            let labels = [namespace.as_str(), set.as_str()];
+            let status = &looked.status;
+            for verdict in [Verdict::Pass, Verdict::Fail, Verdict::Inconclusive, Verdict::ReferenceBroken] {
+                let gauge = self.metrics.golden_verdict.with_label_values(&[&namespace, &set, &verdict.to_string()]);
+                gauge.set(i64::from(status.verdict == Some(verdict)));
+            }
+            let counts = [("matched", status.pods_matched), ("passing", status.pods_passing), ("failing", status.pods_failing), ("gated", status.pods_gated)];
+            for (state, count) in counts {
+                self.metrics.golden_pods.with_label_values(&[namespace.as_str(), &set, state]).set(count.into());
+            }
+            self.metrics.golden_ready.with_label_values(&labels).set(i64::from(matches!(looked.ready, Ready::Replaying { .. })));
+            let blocked = !matches!(looked.gate, Standing::Off | Standing::Open | Standing::Gating);
+            self.metrics.golden_gate_blocked.with_label_values(&labels).set(i64::from(blocked));
+        }
+    }
+
+    async fn write(&mut self, all: Vec<Looked>) {
+        let now = Timestamp::now();
+        for looked in all {
+            let Looked { object, owner, ready, gate, readiness, mut status, broken } = looked;
+            let held = self.held.entry(owner).or_default();
+            let before = held.written.as_ref().map(|(status, _)| status).or(object.status.as_ref());
+            let about = About { ready: &ready, gate: &gate, readiness: &readiness, generation: object.metadata.generation, broken: &broken };
+            status.conditions = status::conditions(before.map(|before| before.conditions.as_slice()).unwrap_or_default(), &status, &about, now);
+            if let Some((written, at)) = &held.written
+                && (*written == status || (only_counts_differ(written, &status) && now.duration_since(*at) < COUNTS_EVERY))
+            {
+                continue;
+            }
+            let verdict_before = before.and_then(|before| before.verdict);
+            let namespace = object.namespace().unwrap_or_default();
+            let patch = json!({
+                "apiVersion": API_VERSION, "kind": GoldenSet::KIND,
+                "metadata": { "name": object.name_any(), "namespace": namespace },
+                "status": status,
+            });
+            let api: Api<GoldenSet> = Api::namespaced(self.client.clone(), &namespace);
+            match timeout(WRITTEN_WITHIN, api.patch_status(&object.name_any(), &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch))).await {
+                Ok(Ok(_)) => {
+                    if status.verdict != verdict_before
+                        && let (Some(verdict), Some(condition)) = (status.verdict, status.conditions.get(1))
+                    {
+                        let reason = format!("Golden{verdict}");
+                        match verdict {
+                            Verdict::Fail | Verdict::ReferenceBroken => self.events.warn(object.object_ref(&()), &reason, "Replay", &condition.message),
+                            Verdict::Pass | Verdict::Inconclusive => self.events.say(object.object_ref(&()), &reason, "Replay", &condition.message),
+                        }
+                    }
+                    held.written = Some((status, now));
+                }
+                // Deleted meanwhile.
+                Ok(Err(kube::Error::Api(answer))) if answer.code == 404 => {}
+                Ok(Err(error)) => tracing::warn!(set = %object, %error, "its status could not be written"),
+                Err(_) => tracing::warn!(set = %object, "its status could not be written in time"),
+            }
+        }
+    }
+}
+
+/// What the leader before left in the status: who is out, and who was told to fail.
+fn taken_over(object: &GoldenSet, pods: &[PodFacts]) -> Held {
+    let mut held = Held::default();
+    let Some(status) = &object.status else { return held };
+    for (index, name) in status.failing.iter().enumerate() {
+        let Some(pod) = pods.iter().find(|pod| pod.name == *name) else { continue };
+        if index < status.pods_gated as usize {
+            // Told again at once.
+            held.out.insert(pod.uid.clone(), Instant::now());
+        }
+        held.told.insert(pod.uid.clone(), Verdict::Fail);
+    }
+    held
+}
+
+/// Whether everything that somebody might wait for is the same. Messages count pods.
+fn only_counts_differ(one: &GoldenSetStatus, other: &GoldenSetStatus) -> bool {
+    let standing = |status: &GoldenSetStatus| {
+        let conditions: Vec<_> = status.conditions.iter().map(|c| (c.kind.clone(), c.status.clone(), c.reason.clone())).collect();
+        (conditions, status.observed_generation, status.digest.clone(), status.verdict, status.failing.clone(), status.pods_gated)
+    };
+    standing(one) == standing(other)
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    pod.metadata.deletion_timestamp.is_none() && conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn pod_reference(namespace: &str, name: &str, uid: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(namespace.to_owned()),
+        name: Some(name.to_owned()),
+        uid: Some(uid.to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_leader_knows_who_is_out_and_does_not_tell_it_again() {
+        let object: GoldenSet = serde_saphyr::from_str(
+            "{metadata: {name: s}, spec: {source: {configMap: {name: s}}}, status: {podsMatched: 4, podsFailing: 2, podsGated: 1, failing: [a, b, gone]}}",
+        )
+        .unwrap();
+        let pod = |name: &str| PodFacts {
+            namespace: "models".into(),
+            name: name.into(),
+            uid: format!("uid-{name}"),
+            labels: BTreeMap::new(),
+            has_sidecar: true,
+            asks: true,
+            faults_allowed: false,
+            server_ports: Vec::new(),
+        };
+        let held = taken_over(&object, &[pod("a"), pod("b"), pod("c")]);
+        assert_eq!(held.out.keys().collect::<Vec<_>>(), ["uid-a"]);
+        assert_eq!(held.told.len(), 2);
+    }
+
+    #[test]
+    fn counts_may_wait_and_names_may_not() {
+        let one = GoldenSetStatus { pods_passing: 1, ..GoldenSetStatus::default() };
+        let counted = GoldenSetStatus { pods_passing: 2, ..GoldenSetStatus::default() };
+        let named = GoldenSetStatus { failing: vec!["a".into()], ..one.clone() };
+        assert!(only_counts_differ(&one, &counted) && !only_counts_differ(&one, &named));
+    }
+}
