@@ -16,6 +16,10 @@ format:
 demo:
     cargo run --release -- demo --quick
 
+# The case study on a real cluster on this machine (root; `tests/cluster/cluster build` first), in full: 6 minutes; report in target/case-study.
+case-study-on-a-cluster:
+    STEADFAST_CASE_STUDY=full cargo test --test cluster -- --nocapture the_case_study
+
 # Where the build's time goes.
 timings:
     cargo build --release --timings

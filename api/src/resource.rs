@@ -129,14 +129,33 @@ pub struct GoldenSetSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum GoldenSource {
-    /// One key per file of the set, `/` in paths written as `__`; or the single key `set.tar`.
-    ConfigMap(NamedSource),
+    /// One key per file of the set, `/` in paths written as `__`; or the single key `set.tar`. A set that is too large for one lies in several.
+    ConfigMap(ConfigMapSource),
     /// A claim that the injected sidecar mounts, read only; the set is at `path` in it.
     PersistentVolumeClaim(ClaimSource),
     /// An OCI artifact that the injected sidecar mounts as an image volume (Kubernetes 1.33 or newer); the set is at `path` in it.
     Image(ImageSource),
     /// `s3://bucket/prefix`, `gs://…`, `az://…`: a tar file or a prefix.
     ObjectStore(ObjectStoreSource),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConfigMapSource {
+    pub name: String,
+    /// How many ConfigMaps: `name`, `name-2`, `name-3` … A key that is in several is one file, in this order.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 1, max = 16))]
+    pub parts: u32,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_one(parts: &u32) -> bool {
+    *parts == 1
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -9,7 +9,7 @@ use steadfast_controller::golden::config_map;
 use super::SetArgs;
 use crate::{exit, run::print};
 
-/// Print a golden set as Kubernetes objects: a ConfigMap with its files, and the GoldenSet that names it.
+/// Print a golden set as Kubernetes objects: ConfigMaps with its files (one for each megabyte), and the GoldenSet that names them.
 #[derive(ClapArgs)]
 #[command(after_help = "Example:\n  steadfast golden manifest golden-sets/sets/digits | kubectl apply --server-side -f -")]
 pub(super) struct Args {
@@ -32,11 +32,13 @@ fn manifest(args: &Args) -> Result<String, ExitCode> {
     let folder = args.set.directory.canonicalize().map_err(exit::failed)?;
     let name = args.name.clone().or_else(|| Some(folder.file_name()?.to_string_lossy().into_owned()));
     let name = name.ok_or_else(|| exit::bad_input("--name: the folder has no name to take"))?;
-    let map = config_map::pack(&name, &folder).map_err(|why| exit::bad_input(format!("{}: {why}", folder.display())))?;
+    let maps = config_map::pack(&name, &folder).map_err(|why| exit::bad_input(format!("{}: {why}", folder.display())))?;
     let golden = json!({
         "apiVersion": "steadfast.dev/v1alpha1", "kind": "GoldenSet", "metadata": { "name": name },
-        "spec": { "source": { "configMap": { "name": name } }, "digest": set.digest().to_string() },
+        "spec": { "source": { "configMap": { "name": name, "parts": maps.len() } }, "digest": set.digest().to_string() },
     });
-    let list = json!({ "apiVersion": "v1", "kind": "List", "items": [map, golden] });
+    let mut items = maps.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>().map_err(exit::failed)?;
+    items.push(golden);
+    let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
     serde_json::to_string_pretty(&list).map(|text| text + "\n").map_err(exit::failed)
 }

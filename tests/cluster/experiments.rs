@@ -1,6 +1,9 @@
 //! Experiments on a real cluster: the same file, the same report.
 
-use std::process::{Command, Stdio};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use steadfast_api::{
     mark::Mark,
@@ -14,12 +17,17 @@ use crate::{
 
 pub(crate) const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed";
 
+/// A golden set of this repository, as a GoldenSet of the namespace.
+pub(crate) fn golden_set(space: &Namespace<'_>, name: &str) {
+    let set = output(Command::new(STEADFAST).args(["golden", "manifest", &format!("golden-sets/sets/{name}")]).current_dir(crate::harness::root()), None);
+    let applied =
+        output(space.cluster().command("kubectl").args(["--namespace", space.name(), "apply", "--server-side", "-f", "-"]), Some(&set.expect("a manifest")));
+    applied.expect("the golden set is taken");
+}
+
 /// A small classifier with this many replicas, its golden set, and its Service.
 pub(crate) fn digits(space: &Namespace<'_>, replicas: usize) {
-    let set =
-        output(Command::new(STEADFAST).args(["golden", "manifest", "golden-sets/sets/digits"]).current_dir(crate::harness::root()), None).expect("a manifest");
-    let applied = output(space.cluster().command("kubectl").args(["--namespace", space.name(), "apply", "--server-side", "-f", "-"]), Some(&set));
-    applied.expect("the golden set is taken");
+    golden_set(space, "digits");
     space.apply(&format!(
         "apiVersion: apps/v1
 kind: Deployment
@@ -74,13 +82,18 @@ pub(crate) struct Ended {
 /// `steadfast run --platform kubernetes`, as a user on this machine would.
 pub(crate) fn run(cluster: &Cluster, space: &Namespace<'_>, text: &str) -> Ended {
     let folder = tempfile::TempDir::new().expect("a folder");
+    run_into(cluster, space, text, &folder.path().join("report"))
+}
+
+/// With the report in a folder that stays.
+pub(crate) fn run_into(cluster: &Cluster, space: &Namespace<'_>, text: &str, report: &Path) -> Ended {
+    let folder = tempfile::TempDir::new().expect("a folder");
     let file = folder.path().join("test.yaml");
     std::fs::write(&file, text).expect("the file is written");
-    let report = folder.path().join("report");
     let ran = cluster
         .command(STEADFAST)
         .args(["run", "--platform", "kubernetes", "--namespace", space.name(), "--report-dir"])
-        .arg(&report)
+        .arg(report)
         .arg(&file)
         .stdin(Stdio::null())
         .output()

@@ -30,34 +30,43 @@ pub enum SourceError {
     Unavailable(String),
 }
 
-/// The ConfigMap in which a source lies.
+/// Names of the ConfigMaps in which a source lies, in order.
 ///
 /// # Errors
-/// When it is another kind of source.
-pub fn config_map_of(source: &GoldenSource) -> Result<&str, SourceError> {
+/// When it is another kind of source, or too many.
+pub fn config_maps_of(source: &GoldenSource) -> Result<Vec<String>, SourceError> {
     let other = match source {
-        GoldenSource::ConfigMap(source) => return Ok(&source.name),
+        GoldenSource::ConfigMap(source) if (1..=config_map::PARTS_MAX).contains(&source.parts) => return Ok(config_map::names(&source.name, source.parts)),
+        GoldenSource::ConfigMap(source) => {
+            return Err(SourceError::Broken(format!("spec.source.configMap.parts: {} is out of bounds: write 1 to {}", source.parts, config_map::PARTS_MAX)));
+        }
         GoldenSource::PersistentVolumeClaim(_) => "persistentVolumeClaim",
         GoldenSource::Image(_) => "image",
         GoldenSource::ObjectStore(_) => "objectStore",
     };
     Err(SourceError::NotSupported(format!(
-        "spec.source.{other}: this version reads a configMap alone, of at most {} bytes: `steadfast golden manifest FOLDER` makes one, with fewer samples where a set is larger",
+        "spec.source.{other}: this version reads configMaps alone, at most {} of {} bytes each: `steadfast golden manifest FOLDER` makes them",
+        config_map::PARTS_MAX,
         config_map::BYTES_MAX
     )))
 }
 
-/// The ConfigMap of this name. Wants `get` on it.
-pub async fn config_map(client: &Client, namespace: &str, name: &str) -> Result<ConfigMap, SourceError> {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let map = maps.get_opt(name).await.map_err(|error| SourceError::Unavailable(format!("ConfigMap {name}: {error}")))?;
-    map.ok_or_else(|| SourceError::NotFound(format!("there is no ConfigMap {name} in namespace {namespace}: `steadfast golden manifest FOLDER` makes it")))
+/// The ConfigMaps of these names. Wants `get` on them.
+pub async fn config_maps(client: &Client, namespace: &str, names: &[String]) -> Result<Vec<ConfigMap>, SourceError> {
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let mut maps = Vec::new();
+    for name in names {
+        let map = api.get_opt(name).await.map_err(|error| SourceError::Unavailable(format!("ConfigMap {name}: {error}")))?;
+        let missing = || SourceError::NotFound(format!("there is no ConfigMap {name} in namespace {namespace}: `steadfast golden manifest FOLDER` makes it"));
+        maps.push(map.ok_or_else(missing)?);
+    }
+    Ok(maps)
 }
 
-/// The set in `map`, unpacked into `folder`, which is made anew; its digest is the one that `spec` names, where it names one.
-pub fn unpack(map: &ConfigMap, spec: &GoldenSetSpec, folder: &Path) -> Result<Set, SourceError> {
-    let name = map.metadata.name.as_deref().unwrap_or_default();
-    let folder = config_map::unpack(map, folder).map_err(|why| SourceError::Broken(format!("ConfigMap {name}: {why}")))?;
+/// The set in `maps`, unpacked into `folder`, which is made anew; its digest is the one that `spec` names, where it names one.
+pub fn unpack(maps: &[ConfigMap], spec: &GoldenSetSpec, folder: &Path) -> Result<Set, SourceError> {
+    let name = maps.first().and_then(|map| map.metadata.name.as_deref()).unwrap_or_default();
+    let folder = config_map::unpack(maps, folder).map_err(|why| SourceError::Broken(format!("ConfigMap {name}: {why}")))?;
     let set = steadfast_golden_sets::set::read(&folder).map_err(|error| SourceError::Broken(format!("ConfigMap {name}: {error}")))?;
     match &spec.digest {
         Some(digest) if *digest != set.digest().to_string() => {
@@ -78,9 +87,9 @@ pub async fn fetch(client: &Client, namespace: &str, name: &str, under: &Path) -
         set.ok_or_else(|| format!("there is no GoldenSet {name} in namespace {namespace}: `steadfast golden manifest FOLDER | kubectl apply -f -` makes one"))?;
     let spec = set.spec.get().map_err(|why| format!("GoldenSet {name}: spec: {why}"))?;
     let wrong = |error: SourceError| format!("GoldenSet {name}: {error}");
-    let map = config_map(client, namespace, config_map_of(&spec.source).map_err(wrong)?).await.map_err(wrong)?;
+    let maps = config_maps(client, namespace, &config_maps_of(&spec.source).map_err(wrong)?).await.map_err(wrong)?;
     // In a folder of its name, so that it is found by it.
     let folder = under.join(name);
-    unpack(&map, spec, &folder).map_err(wrong)?;
+    unpack(&maps, spec, &folder).map_err(wrong)?;
     Ok(folder)
 }

@@ -130,14 +130,7 @@ pub struct Tests {
 
 impl Tests {
     /// `stopping` turning true ends the run that goes on, and with it [`run`](Self::run).
-    pub fn new(
-        means: Arc<Means>,
-        hub: Arc<PolicyHub>,
-        ingest: Arc<Ingest>,
-        golden: Arc<Runs>,
-        events: Events,
-        stopping: watch::Receiver<bool>,
-    ) -> Self {
+    pub fn new(means: Arc<Means>, hub: Arc<PolicyHub>, ingest: Arc<Ingest>, golden: Arc<Runs>, events: Events, stopping: watch::Receiver<bool>) -> Self {
         let objects = Watched::objects(Api::all(means.client.clone()), watcher::Config::default(), |_| {});
         Self { pods: Arc::clone(&means.pods), means, objects, hub, ingest, golden, events, stopping, begun: BTreeSet::new() }
     }

@@ -27,8 +27,8 @@ pub struct Source {
     looked: Option<Instant>,
     /// Of the GoldenSet.
     generation: Option<i64>,
-    /// Of the ConfigMap.
-    version: Option<String>,
+    /// Of the ConfigMaps.
+    versions: Vec<Option<String>>,
     found: Option<Result<String, SourceError>>,
 }
 
@@ -76,28 +76,32 @@ impl Source {
         spec: &GoldenSetSpec,
         sets: &SetStore,
     ) -> Result<String, SourceError> {
-        let name = golden::config_map_of(&spec.source)?;
+        let names = golden::config_maps_of(&spec.source)?;
         if let Some(Ok(digest)) = &self.found
             && self.generation == generation
             && sets.get(digest).is_some()
         {
             let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-            let now = maps.get_metadata_opt(name).await.map_err(|error| SourceError::Unavailable(format!("ConfigMap {name}: {error}")))?;
-            if now.is_some_and(|now| now.resource_version() == self.version) {
+            let mut now = Vec::new();
+            for name in &names {
+                let found = maps.get_metadata_opt(name).await.map_err(|error| SourceError::Unavailable(format!("ConfigMap {name}: {error}")))?;
+                now.push(found.and_then(|found| found.resource_version()));
+            }
+            if now == self.versions {
                 return Ok(digest.clone());
             }
         }
-        let map = golden::config_map(client, namespace, name).await?;
+        let maps = golden::config_maps(client, namespace, &names).await?;
         let folder = Folder(std::env::temp_dir().join(format!("steadfast-golden-{uid}")));
-        let set = golden::unpack(&map, spec, &folder.0)?;
-        let broken = |why: String| SourceError::Broken(format!("ConfigMap {name}: {why}"));
+        let set = golden::unpack(&maps, spec, &folder.0)?;
+        let broken = |why: String| SourceError::Broken(format!("ConfigMap {}: {why}", names.join(", ")));
         let tar = archive::pack(&set).map_err(|error| broken(error.to_string()))?;
         if tar.len() > GOLDEN_BYTES_MAX {
             return Err(broken(format!("{} bytes are too many for a sidecar to hold: at most {GOLDEN_BYTES_MAX}; take fewer samples", tar.len())));
         }
         let digest = set.digest().to_string();
         sets.insert(&digest, tar).map_err(|error| broken(error.to_string()))?;
-        self.version = map.resource_version();
+        self.versions = maps.iter().map(ResourceExt::resource_version).collect();
         Ok(digest)
     }
 }
