@@ -15,7 +15,7 @@ use crate::{
 const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed";
 
 /// A small classifier with this many replicas, its golden set, and its Service.
-fn digits(space: &Namespace<'_>, replicas: usize) {
+pub(crate) fn digits(space: &Namespace<'_>, replicas: usize) {
     let set =
         output(Command::new(STEADFAST).args(["golden", "manifest", "golden-sets/sets/digits"]).current_dir(crate::harness::root()), None).expect("a manifest");
     let applied = output(space.cluster().command("kubectl").args(["--namespace", space.name(), "apply", "--server-side", "-f", "-"]), Some(&set));
@@ -50,7 +50,7 @@ spec: {{selector: {{app: digits}}, ports: [{{name: http, port: 80, targetPort: h
     space.wait_ready("app=digits", replicas);
 }
 
-fn test(name: &str, spec: &str) -> String {
+pub(crate) fn test(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: steadfast.dev/v1alpha1
 kind: ResilienceTest
@@ -62,14 +62,14 @@ spec:
     )
 }
 
-struct Ended {
-    code: Option<i32>,
-    said: String,
-    report: Option<Report>,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) said: String,
+    pub(crate) report: Option<Report>,
 }
 
 /// `steadfast run --platform kubernetes`, as a user on this machine would.
-fn run(cluster: &Cluster, space: &Namespace<'_>, text: &str) -> Ended {
+pub(crate) fn run(cluster: &Cluster, space: &Namespace<'_>, text: &str) -> Ended {
     let folder = tempfile::TempDir::new().expect("a folder");
     let file = folder.path().join("test.yaml");
     std::fs::write(&file, text).expect("the file is written");

@@ -4,6 +4,7 @@
 //! `STEADFAST_TEST_KUBECONFIG=FILE` names another one (kind, k3d, a cloud); whatever needs the power switch of a node then says that it did not run.
 
 mod experiments;
+mod golden;
 mod harness;
 mod injection;
 mod install;
