@@ -5,6 +5,7 @@
 
 mod experiments;
 mod failures;
+mod golden;
 mod harness;
 mod injection;
 mod install;

@@ -1,6 +1,7 @@
 //! The controller's side, played by the test: policies down, evidence up, golden replays told as they happen.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     net::SocketAddr,
     pin::Pin,
@@ -41,6 +42,8 @@ struct Controller {
     /// Reports to refuse before the next is taken.
     refuse: Arc<AtomicUsize>,
     policies: mpsc::Sender<String>,
+    /// What it holds, by digest.
+    sets: Arc<Mutex<HashMap<String, Bytes>>>,
 }
 
 struct Lines(mpsc::Receiver<String>);
@@ -60,19 +63,27 @@ impl Controller {
         let address = listener.local_addr().unwrap();
         let (policies, stream) = mpsc::channel(8);
         let (reports, refuse, stream) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicUsize>::default(), Arc::new(Mutex::new(Some(stream))));
-        let (kept, refusing) = (Arc::clone(&reports), Arc::clone(&refuse));
+        let sets = Arc::<Mutex<HashMap<String, Bytes>>>::default();
+        let (kept, refusing, held) = (Arc::clone(&reports), Arc::clone(&refuse), Arc::clone(&sets));
         tokio::spawn(async move {
             while let Ok((connection, _)) = listener.accept().await {
-                let (kept, refusing, stream) = (Arc::clone(&kept), Arc::clone(&refusing), Arc::clone(&stream));
+                let (kept, refusing, stream, held) = (Arc::clone(&kept), Arc::clone(&refusing), Arc::clone(&stream), Arc::clone(&held));
                 tokio::spawn(async move {
                     let service = service_fn(move |request: Request<Incoming>| {
-                        let (kept, refusing, stream) = (Arc::clone(&kept), Arc::clone(&refusing), Arc::clone(&stream));
+                        let (kept, refusing, stream, held) = (Arc::clone(&kept), Arc::clone(&refusing), Arc::clone(&stream), Arc::clone(&held));
                         async move {
                             assert_eq!(request.headers()["authorization"], "Bearer secret");
                             if request.uri().path() == "/v1alpha1/policies" {
                                 assert_eq!(request.uri().query(), Some("uid=uid-1"));
                                 let stream = stream.lock().unwrap().take().expect("one connection for policies");
                                 return Ok::<Response<BoxBody<Bytes, Infallible>>, Infallible>(Response::new(Lines(stream).boxed()));
+                            }
+                            if let Some(digest) = request.uri().path().strip_prefix("/v1alpha1/golden-sets/") {
+                                let tar = held.lock().unwrap().get(digest).cloned();
+                                let status = if tar.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
+                                let mut response = Response::new(Full::from(tar.unwrap_or_default()).boxed());
+                                *response.status_mut() = status;
+                                return Ok(response);
                             }
                             let body = request.into_body().collect().await.unwrap().to_bytes();
                             let mut response = Response::new(Full::default().boxed());
@@ -89,7 +100,7 @@ impl Controller {
                 });
             }
         });
-        Self { address, reports, refuse, policies }
+        Self { address, reports, refuse, policies, sets }
     }
 
     fn sidecar(&self, upstream: SocketAddr, flags: &[&str]) -> Sidecar {
@@ -152,6 +163,7 @@ struct Knows {
     address: SocketAddr,
     ready: Arc<AtomicBool>,
     broken: Arc<AtomicBool>,
+    wrong: Arc<AtomicBool>,
     ready_told: Arc<AtomicU64>,
 }
 
@@ -160,13 +172,15 @@ impl Knows {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (ready, broken, ready_told) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let (set, state) = (Arc::new(set), (Arc::clone(&ready), Arc::clone(&broken), Arc::clone(&ready_told)));
+        let wrong = Arc::<AtomicBool>::default();
+        let (set, state) = (Arc::new(set), (Arc::clone(&ready), Arc::clone(&broken), Arc::clone(&wrong), Arc::clone(&ready_told)));
         tokio::spawn(async move {
             while let Ok((connection, _)) = listener.accept().await {
-                let (set, (ready, broken, told)) = (Arc::clone(&set), state.clone());
+                let (set, (ready, broken, wrong, told)) = (Arc::clone(&set), state.clone());
                 tokio::spawn(async move {
                     let service = service_fn(move |request: Request<Incoming>| {
                         let (set, ready, broken, told) = (Arc::clone(&set), Arc::clone(&ready), Arc::clone(&broken), Arc::clone(&told));
+                        let wrong = Arc::clone(&wrong);
                         async move {
                             let mut response = Response::new(Full::<Bytes>::default());
                             if request.uri().path() == "/v2/health/ready" {
@@ -179,7 +193,10 @@ impl Knows {
                                 *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
                             } else {
                                 let inputs = oip::decode_request(None, &request.into_body().collect().await.unwrap().to_bytes()).unwrap().inputs;
-                                let sample = set.samples().iter().find(|sample| sample.inputs == inputs).expect("a sample of the set");
+                                let index = set.samples().iter().position(|sample| sample.inputs == inputs).expect("a sample of the set");
+                                // Another sample's answer is well-formed and wrong.
+                                let index = (index + usize::from(wrong.load(Ordering::Acquire))) % set.samples().len();
+                                let sample = &set.samples()[index];
                                 let head = oip::ResponseHead { model: &set.manifest().model, version: "1", id: "" };
                                 let message = oip::encode_response(head, &sample.outputs, |_| false).unwrap();
                                 response.headers_mut().insert("content-type", message.content_type.parse().unwrap());
@@ -192,7 +209,7 @@ impl Knows {
                 });
             }
         });
-        Self { address, ready, broken, ready_told }
+        Self { address, ready, broken, wrong, ready_told }
     }
 }
 
@@ -249,6 +266,76 @@ async fn golden_replays_begin_with_readiness_and_tell_wrong_answers_from_none() 
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(sidecar.metric("steadfast_requests_total", &[]).await, 0, "replays count as users' requests");
+}
+
+#[tokio::test]
+async fn an_assigned_set_is_fetched_by_its_digest_and_a_failed_server_recovers_by_what_it_answers() {
+    let _server = Server::start().await;
+    let controller = Controller::start().await;
+    let set = steadfast_golden_sets::set::read(SET).unwrap();
+    let digest = set.digest().to_string();
+    let server = Knows::start(set.clone()).await;
+    server.ready.store(true, Ordering::Release);
+    let sidecar = controller.sidecar(server.address, &["--engine", "rten"]);
+    let golden = serde_json::json!([{ "name": "production", "digest": digest, "every": "20ms", "share": "100%", "alpha": "1e-7", "detect": "10%" }]);
+    let snapshot = |generation: u64, golden: &serde_json::Value, unready: Option<&str>| {
+        let unready = unready.map(|after| serde_json::json!({ "reason": "its answers are wrong", "expiresAfter": after }));
+        serde_json::json!({ "generation": generation, "golden": golden, "unready": unready }).to_string()
+    };
+    controller.policies.send(snapshot(1, &golden, None)).await.unwrap();
+    let verdict = |is: Verdict| {
+        let digest = digest.clone();
+        move |what: &What| match what {
+            What::GoldenVerdict { digest: Some(of), verdict, samples, mismatches, .. } if *of == digest && *verdict == is => Some((*samples, *mismatches)),
+            _ => None,
+        }
+    };
+    // Not there at first; then something else under its name.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let other = GoldenSet::new(set.manifest().clone(), set.model().clone(), set.samples().iter().rev().cloned().collect());
+    assert!(other.is_err(), "a manifest names its samples in order");
+    let mut manifest = set.manifest().clone();
+    manifest.description = "another".to_owned();
+    let other = GoldenSet::new(manifest, set.model().clone(), set.samples().to_vec()).unwrap();
+    controller.sets.lock().unwrap().insert(digest.clone(), steadfast_golden_sets::set::archive::pack(&other).unwrap());
+    controller.told("a set that is not the one that was meant", verdict(Verdict::ReferenceBroken)).await;
+    assert_eq!(sidecar.metric("steadfast_golden_replays_total", &[]).await, 0);
+    controller.sets.lock().unwrap().insert(digest.clone(), steadfast_golden_sets::set::archive::pack(&set).unwrap());
+    controller
+        .told("a right replay", |what| matches!(what, What::Golden(replay) if replay.outcome == Outcome::Match && replay.set == "production").then_some(()))
+        .await;
+
+    server.wrong.store(true, Ordering::Release);
+    controller.told("the verdict Fail", verdict(Verdict::Fail)).await;
+    let ready = async || sidecar.admin("GET", "/readyz", "").await.status;
+    assert_eq!(ready().await, 200);
+    controller.policies.send(snapshot(2, &golden, Some("2s"))).await.unwrap();
+    controller.told("the second snapshot", |what| matches!(what, What::Policy { generation: 2, .. }).then_some(())).await;
+    assert_eq!((ready().await, sidecar.metric("steadfast_kept_out", &[]).await), (503, 1));
+    assert_eq!(ask(&client(), get(&sidecar.url("/v2/health/ready"), &[])).await.status, 200, "who still asks is served");
+    let begun = Instant::now();
+    while ready().await != 200 {
+        assert!(begun.elapsed() < Duration::from_secs(4), "its own clock ends it");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    // Its replays are no share of anybody's requests while it is out.
+    controller.policies.send(snapshot(3, &golden, Some("1m"))).await.unwrap();
+    controller.told("the third snapshot", |what| matches!(what, What::Policy { generation: 3, .. }).then_some(())).await;
+    controller.reports.lock().unwrap().clear();
+    server.wrong.store(false, Ordering::Release);
+    let mended = Instant::now();
+    let (recovered, counts) = controller.told("the question open again", verdict(Verdict::Inconclusive)).await;
+    assert_eq!(counts, (29, 0), "0.9^29 is below one in twenty");
+    assert!(recovered - mended < Duration::from_secs(5), "{:?}", recovered - mended);
+    controller.told("the verdict Pass", verdict(Verdict::Pass)).await;
+
+    controller.policies.send(snapshot(4, &serde_json::json!([]), None)).await.unwrap();
+    let begun = Instant::now();
+    while sidecar.metric("steadfast_golden_verdict", &[]).await > 0 {
+        assert!(begun.elapsed() < PATIENCE, "what is not assigned any more has no verdict");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]

@@ -140,7 +140,7 @@ mod tests {
             }
             assert_eq!(digest(&unpack(&maps, &folder.path().join(name)).unwrap()), digest(&set(name)));
         }
-        let tar = archive::pack(&set::read(&set("digits")).unwrap()).unwrap();
+        let tar = archive::pack(&set::read(set("digits")).unwrap()).unwrap();
         let tarred = ConfigMap { binary_data: Some([(TAR.to_owned(), ByteString(tar.to_vec()))].into()), ..ConfigMap::default() };
         assert_eq!(digest(&unpack(&[tarred], &folder.path().join("tarred")).unwrap()), digest(&set("digits")));
     }
@@ -149,7 +149,7 @@ mod tests {
     fn what_does_not_fit_or_leads_elsewhere_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let large = fs::File::create(folder.path().join("model.onnx")).unwrap();
-        large.set_len(PARTS_MAX as u64 * BYTES_MAX as u64).unwrap();
+        large.set_len(u64::from(PARTS_MAX) * BYTES_MAX as u64).unwrap();
         assert!(pack("large", folder.path()).unwrap_err().contains("too many for 16 ConfigMaps"));
         let map = |key: &str| [ConfigMap { data: Some([(key.to_owned(), String::new())].into()), ..ConfigMap::default() }];
         for key in ["..__x", "a____b", "__a"] {

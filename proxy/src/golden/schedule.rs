@@ -115,7 +115,9 @@ pub async fn run(worker: Rc<Worker>, question: Question) {
                 asked.under(&now);
             }
             let busy = config.golden_skip_above > 0 && shared.in_progress() > i64::from(config.golden_skip_above);
-            if busy || !allowance.spend(now.share, shared.answered(), Instant::now().into_std()) {
+            // Whoever is out of the Service has no users to be a share of.
+            let share = now.share.filter(|_| shared.store.kept_out().is_none());
+            if busy || !allowance.spend(share, shared.answered(), Instant::now().into_std()) {
                 worker.meter.metrics.golden_skipped.with_label_values(&[&*asked.label]).inc();
             } else if let Some(sample) = draw.next() {
                 right_since_ready |= asked.about(&mut replayer, sample).await;
