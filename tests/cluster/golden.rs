@@ -35,7 +35,9 @@ fn one_percent_off(set: &GoldenSet) -> onnx::ModelProto {
     let largest = weights.iter_mut().filter(|proto| proto.data_type == 1).max_by_key(|proto| proto.dims.iter().product::<i64>()).expect("weights");
     let mut tensor = onnx::tensor::to_tensor(largest).expect("a tensor");
     let Values::F32(values) = &mut tensor.values else { panic!("filtered by type") };
-    values.iter_mut().for_each(|value| *value *= 1.01);
+    for value in values {
+        *value *= 1.01;
+    }
     *largest = onnx::tensor::from_tensor(&tensor);
     model
 }
@@ -59,7 +61,9 @@ fn with_wrong_answers(set: &GoldenSet) -> GoldenSet {
     let mut samples = set.samples().to_vec();
     for tensor in samples.iter_mut().flat_map(|sample| &mut sample.outputs) {
         if let Values::F32(values) = &mut tensor.values {
-            values.iter_mut().for_each(|value| *value = 1.0 - *value);
+            for value in values {
+                *value = 1.0 - *value;
+            }
         }
     }
     GoldenSet::new(set.manifest().clone(), set.model().clone(), samples).expect("a set")
@@ -254,7 +258,7 @@ fn a_rollout_of_wrong_weights_is_stopped_at_the_gate_and_its_pod_serves_nobody()
 fn a_run_has_its_golden_sets_replayed_in_the_pods_of_its_target() {
     let Some(cluster) = cluster_alone() else { return };
     let installed = install(&cluster);
-    let space = cluster.namespace_with("replays", ASKS);
+    let space = cluster.namespace_with("replays", "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed");
     digits(&space, 2);
     let text = test(
         "replays",
