@@ -259,7 +259,7 @@ fn a_rollout_of_wrong_weights_is_stopped_at_the_gate_and_its_pod_serves_nobody()
 fn a_run_has_its_golden_sets_replayed_in_the_pods_of_its_target() {
     let Some(cluster) = cluster_alone() else { return };
     let installed = install(&cluster);
-    let space = cluster.namespace_with("replays", ASKS);
+    let space = cluster.namespace_with("replays", "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed");
     digits(&space, 2);
     let text = test(
         "replays",

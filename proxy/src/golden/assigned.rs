@@ -22,7 +22,7 @@ use tokio::{sync::watch, task::AbortHandle, time::timeout};
 
 use super::{
     Loaded,
-    schedule::{self, Question, Terms, refuse},
+    schedule::{self, Question, TELL_AGAIN, Terms, refuse, tell_refused},
 };
 use crate::{
     control::{Backoff, address::Controller},
@@ -132,16 +132,22 @@ async fn replay(worker: Rc<Worker>, controller: Controller, room: Rc<Room>, key:
             Ok(fetched) => break fetched,
             Err(NotFetched::Unreachable(why)) => tracing::info!(set = name, digest, why, "golden set not fetched yet"),
             Err(NotFetched::Wrong(why)) => {
-                if !refused {
+                if std::mem::replace(&mut refused, true) {
+                    tell_refused(&worker, &name, Some(digest.clone()));
+                } else {
                     refuse(&worker, &name, Some(digest.clone()), &why);
                 }
-                refused = true;
             }
         }
         backoff.wait().await;
     };
     tracing::info!(set = name, digest, samples = loaded.samples, "golden set fetched");
-    schedule::run(worker, Question { name: name.into(), digest: Some(digest), loaded, terms, seed }).await;
+    schedule::run(Rc::clone(&worker), Question { name: name.as_str().into(), digest: Some(digest.clone()), loaded, terms, seed }).await;
+    // It only ends when its own engine refuses the set.
+    loop {
+        tokio::time::sleep(TELL_AGAIN).await;
+        tell_refused(&worker, &name, Some(digest.clone()));
+    }
 }
 
 enum NotFetched {

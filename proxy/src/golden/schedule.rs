@@ -25,6 +25,8 @@ use crate::worker::Worker;
 const EAGER: Duration = Duration::from_millis(20);
 /// A pause that is longer is broken off when the pod is taken out of its Service.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Whoever leads may be another by now, and know nothing of what was told.
+pub(super) const TELL_AGAIN: Duration = Duration::from_secs(30);
 /// A server that gives no right answer for this long is asked at the ordinary pace.
 const EAGER_FOR: Duration = Duration::from_secs(5);
 /// Between replays of a pod that is out of its Service because of what it answered.
@@ -69,6 +71,11 @@ pub struct Question {
 /// Tells that nothing can be said of a server by this set.
 pub(super) fn refuse(worker: &Worker, name: &str, digest: Option<String>, why: &str) {
     tracing::error!(set = name, why, "golden set refused: it is not replayed");
+    tell_refused(worker, name, digest);
+}
+
+/// As [`refuse`], said again: whoever leads may be another by now.
+pub(super) fn tell_refused(worker: &Worker, name: &str, digest: Option<String>) {
     let verdict = What::GoldenVerdict { set: name.to_owned(), digest, verdict: Verdict::ReferenceBroken, samples: 0, mismatches: 0 };
     worker.shared.evidence.urgent(verdict);
 }
@@ -168,13 +175,14 @@ struct Asked {
     digest: Option<String>,
     trial: Trial,
     told: Option<(Verdict, u64, u64)>,
+    told_at: Instant,
 }
 
 impl Asked {
     fn new(worker: &Rc<Worker>, name: Arc<str>, digest: Option<String>, deterministic: bool, terms: &Terms) -> Result<Self, BadSettings> {
         // What the command line names is bounded by the command line.
         let label = if digest.is_some() { worker.meter.label(&name) } else { Arc::clone(&name) };
-        Ok(Self { trial: Trial::new(terms, deterministic)?, worker: Rc::clone(worker), name, label, digest, told: None })
+        Ok(Self { trial: Trial::new(terms, deterministic)?, worker: Rc::clone(worker), name, label, digest, told: None, told_at: Instant::now() })
     }
 
     fn has_failed(&self) -> bool {
@@ -223,13 +231,14 @@ impl Asked {
         }
     }
 
-    /// Reports the verdict where it or its counts have changed.
+    /// Reports the verdict where it or its counts have changed, and now and then where they have not.
     fn tell(&mut self) {
         let judge = &self.trial.judge;
         let now = (judge.verdict(), judge.samples(), judge.mismatches());
-        if self.told == Some(now) {
+        if self.told == Some(now) && self.told_at.elapsed() < TELL_AGAIN {
             return;
         }
+        self.told_at = Instant::now();
         let gauge = &self.worker.meter.metrics.golden_verdict;
         for verdict in VERDICTS {
             gauge.with_label_values(&[&*self.label, &verdict.to_string()]).set(i64::from(verdict == now.0));
