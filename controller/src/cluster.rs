@@ -347,7 +347,7 @@ pub async fn undo_everything(args: UndoArgs) -> Result<undo::Summary, String> {
     }
     let pods = Arc::new(Pods::watch(&client));
     let means = Means { client, pods, namespace: args.namespace, node: String::new(), image: String::new(), image_pull_policy: None, power: args.power.hook() };
-    undo::everything(&means, false).await.map_err(|error| error.to_string())
+    undo::everything(&means).await.map_err(|error| error.to_string())
 }
 
 /// Leads sidecars here, and goes on doing so should somebody change it.

@@ -11,5 +11,6 @@ mod injection;
 mod install;
 mod resources;
 mod schedules;
+mod security;
 mod serving;
 mod webhook;

@@ -139,8 +139,8 @@ impl Tests {
     pub async fn run(mut self) {
         self.pods.listed().await;
         self.objects.listed().await;
-        // No run of this leader has begun: whatever is in force is of one that is no more.
-        let mut left = self.take_back(false).await;
+        // Between runs nothing may be in force: whatever is, is of a run that is no more, or could not be undone at its end.
+        let mut left = self.take_back().await;
         let mut looked = Instant::now();
         let mut changes = self.objects.changes();
         loop {
@@ -149,8 +149,7 @@ impl Tests {
                 return;
             }
             if looked.elapsed() >= TAKE_BACK_EVERY {
-                // What could not be undone at first, is of a run that has ended, and must be gone before another begins.
-                left = self.take_back(!left).await;
+                left = self.take_back().await;
                 looked = Instant::now();
             }
             let there: BTreeSet<String> = tests.iter().filter_map(|test| test.uid()).collect();
@@ -165,7 +164,10 @@ impl Tests {
                 }
             }
             waiting.sort_by_key(|test| test.metadata.creation_timestamp.as_ref().map(|created| created.0));
-            if let Some(test) = waiting.first() {
+            if let (Some(test), Some(why)) = (waiting.first(), &left) {
+                let words = format!("what an earlier run has in force must be taken back before another begins: {why}");
+                self.events.warn(test.object_ref(&()), "Waits", "Run", &words);
+            } else if let Some(test) = waiting.first() {
                 self.begun.insert(test.uid().unwrap_or_default());
                 Box::pin(self.one(test)).await;
                 continue;
@@ -178,9 +180,9 @@ impl Tests {
         }
     }
 
-    /// Takes back what runs left in force. Returns whether something still is.
-    async fn take_back(&self, only_over: bool) -> bool {
-        match undo::everything(&self.means, only_over).await {
+    /// Takes back what runs left in force. Returns why something still is.
+    async fn take_back(&self) -> Option<String> {
+        match undo::everything(&self.means).await {
             Ok(summary) => {
                 for words in summary.undone.iter().chain(&summary.not_ours) {
                     tracing::warn!("taken back for a run that did not end it: {words}");
@@ -188,11 +190,11 @@ impl Tests {
                 for why in &summary.failed {
                     tracing::error!("could not be taken back, and is tried again: {why}");
                 }
-                !summary.failed.is_empty()
+                (!summary.failed.is_empty()).then(|| summary.failed.join("; "))
             }
             Err(error) => {
                 tracing::error!(%error, "what is in force cannot be read; tried again");
-                true
+                Some(error.to_string())
             }
         }
     }

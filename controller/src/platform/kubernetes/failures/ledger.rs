@@ -32,7 +32,7 @@ const TRIES: u32 = 20;
 #[serde(rename_all = "camelCase")]
 pub struct Undo {
     pub id: u64,
-    /// RFC 3339: whoever finds it after this moment undoes it.
+    /// RFC 3339: the run itself takes it back by then, and whoever finds it later knows that the run is no more.
     pub expires_at: String,
     pub change: ClusterChange,
 }
@@ -179,13 +179,6 @@ fn entries_of(map: &ConfigMap) -> Result<Vec<Undo>, FailureError> {
     })
 }
 
-impl Undo {
-    /// Its time is up, or was never readable.
-    pub fn is_over(&self) -> bool {
-        self.expires_at.parse::<Timestamp>().map_or(true, |moment| moment <= Timestamp::now())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,8 +188,6 @@ mod tests {
         let entry = Undo { id: 3, expires_at: "2026-01-01T00:00:00Z".to_owned(), change: ClusterChange::Cordoned { node: "n1".to_owned() } };
         let map = |text: String| ConfigMap { data: Some([(KEY.to_owned(), text)].into()), ..ConfigMap::default() };
         assert_eq!(entries_of(&map(serde_json::to_string(&[&entry]).unwrap())).unwrap(), std::slice::from_ref(&entry));
-        assert!(entry.is_over());
-        assert!(!Undo { expires_at: "9999-01-01T00:00:00Z".to_owned(), ..entry }.is_over());
         assert!(entries_of(&map("[{\"id\": 1, \"change\": {\"melted\": {}}}]".to_owned())).unwrap_err().why.contains("newer controller"));
     }
 }

@@ -99,17 +99,14 @@ pub async fn entries(means: &Means, ledger: &Ledger, mut entries: Vec<Undo>) -> 
     summary
 }
 
-/// Takes back what any run has in force: all of it (before the chart is removed, or by a leader that has begun no run yet), or what is there beyond its time.
+/// Takes back what any run has in force: before the chart is removed, and by a leader between its runs.
 ///
 /// # Errors
 /// When the ledgers cannot be read.
-pub async fn everything(means: &Means, only_over: bool) -> Result<Summary, FailureError> {
+pub async fn everything(means: &Means) -> Result<Summary, FailureError> {
     let mut summary = Summary::default();
-    for (ledger, mut found) in ledger::all(&means.client, &means.namespace).await? {
-        found.retain(|entry| !only_over || entry.is_over());
-        if !found.is_empty() {
-            summary.join(entries(means, &ledger, found).await);
-        }
+    for (ledger, found) in ledger::all(&means.client, &means.namespace).await? {
+        summary.join(entries(means, &ledger, found).await);
     }
     Ok(summary)
 }
