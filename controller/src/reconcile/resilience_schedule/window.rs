@@ -124,8 +124,7 @@ impl Calendar {
         match (ambiguous.offset(), which) {
             (AmbiguousOffset::Gap { .. }, _) => {
                 let before = ambiguous.earlier().ok()?;
-                let change = self.zone.following(before).next().map(|change| change.timestamp());
-                change
+                self.zone.following(before).next().map(|change| change.timestamp())
             }
             (_, Showing::First) => ambiguous.earlier().ok(),
             (_, Showing::Second) => ambiguous.later().ok(),
