@@ -41,3 +41,7 @@ accuracy:
 # The false-alarm promise of golden verdicts, simulated.
 statistics:
     cargo run --release --example sequential_simulation -p steadfast-golden-sets
+
+# How many sidecars one controller carries: CPU, memory and how fast policies travel, up to 10,000. Takes 5 minutes; needs 25,000 open files for each of two processes.
+scale:
+    cargo run --release -p steadfast-bench-scale

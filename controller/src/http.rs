@@ -54,14 +54,18 @@ where
         // Without it a lone message could wait 40 ms for an acknowledgement.
         let _ = stream.set_nodelay(true);
         let (builder, handler, tls) = (builder.clone(), handler.clone(), tls.clone());
+        // Connections are many and live long: what a handshake or an answer needs is held for as long as it lasts, and no longer.
         tokio::spawn(async move {
             match tls {
-                None => connection(&builder, stream, handler).await,
-                Some(tls) => match timeout(HANDSHAKE_WITHIN, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => connection(&builder, stream, handler).await,
-                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-                    Err(_) => tracing::debug!("a TLS handshake was not finished in time"),
-                },
+                None => Box::pin(connection(&builder, stream, handler)).await,
+                Some(tls) => {
+                    let accepted = Box::pin(timeout(HANDSHAKE_WITHIN, tls.accept(stream))).await;
+                    match accepted {
+                        Ok(Ok(stream)) => Box::pin(connection(&builder, stream, handler)).await,
+                        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                        Err(_) => tracing::debug!("a TLS handshake was not finished in time"),
+                    }
+                }
             }
             drop(permit);
         });
@@ -75,7 +79,7 @@ where
 {
     let service = service_fn(|request| {
         let answer = handler(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        Box::pin(async move { Ok::<_, Infallible>(answer.await) })
     });
     if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
         tracing::debug!(error, "a connection ended");

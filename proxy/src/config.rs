@@ -199,7 +199,7 @@ impl Config {
         }
         let routes = routes(&args)?;
         let health =
-            args.health.as_ref().map(|text| address(text, UNSPECIFIED).ok_or_else(|| bad("health", text, "give a port such as 4191, or ADDRESS:PORT")));
+            args.health.as_ref().map(|text| address(text, UNSPECIFIED).ok_or_else(|| bad("health", text, "give a port such as 4179, or ADDRESS:PORT")));
         let health = health.transpose()?;
         let mut ready_address = routes[0].upstream;
         ready_address.set_port(args.ready_port.unwrap_or(ready_address.port()));
@@ -303,11 +303,11 @@ mod tests {
     #[test]
     fn a_route_is_a_pair_of_ports_or_addresses() {
         let config = |flags: &str| Config::new(Line::try_parse_from(["proxy"].into_iter().chain(flags.split_whitespace())).unwrap().args, |_| None);
-        let good = config("--route 4180=8000 --route 127.0.0.1:0=10.0.0.1:9 --ready-tcp --ready-port 81 --health 4191").unwrap();
+        let good = config("--route 4180=8000 --route 127.0.0.1:0=10.0.0.1:9 --ready-tcp --ready-port 81 --health 4179").unwrap();
         let addresses: Vec<_> = good.routes.iter().map(|route| format!("{}={}", route.listen, route.upstream)).collect();
         assert_eq!(addresses, ["[::]:4180=127.0.0.1:8000", "127.0.0.1:0=10.0.0.1:9"]);
         assert_eq!(good.readiness, Readiness::Tcp { address: "127.0.0.1:81".parse().unwrap() });
-        assert_eq!(good.health.unwrap().port(), 4191);
+        assert_eq!(good.health.unwrap().port(), 4179);
         for bad in ["4180", "4180=", "4180=0", "x=1", "4180:8000"] {
             let error = config(&format!("--route {bad}")).unwrap_err().to_string();
             assert!(error.contains(bad) && (error.contains("4180=8000") || error.contains("port 0")), "{error}");

@@ -93,7 +93,7 @@ impl Drop for Users {
 }
 
 fn requests_seen(space: &Namespace<'_>, pod: &str) -> u64 {
-    let metrics = space.ask(&format!("pod/{pod}:4191"), "/metrics").expect("the sidecar's metrics");
+    let metrics = space.ask(&format!("pod/{pod}:4179"), "/metrics").expect("the sidecar's metrics");
     metrics.lines().filter(|line| line.starts_with("steadfast_requests_total")).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
         as u64
 }
@@ -119,9 +119,9 @@ fn injected_pods_pass_the_restricted_standard_and_users_reach_the_sidecar_by_the
     let after: u64 = pods.iter().map(|pod| requests_seen(&space, pod)).sum();
     assert!(after - before >= 20, "{before} {after}: users go through the sidecar, and probes of the server do not");
     // Nothing that could arm a fault can be reached from outside of the pod.
-    let policy = space.ask(&format!("pod/{}:4191", pods[0]), "/policy").unwrap_err();
+    let policy = space.ask(&format!("pod/{}:4179", pods[0]), "/policy").unwrap_err();
     assert!(policy.contains("/policy is not here") || policy.contains("NotFound") || policy.contains("could not find"), "{policy}");
-    assert!(space.ask(&format!("pod/{}:4190", pods[0]), "/policy").is_err());
+    assert!(space.ask(&format!("pod/{}:4178", pods[0]), "/policy").is_err());
 }
 
 #[test]

@@ -83,8 +83,8 @@ fn the_admin_port_is_reached_from_its_own_pod_alone() {
         cluster.inside(|| TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok())
     };
     if !cluster.is_elsewhere() {
-        assert!(reached(4180) && reached(4191), "users and kubelet get in");
-        assert!(!reached(4190), "the admin port listens on loopback alone");
+        assert!(reached(4180) && reached(4179), "users and kubelet get in");
+        assert!(!reached(4178), "the admin port listens on loopback alone");
     }
     // Neither does the way of users lead there.
     let said = space.ask("digits:80", "/policy");

@@ -34,7 +34,7 @@ async fn the_health_port_tells_everybody_and_changes_nothing() {
     let url = |path: &str| format!("http://127.0.0.1:{port}{path}");
     let begun = Instant::now();
     // By any name: kubelet asks the pod's address.
-    while ask(&client(), get(&url("/readyz"), &[("host", "10.1.2.3:4191")])).await.status != 200 {
+    while ask(&client(), get(&url("/readyz"), &[("host", "10.1.2.3:4179")])).await.status != 200 {
         assert!(begun.elapsed() < PATIENCE, "never ready");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -19,16 +19,18 @@ pub const INJECT_LABEL: &str = "steadfast.dev/inject";
 pub const INJECTED_ANNOTATION: &str = "steadfast.dev/injected";
 /// On injected pods: what the sidecar stands in front of, as `NAME=SIDECAR-PORT:SERVER-PORT`, separated by commas.
 pub const ROUTES_ANNOTATION: &str = "steadfast.dev/routes";
-/// On pods: names of the ports to take over, separated by commas. Without it: every named TCP port that does not carry metrics.
+/// On pods: names of the ports to take over, separated by commas. Without it: every named TCP port that users dial.
 pub const PORTS_ANNOTATION: &str = "steadfast.dev/ports";
 /// Name of the injected container.
 pub const SIDECAR: &str = "steadfast-proxy";
 /// First port that sidecars listen on in place of a server's port.
 pub const FIRST_PORT: i32 = 4180;
-/// Metrics, health and `/policy` on loopback.
-pub const ADMIN_PORT: i32 = 4190;
+/// Metrics, health and `/policy` on loopback. (4140, 4143, 4190 and 4191 are Linkerd's.)
+pub const ADMIN_PORT: i32 = 4178;
 /// Health and metrics for kubelet and Prometheus.
-pub const HEALTH_PORT: i32 = 4191;
+pub const HEALTH_PORT: i32 = 4179;
+/// Containers of other meshes: what they declare is for themselves, whichever injector comes first.
+const MESHES: [&str; 4] = ["istio-proxy", "linkerd-proxy", "kuma-sidecar", "consul-dataplane"];
 /// Ports taken over in one pod.
 const ROUTES_MAX: usize = 10;
 /// Namespaces of the cluster itself.
@@ -203,19 +205,21 @@ fn is_tcp(port: &ContainerPort) -> bool {
     port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
 }
 
-/// What Prometheus and people read, and users do not.
-fn is_metrics(name: &str) -> bool {
-    name.split('-').any(|word| ["metrics", "metric", "prometheus", "prom", "admin", "debug"].contains(&word))
+/// Ports that users do not dial, by the words of their names: what Prometheus, kubelet and people read (Knative's queue-proxy has `http-autometric`,
+/// `http-usermetric` and `http-queueadm`), and what speaks TLS, which the sidecar does not.
+fn is_apart(name: &str) -> bool {
+    const WORDS: [&str; 10] = ["prometheus", "prom", "admin", "debug", "health", "healthz", "readiness", "liveness", "https", "tls"];
+    name.split('-').any(|word| WORDS.contains(&word) || ["metric", "metrics", "adm"].iter().any(|end| word.ends_with(end)))
 }
 
 fn routes(containers: &[Container], wanted: Option<&String>, used: &BTreeSet<i32>) -> Result<Vec<Route>, Skip> {
     let wanted: Option<Vec<&str>> = wanted.map(|names| names.split(',').map(str::trim).filter(|name| !name.is_empty()).collect());
-    let mut free = (FIRST_PORT..ADMIN_PORT).filter(|port| !used.contains(port));
+    let mut free = (FIRST_PORT..FIRST_PORT + 2 * ROUTES_MAX as i32).filter(|port| !used.contains(port));
     let mut routes: Vec<Route> = Vec::new();
-    for (container, declared) in containers.iter().enumerate() {
+    for (container, declared) in containers.iter().enumerate().filter(|(_, container)| wanted.is_some() || !MESHES.contains(&container.name.as_str())) {
         for (port, declared) in declared.ports.iter().flatten().enumerate() {
             let Some(name) = declared.name.as_deref().filter(|_| is_tcp(declared)) else { continue };
-            let takes = wanted.as_ref().map_or_else(|| !is_metrics(name), |wanted| wanted.contains(&name));
+            let takes = wanted.as_ref().map_or_else(|| !is_apart(name), |wanted| wanted.contains(&name));
             if !takes {
                 continue;
             }
@@ -332,7 +336,7 @@ spec:
         assert_eq!(with("spec:", "spec:\n  os: {name: windows}"), Skip::Windows);
         assert_eq!(with("spec:", "spec:\n  nodeSelector: {kubernetes.io/os: windows}"), Skip::Windows);
         assert_eq!(with("name: server", "name: steadfast-proxy"), Skip::NameTaken);
-        assert_eq!(with("8002", "4191"), Skip::PortTaken(4191));
+        assert_eq!(with("8002", "4179"), Skip::PortTaken(4179));
         assert_eq!(with("[{name: http, containerPort: 8000}, {name: grpc, containerPort: 8001}, ", "[{containerPort: 8000}, "), Skip::NoNamedPort);
         assert_eq!(with("metadata: {", "metadata: {annotations: {kubernetes.io/config.mirror: x}, "), Skip::StaticPod);
         assert_eq!(decide(&pod(SERVER), "kube-system", &BTreeMap::new()), Decision::Skip(Skip::SystemNamespace("kube-system".into())));
@@ -355,6 +359,18 @@ spec:
         ] {
             let Decision::Inject(plan) = decided(&SERVER.replace("{httpGet: {path: /v2/health/ready, port: http}}", probe)) else { panic!() };
             assert_eq!(plan.readiness, readiness, "{probe}");
+        }
+    }
+
+    #[test]
+    fn what_other_meshes_declare_is_for_themselves() {
+        let mesh = "    - {name: linkerd-proxy, image: x, ports: [{name: linkerd-proxy, containerPort: 4143}, {name: linkerd-admin, containerPort: 4191}]}\n";
+        let Decision::Inject(plan) = decided(&format!("{SERVER}{mesh}")) else { panic!() };
+        assert_eq!(plan.routes.iter().map(|route| route.server).collect::<Vec<_>>(), [8000, 8001]);
+        for (name, apart) in
+            [("https-port", true), ("http-usermetric", true), ("http-queueadm", true), ("readiness-port", true), ("queue-port", false), ("http1", false)]
+        {
+            assert_eq!(is_apart(name), apart, "{name}");
         }
     }
 

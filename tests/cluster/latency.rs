@@ -1,0 +1,237 @@
+//! What injection costs: how long the API server waits for an answer, and how much later the server's container starts.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    process::{Command, Stdio},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use serde_json::{Value, json};
+use tokio_rustls::TlsConnector;
+
+use crate::{
+    harness::{Cluster, IMAGE, Namespace, STEADFAST, cluster_alone, output, root},
+    install::{Installed, install},
+};
+
+const ADMISSIONS: usize = 500;
+const PODS: usize = 7;
+
+fn quantile(sorted: &[Duration], q: f64) -> Duration {
+    sorted[((sorted.len() - 1) as f64 * q).round() as usize]
+}
+
+/// Answers of the webhook at `address`, asked as the API server asks: by TLS, on one connection, one after the other.
+async fn ask(
+    address: &str,
+    name: String,
+    trust: Vec<CertificateDer<'static>>,
+    review: Bytes,
+) -> Result<Vec<Duration>, Box<dyn std::error::Error + Send + Sync>> {
+    steadfast_controller::http::provide();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(trust);
+    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let stream = tokio::net::TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name.clone())?, stream).await?;
+    let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let mut took = Vec::with_capacity(ADMISSIONS);
+    for _ in 0..ADMISSIONS {
+        let began = Instant::now();
+        let request =
+            http::Request::post("/inject/namespace").header("host", &name).header("content-type", "application/json").body(Full::new(review.clone()))?;
+        let answer = send.send_request(request).await?.into_body().collect().await?.to_bytes();
+        took.push(began.elapsed());
+        let answer: Value = serde_json::from_slice(&answer)?;
+        if answer["response"]["patchType"] != "JSONPatch" {
+            return Err(format!("not injected: {answer}").into());
+        }
+    }
+    Ok(took)
+}
+
+#[test]
+fn the_api_server_waits_a_few_milliseconds_for_an_answer() {
+    let Some(cluster) = cluster_alone() else { return };
+    if cluster.is_elsewhere() {
+        eprintln!("not run: addresses of this cluster cannot be dialled from here");
+        return;
+    }
+    let installed = install(&cluster);
+    let mut took = admissions(&cluster, &installed);
+    took.sort_unstable();
+    let (p50, p99, max) = (quantile(&took, 0.5), quantile(&took, 0.99), quantile(&took, 1.0));
+    println!("admission of {} pods, by TLS: p50 {p50:?}, p99 {p99:?}, max {max:?}", took.len());
+    assert!(p99 <= Duration::from_millis(100), "p99 {p99:?}");
+}
+
+fn admissions(cluster: &Cluster, installed: &Installed<'_>) -> Vec<Duration> {
+    let text = std::fs::read_to_string(root().join("tests/cluster/templates/seldon-mlserver.yaml")).expect("a template");
+    let workload: Value = steadfast_api::read::from_yaml("template", &text).expect("YAML");
+    let template = &workload["spec"]["template"];
+    let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": template["spec"] });
+    let request = json!({ "uid": "1", "namespace": "models", "dryRun": true, "operation": "CREATE", "object": pod });
+    let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request }).to_string();
+    let configuration = cluster.get("mutatingwebhookconfiguration/steadfast").expect("it is installed");
+    let bundle = STANDARD.decode(configuration["webhooks"][0]["clientConfig"]["caBundle"].as_str().expect("a bundle")).expect("base64");
+    let trust: Vec<_> = CertificateDer::pem_slice_iter(&bundle).collect::<Result<_, _>>().expect("certificates");
+    let service =
+        cluster.kubectl(&["--namespace", &installed.system, "get", "service/steadfast-webhook", "-o", "jsonpath={.spec.clusterIP}"]).expect("a Service");
+    let (address, name) = (format!("{}:443", service.trim()), format!("steadfast-webhook.{}.svc", installed.system));
+    cluster.inside(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(ask(&address, name, trust, Bytes::from(review))).expect("answers")
+    })
+}
+
+/// When things of a pod were first heard of.
+#[derive(Debug, Default)]
+struct Heard {
+    scheduled: Option<Instant>,
+    sidecar_runs: Option<Instant>,
+    sidecar_started: Option<Instant>,
+    server_runs: Option<Instant>,
+}
+
+/// Follows a pod from its making until its server's container runs. Kubelet's own stamps are whole seconds.
+fn follow(cluster: &Cluster, space: &Namespace<'_>, name: &str, manifest: &str) -> Heard {
+    let mut watch = cluster
+        .command("kubectl")
+        .args(["--namespace", space.name(), "get", "pods", "--watch", "--output-watch-events", "-o", "jsonpath={.object}{\"\\n\"}"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("kubectl");
+    let lines = BufReader::new(watch.stdout.take().expect("its output"));
+    // Until it watches, which it does not tell.
+    thread::sleep(Duration::from_millis(700));
+    let mut create = cluster.command("kubectl");
+    output(create.args(["--namespace", space.name(), "create", "-f", "-"]), Some(manifest)).expect("made");
+    let mut heard = Heard::default();
+    for line in lines.lines() {
+        let Ok(pod) = serde_json::from_str::<Value>(&line.expect("a line")) else { continue };
+        if pod["metadata"]["name"] != name {
+            continue;
+        }
+        let now = Instant::now();
+        let status = &pod["status"];
+        let mut mark = |place: fn(&mut Heard) -> &mut Option<Instant>, there: bool| {
+            if there {
+                place(&mut heard).get_or_insert(now);
+            }
+        };
+        mark(|heard| &mut heard.scheduled, pod["spec"]["nodeName"].is_string());
+        mark(|heard| &mut heard.sidecar_runs, status["initContainerStatuses"][0]["state"]["running"].is_object());
+        mark(|heard| &mut heard.sidecar_started, status["initContainerStatuses"][0]["started"] == true);
+        mark(|heard| &mut heard.server_runs, status["containerStatuses"][0]["state"]["running"].is_object());
+        if heard.server_runs.is_some() {
+            break;
+        }
+    }
+    let _ = watch.kill();
+    let _ = watch.wait();
+    heard
+}
+
+/// Pods that are started, and what stands in front of their server.
+const KINDS: [(&str, &str, &str); 4] = [
+    ("alone", "false", ""),
+    ("sidecar", "true", ""),
+    // What any native sidecar costs: kubelet looks once a second at what runs, and once a second at what a probe says.
+    ("any", "false", "{INIT}"),
+    ("probed", "false", "{INIT, startupProbe: {tcpSocket: {port: 9000}, periodSeconds: 1, failureThreshold: 60}}"),
+];
+
+#[test]
+fn what_a_sidecar_costs_a_pod_that_starts() {
+    let Some(cluster) = cluster_alone() else { return };
+    let installed = install(&cluster);
+    let space = cluster.namespace_with("start", "");
+    let mut taken: [Vec<Duration>; KINDS.len()] = Default::default();
+    let mut probed = Vec::new();
+    for round in 0..PODS {
+        for (index, (kind, inject, init)) in KINDS.iter().enumerate() {
+            let name = format!("{kind}-{round}");
+            let container = format!(
+                "name: first, image: '{IMAGE}', imagePullPolicy: Never, restartPolicy: Always, args: [serve, /golden-sets/digits, --host, 0.0.0.0, --port, '9000']"
+            );
+            let init = init.replace("INIT", &container);
+            let manifest = format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{steadfast.dev/inject: '{inject}'}}}}, spec: {{terminationGracePeriodSeconds: 1, initContainers: [{init}], \
+                 containers: [{{name: server, image: '{IMAGE}', imagePullPolicy: Never, args: [serve, /golden-sets/digits, --host, 0.0.0.0, --port, '8000'], \
+                 ports: [{{name: http, containerPort: 8000}}]}}]}}}}"
+            );
+            let heard = follow(&cluster, &space, &name, &manifest);
+            let scheduled = heard.scheduled.expect("scheduled");
+            taken[index].push(heard.server_runs.unwrap_or_else(|| panic!("{}", installed.state())).duration_since(scheduled));
+            if let (1, Some(runs), Some(started)) = (index, heard.sidecar_runs, heard.sidecar_started) {
+                probed.push(started.saturating_duration_since(runs));
+            }
+            let _ = space.kubectl(&["delete", "pod", &name, "--wait=false"]);
+        }
+    }
+    let figure = |what: &str, all: &mut Vec<Duration>| {
+        all.sort_unstable();
+        println!("{what}: p50 {:?}, min {:?}, max {:?}", quantile(all, 0.5), quantile(all, 0.0), quantile(all, 1.0));
+        quantile(all, 0.5)
+    };
+    let [mut alone, mut sidecar, mut any, mut by_probe] = taken;
+    let alone = figure("scheduled until the server's container runs, alone", &mut alone);
+    let sidecar = figure("the same behind the sidecar", &mut sidecar);
+    figure("the same behind any native sidecar without a probe", &mut any);
+    let by_probe = figure("the same behind any native sidecar with a startup probe", &mut by_probe);
+    figure("from the sidecar's start until kubelet's probe saw it", &mut probed);
+    let own = figure("from the sidecar's process until it answers the probe", &mut own_share());
+    println!("the sidecar costs {:?} at the median, any with a startup probe {:?}", sidecar.saturating_sub(alone), by_probe.saturating_sub(alone));
+    assert!(own <= Duration::from_millis(300), "the sidecar's own share: {own:?}");
+    assert!(sidecar.saturating_sub(by_probe) <= Duration::from_secs(2), "{sidecar:?} behind the sidecar, {by_probe:?} behind any");
+}
+
+/// How long the sidecar's process takes until it answers what kubelet asks, without containers.
+fn own_share() -> Vec<Duration> {
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
+    let once = |_| {
+        let (route, health, admin, server) = (free(), free(), free(), free());
+        let began = Instant::now();
+        let mut proxy = Command::new(STEADFAST)
+            .args([
+                "proxy",
+                &format!("--route=127.0.0.1:{route}={server}"),
+                &format!("--health=127.0.0.1:{health}"),
+                &format!("--admin=127.0.0.1:{admin}"),
+                "--ready-tcp",
+            ])
+            .args([&format!("--ready-port={server}")])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the sidecar");
+        let answers = || {
+            let mut stream = TcpStream::connect(("127.0.0.1", health)).ok()?;
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).ok()?;
+            answer.starts_with("HTTP/1.1 200").then_some(())
+        };
+        while answers().is_none() {
+            assert!(began.elapsed() < Duration::from_secs(10) && proxy.try_wait().expect("its status").is_none(), "the sidecar does not answer");
+            thread::sleep(Duration::from_millis(1));
+        }
+        let took = began.elapsed();
+        let _ = proxy.kill();
+        let _ = proxy.wait();
+        took
+    };
+    (0..20).map(once).collect()
+}
