@@ -63,7 +63,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "baseline: 5s",
         "baselin: 5s",
-        "15:3: spec.baselin: unknown field `baselin`, expected one of target, local, load, golden, baseline, steps, stable, hypothesis, halt, rounds, seed",
+        "15:3: spec.baselin: unknown field `baselin`, expected one of suspend, target, local, load, golden, baseline, steps, stable, hypothesis, halt, rounds, seed",
     ),
     ("delay: 500ms", "delay: 0s", "17:64: spec.steps[0].networkLatency.delay: 0s is too short: write more than zero, such as 500ms"),
     (
