@@ -9,7 +9,7 @@ use std::{
 
 use steadfast_controller::webhook::{
     manifest::{self, Done},
-    patch::{ControllerAddress, LEAVE_SECONDS, SidecarResources, SidecarSettings},
+    patch::{ControllerAddress, LEAVE_SECONDS, RedirectSettings, SidecarResources, SidecarSettings},
 };
 
 use crate::exit;
@@ -51,6 +51,10 @@ pub(crate) struct Args {
     /// Kubernetes 1.30.
     #[arg(long, value_name = "SECONDS", default_value_t = LEAVE_SECONDS, value_parser = clap::value_parser!(u32).range(..=600))]
     leave_seconds: u32,
+    /// Image of steadfast with the program nft: pods with the annotation steadfast.dev/interception: redirect are then given an init container with NET_ADMIN. Without
+    /// it they are left out.
+    #[arg(long, value_name = "IMAGE")]
+    redirect_image: Option<String>,
 }
 
 pub(crate) fn main(args: Args) -> ExitCode {
@@ -66,7 +70,9 @@ pub(crate) fn main(args: Args) -> ExitCode {
         _ => None,
     };
     let resources = SidecarResources { cpu: args.cpu, memory: args.memory, memory_limit: args.memory_limit };
-    let settings = SidecarSettings { image: args.image, image_pull_policy: args.image_pull_policy, controller, resources, leave_seconds: args.leave_seconds };
+    let image_pull_policy = args.image_pull_policy;
+    let redirect = args.redirect_image.map(|image| RedirectSettings { image, image_pull_policy: image_pull_policy.clone() });
+    let settings = SidecarSettings { image: args.image, image_pull_policy, controller, resources, leave_seconds: args.leave_seconds, redirect };
     let (written, notes) = match manifest::inject(&text, &settings) {
         Ok(injected) => injected,
         Err(error) => return exit::bad_input(format!("{}: {error}", args.file.display())),

@@ -9,10 +9,12 @@ mod demo;
 mod exit;
 mod golden;
 mod inject;
+mod install;
 mod keeper;
 mod lint;
 mod progress;
 mod proxy;
+mod redirect;
 mod report;
 mod run;
 mod schema;
@@ -21,7 +23,7 @@ mod undo;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Does your model service keep giving right answers, on time, while things break?
 ///
@@ -50,16 +52,38 @@ enum Command {
     Undo(undo::Args),
     Golden(golden::Args),
     Inject(inject::Args),
+    Install(install::Args),
     Proxy(proxy::Args),
     Serve(serve::Args),
+    #[command(hide = true)]
+    Redirect(redirect::Args),
     #[command(hide = true)]
     Burn(burn::Args),
     #[command(hide = true)]
     Keeper(keeper::Args),
 }
 
+/// `kubectl` finds its plugins by name: as `kubectl-steadfast` on PATH this program is `kubectl steadfast`.
+const PLUGIN: &str = "kubectl-steadfast";
+
+/// What was asked for; help and usage say the words by which this program was called.
+fn parse() -> Cli {
+    let called = std::env::args_os().next().unwrap_or_default();
+    let mut command = Cli::command();
+    if std::path::Path::new(&called).file_stem().is_some_and(|name| name == PLUGIN) {
+        command = as_plugin(command.bin_name("kubectl steadfast"));
+    }
+    Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+}
+
+fn as_plugin(command: clap::Command) -> clap::Command {
+    let examples = command.get_after_help().map(|text| text.to_string().replace("  steadfast ", "  kubectl steadfast "));
+    let command = if let Some(examples) = examples { command.after_help(examples) } else { command };
+    command.mut_subcommands(as_plugin)
+}
+
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    match parse().command {
         Command::Demo(args) => demo::main(args),
         Command::Run(args) => run::main(args),
         Command::Lint(args) => lint::main(args),
@@ -70,9 +94,34 @@ fn main() -> ExitCode {
         Command::Undo(args) => undo::main(args),
         Command::Golden(args) => golden::main(args),
         Command::Inject(args) => inject::main(args),
+        Command::Install(args) => install::main(args),
         Command::Proxy(args) => proxy::main(args),
         Command::Serve(args) => serve::main(args),
+        Command::Redirect(args) => redirect::main(args),
         Command::Burn(args) => burn::main(args),
         Command::Keeper(args) => keeper::main(args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn as_a_plugin_every_usage_and_every_example_says_so() {
+        fn walk(command: &mut clap::Command) {
+            let (name, help) = (command.get_name().to_owned(), command.render_long_help().to_string());
+            assert!(help.contains("Usage: kubectl steadfast"), "{name}: {help}");
+            assert!(!help.lines().any(|line| line.starts_with("  steadfast ")), "{name}: {help}");
+            command.get_subcommands_mut().for_each(walk);
+        }
+        let mut command = as_plugin(Cli::command().bin_name("kubectl steadfast"));
+        command.build();
+        walk(&mut command);
     }
 }

@@ -45,10 +45,11 @@ pub(crate) async fn show(mut hear: watch::Receiver<Progress>, stdout_is_taken: b
 }
 
 fn title(now: &Progress) -> String {
-    let place = if now.number > 0 && now.phase != PhaseNow::CleanUp { format!("{} of {}: ", now.number, now.of) } else { String::new() };
+    let place = if now.number > 0 && now.of > 0 && now.phase != PhaseNow::CleanUp { format!("{} of {}: ", now.number, now.of) } else { String::new() };
     let what = match &now.phase {
         PhaseNow::WarmUp => "warm-up: pods come up and answer".to_owned(),
         PhaseNow::Baseline => "baseline".to_owned(),
+        PhaseNow::Watch => "watching; Ctrl-C ends it and writes the report".to_owned(),
         PhaseNow::Fault { name, on } => format!("{name} on {on}"),
         PhaseNow::Recovery { name } => format!("analysing until stable after {name}"),
         PhaseNow::CleanUp => "undoing everything".to_owned(),
@@ -59,7 +60,7 @@ fn title(now: &Progress) -> String {
 fn left(now: &Progress) -> String {
     let seconds = |duration: Duration| duration.as_secs_f64().ceil();
     match now.phase {
-        PhaseNow::WarmUp | PhaseNow::CleanUp => String::new(),
+        PhaseNow::WarmUp | PhaseNow::CleanUp | PhaseNow::Watch => String::new(),
         PhaseNow::Recovery { .. } => format!(", at most {:.0} s", seconds(now.phase_left)),
         PhaseNow::Baseline | PhaseNow::Fault { .. } => format!(", {:.0} s", seconds(now.phase_left)),
     }
@@ -103,7 +104,7 @@ impl Screen {
         let bold = Style::new().for_stderr().bold();
         self.head.set_message(format!("{}{}", bold.apply_to(title(now)), left(now)));
         self.bar.set_position((now.done * 1000.0) as u64);
-        self.bar.set_message(format!("about {} left", humane(now.left)));
+        self.bar.set_message(if now.phase == PhaseNow::Watch { String::new() } else { format!("about {} left", humane(now.left)) });
         self.figures.set_message(figures(now));
         for (index, bar) in self.pods.iter().enumerate() {
             bar.set_message(match now.pods.get(index) {

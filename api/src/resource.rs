@@ -5,7 +5,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Percent, Span, golden::Verdict, policy::LabelSelector, report::RunOutcome};
+use crate::{
+    Percent, Span,
+    golden::Verdict,
+    policy::LabelSelector,
+    report::{PodState, RunOutcome},
+};
 
 /// `metav1.Condition`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -68,12 +73,84 @@ pub struct ResilienceTestStatus {
     /// What runs now, e.g. `step 2 of 3: node lost`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,
+    /// The same for those who draw it; of tests with steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<LiveProgress>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<ReportAddress>,
+    /// Of a test without steps: windows that are over, and outages in them. The figures above are of the last window; `recovery` of the last outage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outages: Option<u32>,
+    /// The last of them in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_outage: Option<String>,
+    /// Report of the last window with an outage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outage_report: Option<ReportAddress>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<String>,
+}
+
+/// A run at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveProgress {
+    pub phase: LivePhase,
+    /// Of the step, where there is one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Whom its fault hits.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub on: String,
+    /// Phase so many of so many, from 1.
+    pub number: u32,
+    pub of: u32,
+    pub phase_left_ms: u64,
+    /// Of the run, if it recovers as expected.
+    pub left_ms: u64,
+    /// Share of the run that is behind, 0 to 1.
+    pub done: f64,
+    /// Over the last five seconds, 0 to 1; absent without a request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub availability: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99_ms: Option<f64>,
+    /// The first [`LIVE_PODS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub pods: Vec<LivePod>,
+}
+
+/// Pods in a status, as many as a target on one machine may have.
+pub const LIVE_PODS_MAX: usize = 256;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LivePhase {
+    #[default]
+    WarmUp,
+    Baseline,
+    Watch,
+    Fault,
+    Recovery,
+    CleanUp,
+}
+
+/// A pod at that moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LivePod {
+    pub name: String,
+    pub node: String,
+    pub state: PodState,
+    /// Worst of its golden sets; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub golden: Option<Verdict>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99_ms: Option<f64>,
 }
 
 /// Where a report lies.
@@ -131,11 +208,11 @@ pub struct GoldenSetSpec {
 pub enum GoldenSource {
     /// One key per file of the set, `/` in paths written as `__`; or the single key `set.tar`. A set that is too large for one lies in several.
     ConfigMap(ConfigMapSource),
-    /// A claim that the injected sidecar mounts, read only; the set is at `path` in it.
+    /// A claim that a short-lived reader pod mounts, read only; the set is at `path` in it.
     PersistentVolumeClaim(ClaimSource),
-    /// An OCI artifact that the injected sidecar mounts as an image volume (Kubernetes 1.33 or newer); the set is at `path` in it.
+    /// An OCI image that a short-lived reader pod mounts as an image volume (Kubernetes 1.33 or newer with the feature ImageVolume); the set is at `path` in it.
     Image(ImageSource),
-    /// `s3://bucket/prefix`, `gs://…`, `az://…`: a tar file or a prefix.
+    /// An object store that a short-lived reader pod asks.
     ObjectStore(ObjectStoreSource),
 }
 
@@ -168,6 +245,7 @@ pub struct NamedSource {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClaimSource {
     pub claim_name: String,
+    /// Folder of the set, or a tar file of it; the whole volume without it.
     #[serde(default)]
     pub path: String,
 }
@@ -176,6 +254,7 @@ pub struct ClaimSource {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ImageSource {
     pub reference: String,
+    /// Folder of the set, or a tar file of it; the whole image without it.
     #[serde(default)]
     pub path: String,
 }
@@ -183,7 +262,14 @@ pub struct ImageSource {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ObjectStoreSource {
+    /// `s3://BUCKET/PATH`, `gs://BUCKET/PATH` or `az://CONTAINER/PATH`: what ends in `.tar` is a tar file of the set, everything else its folder.
     pub url: String,
+    /// Secret of the same namespace whose keys are the variables of the store's own tools, such as `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_name: Option<String>,
+    /// Service account of the reader pod, for stores that know workloads by theirs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_name: Option<String>,
 }
 
 /// When samples are replayed in each pod.

@@ -53,9 +53,12 @@ pub struct ResilienceTestSpec {
     pub golden: Vec<GoldenCheck>,
     #[serde(default = "thirty_seconds")]
     pub baseline: Span,
-    /// One after the other.
+    /// One after the other. Without any, nothing is broken: the target is watched until the test is stopped or deleted.
     #[serde(default)]
     pub steps: Vec<Step>,
+    /// Without steps: there is a report at least this often, and after every outage [default: 10m].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Span>,
     #[serde(default)]
     pub stable: Stable,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -68,6 +71,13 @@ pub struct ResilienceTestSpec {
     pub rounds: u32,
     #[serde(default)]
     pub seed: u64,
+}
+
+impl ResilienceTestSpec {
+    /// How long a window of a test without steps lasts at most, while all is well.
+    pub fn window(&self) -> Span {
+        self.window.unwrap_or(Span::from_secs(600))
+    }
 }
 
 const fn one() -> u32 {

@@ -34,15 +34,17 @@ use crate::{
     http::{self, BadCertificate, Identity},
     leader::Candidate,
     metrics::Metrics,
+    objects::{Objects, ObjectsError},
     platform::kubernetes::failures::{Means, PowerHook, undo},
     reconcile::{
         fault_policy::FaultPolicies,
-        golden_set::{self, GoldenSets, runs::Runs},
+        golden_set::{self, GoldenSets, reader::Readers, runs::Runs},
         injection::Injection,
         pods::Pods,
         resilience_schedule::Schedules,
-        resilience_test::Tests,
+        resilience_test::{Needs, Tests},
         resource::MANAGER,
+        scope::Scope,
     },
     runtime::OwnThread,
     serve::{
@@ -53,8 +55,8 @@ use crate::{
         server::{self, Sidecars},
     },
     webhook::{
-        certificate::Certificates,
-        patch::{ControllerAddress, LEAVE_SECONDS, SidecarResources, SidecarSettings},
+        mounted::{Mounted, Shown, Source},
+        patch::{ControllerAddress, LEAVE_SECONDS, RedirectSettings, SidecarResources, SidecarSettings},
         secret::Keeper,
         server::{self as webhook, Webhook},
     },
@@ -121,11 +123,24 @@ pub struct Args {
     /// MutatingWebhookConfiguration that is told whom to believe.
     #[arg(long, value_name = "NAME", default_value = "steadfast")]
     pub webhook_configuration: String,
+    /// Folder with tls.crt, tls.key and ca.crt that somebody else makes and renews, such as cert-manager: then no certificates are made here, nor told to the API
+    /// server. They are read again when they change.
+    #[arg(long, value_name = "DIR")]
+    pub certificates: Option<PathBuf>,
+    /// Image of steadfast with the program nft. With it, pods may ask to be redirected; without it they may not.
+    #[arg(long, value_name = "IMAGE")]
+    pub redirect_image: Option<String>,
+    /// Object store for reports, such as s3://BUCKET/PATH; its keys are in the variables of the store's own tools. Without it they are ConfigMaps.
+    #[arg(long, value_name = "URL")]
+    pub reports_url: Option<String>,
     /// Lease by which one replica leads.
     #[arg(long, value_name = "NAME", default_value = "steadfast")]
     pub lease: String,
     #[command(flatten)]
     pub power: PowerArgs,
+    /// Look at these namespaces alone, and need rights in no other.
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub watch_namespaces: Vec<String>,
 }
 
 /// Who switches nodes off and on, if anybody does.
@@ -158,6 +173,8 @@ pub enum ClusterError {
     Start { what: String, why: io::Error },
     #[error(transparent)]
     Certificate(#[from] BadCertificate),
+    #[error("--reports-url {0}")]
+    Reports(#[from] ObjectsError),
     #[error("this replica leads no more: {0}")]
     LeadLost(String),
 }
@@ -188,21 +205,24 @@ async fn lead(args: Args) -> Result<(), ClusterError> {
     }));
 
     let names = [&args.webhook_service, &args.sidecar_service].map(|service| format!("{service}.{}.svc", args.namespace));
-    let keeper = Keeper::new(client.clone(), &args.namespace, &args.secret, &args.webhook_configuration, names.to_vec());
-    let certificates = tokio::select! {
-        certificates = first_certificates(&keeper) => certificates,
+    let source = match &args.certificates {
+        Some(folder) => Source::Mounted(Mounted::new(folder.clone())),
+        None => Source::Own(Box::new(Keeper::new(client.clone(), &args.namespace, &args.secret, &args.webhook_configuration, names.to_vec()))),
+    };
+    let shown = tokio::select! {
+        shown = source.first() => shown,
         _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
     };
-    let identity = Identity::new(&certificates.server().certificate, &certificates.server().key)?;
-    let settings = Arc::new(ArcSwap::from_pointee(settings(&args, &certificates)));
+    let identity = Identity::new(&shown.certificate, &shown.key)?;
+    let settings = Arc::new(ArcSwap::from_pointee(settings(&args, &shown.authorities)));
     tokio::spawn({
         let (args, identity, settings) = (args.clone(), Arc::clone(&identity), Arc::clone(&settings));
         async move {
-            let changed = |now: &Certificates| match identity.replace(&now.server().certificate, &now.server().key) {
-                Ok(()) => settings.store(Arc::new(self::settings(&args, now))),
-                Err(error) => tracing::error!(%error, "new certificates cannot be used; the old ones stay"),
+            let changed = |now: &Shown| {
+                let replaced = identity.replace(&now.certificate, &now.key);
+                replaced.map(|()| settings.store(Arc::new(self::settings(&args, &now.authorities))))
             };
-            keeper.keep(certificates, changed).await;
+            source.keep(shown, changed).await;
         }
     });
 
@@ -230,7 +250,7 @@ async fn lead(args: Args) -> Result<(), ClusterError> {
             metrics.leader.set(1);
             tracing::info!("leads");
             let duties = async {
-                Box::pin(duties(&args, client, &identity, metrics.clone(), events, stopping)).await?;
+                Box::pin(duties(&args, client, &identity, &settings, metrics.clone(), events, stopping)).await?;
                 done.send_replace(true);
                 // Until the lead is handed over.
                 std::future::pending::<Result<(), ClusterError>>().await
@@ -256,11 +276,12 @@ async fn duties(
     args: &Args,
     client: Client,
     identity: &Arc<Identity>,
+    settings: &Arc<ArcSwap<SidecarSettings>>,
     metrics: Metrics,
     events: Events,
     stopping: watch::Receiver<bool>,
 ) -> Result<(), ClusterError> {
-    let pods = Arc::new(Pods::watch(&client));
+    let pods = Arc::new(Pods::watch(&client, Scope::new(&args.watch_namespaces)));
     let means = Arc::new(means(args, client.clone(), Arc::clone(&pods)).await);
     let sidecars = Sidecars::new(PolicyHub::closed());
     let listener = listen("sidecars", args.sidecar_port)?;
@@ -273,26 +294,39 @@ async fn duties(
         hub: Arc::clone(&sidecars.hub),
         ingest: Arc::clone(&sidecars.ingest),
         sets: Arc::clone(&sidecars.sets),
+        readers: Readers {
+            client: client.clone(),
+            handed: Arc::clone(&sidecars.handed),
+            settings: Arc::clone(settings),
+            image: means.image.clone(),
+            image_pull_policy: means.image_pull_policy.clone(),
+        },
         runs: Arc::clone(&runs),
         events: events.clone(),
         metrics: metrics.clone(),
     });
-    golden_sets.first().await;
+    // Readers bring golden sets before sidecars are told anything.
+    let serving = server::serve(listener, Some(identity.acceptor()), Auth::tokens(client.clone()), sidecars.clone());
+    let mut serving = Box::pin(async { tokio::join!(serving, advertise(&client, args)) });
+    tokio::select! {
+        () = golden_sets.first() => {}
+        _ = &mut serving => {}
+    }
     sidecars.hub.open();
-    let tests = Tests::new(means, Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), runs, events.clone(), stopping);
+    let reports = args.reports_url.as_deref().map(Objects::open).transpose()?;
+    let tests = Tests::new(Needs {
+        means,
+        hub: Arc::clone(&sidecars.hub),
+        ingest: Arc::clone(&sidecars.ingest),
+        golden: runs,
+        events: events.clone(),
+        metrics: metrics.clone(),
+        stopping,
+        reports,
+    });
     let schedules = Schedules::new(client.clone(), Arc::clone(&pods), metrics.clone(), events.clone());
-    let injection = Injection::new(client.clone(), Arc::clone(&pods), metrics, events);
-    let for_ever = async {
-        tokio::join!(
-            server::serve(listener, Some(identity.acceptor()), Auth::tokens(client.clone()), sidecars.clone()),
-            advertise(&client, args),
-            policies.run(),
-            golden_sets.run(),
-            schedules.run(),
-            injection.run(),
-            forget(&pods, &sidecars.ingest),
-        )
-    };
+    let injection = Injection::new(client.clone(), Arc::clone(&pods), args.redirect_image.is_some(), metrics, events);
+    let for_ever = async { tokio::join!(serving, policies.run(), golden_sets.run(), schedules.run(), injection.run(), forget(&pods, &sidecars.ingest),) };
     tokio::select! {
         () = tests.run() => {}
         _ = for_ever => {}
@@ -331,6 +365,9 @@ pub struct UndoArgs {
     /// Namespace of the controller.
     #[arg(long, value_name = "NAME", env = "POD_NAMESPACE")]
     pub namespace: String,
+    /// Where its tests are, if it looks at these namespaces alone.
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub watch_namespaces: Vec<String>,
     #[command(flatten)]
     pub power: PowerArgs,
 }
@@ -341,11 +378,12 @@ pub struct UndoArgs {
 /// When there is no cluster, or it does not say what is in force.
 pub async fn undo_everything(args: UndoArgs) -> Result<undo::Summary, String> {
     let client = Client::try_default().await.map_err(|error| ClusterError::NoCluster(Box::new(error)).to_string())?;
-    let stopped = crate::reconcile::resilience_test::stop_all(&client).await.map_err(|error| format!("runs cannot be stopped: {error}"))?;
+    let scope = Scope::new(&args.watch_namespaces);
+    let stopped = crate::reconcile::resilience_test::stop_all(&client, &scope).await.map_err(|error| format!("runs cannot be stopped: {error}"))?;
     for test in &stopped {
         tracing::info!(test, "its run was stopped");
     }
-    let pods = Arc::new(Pods::watch(&client));
+    let pods = Arc::new(Pods::watch(&client, scope));
     let means = Means { client, pods, namespace: args.namespace, node: String::new(), image: String::new(), image_pull_policy: None, power: args.power.hook() };
     undo::everything(&means).await.map_err(|error| error.to_string())
 }
@@ -389,31 +427,17 @@ async fn forget(pods: &Pods, ingest: &Ingest) {
     }
 }
 
-async fn first_certificates(keeper: &Keeper) -> Certificates {
-    loop {
-        match keeper.look().await {
-            Ok(certificates) => {
-                if let Err(error) = keeper.announce(&certificates.trust()).await {
-                    tracing::warn!(%error, "the API server could not be told whom to believe; tried again soon");
-                }
-                return certificates;
-            }
-            Err(error) => tracing::warn!(%error, "no certificates yet"),
-        }
-        sleep(RETRY).await;
-    }
-}
-
-fn settings(args: &Args, certificates: &Certificates) -> SidecarSettings {
+fn settings(args: &Args, authorities: &str) -> SidecarSettings {
     SidecarSettings {
         image: args.proxy_image.clone(),
         image_pull_policy: args.proxy_image_pull_policy.clone(),
         controller: Some(ControllerAddress {
             url: format!("https://{}.{}.svc:{}", args.sidecar_service, args.namespace, args.sidecar_port),
-            ca: certificates.trust(),
+            ca: authorities.to_owned(),
         }),
         resources: SidecarResources { cpu: args.proxy_cpu.clone(), memory: args.proxy_memory.clone(), memory_limit: args.proxy_memory_limit.clone() },
         leave_seconds: args.leave_seconds,
+        redirect: args.redirect_image.clone().map(|image| RedirectSettings { image, image_pull_policy: args.proxy_image_pull_policy.clone() }),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Serving HTTP: HTTP/1.1 and HTTP/2 on one port, in the clear or by TLS, so many connections and no more.
+//! Serving HTTP: HTTP/1.1 by TLS, and HTTP/2 too in the clear, so many connections and no more.
 
 use std::{
     convert::Infallible,
@@ -23,7 +23,7 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -34,6 +34,10 @@ use crate::serve::answer::Body;
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// A client that has not sent a whole request head by then is disconnected.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Among the extensions of every request: its connection's place among so many. Who upgrades a connection holds on to it.
+#[derive(Clone, Debug)]
+pub struct Place(#[expect(dead_code, reason = "it is held")] Arc<OwnedSemaphorePermit>);
 
 /// Lets `handler` answer what comes in on `listener`, on at most `connections` connections at once; more wait in the kernel's queue. Never returns.
 pub async fn serve<H, F>(listener: TcpListener, tls: Option<TlsAcceptor>, connections: usize, handler: H)
@@ -53,7 +57,11 @@ where
         };
         // Without it a lone message could wait 40 ms for an acknowledgement.
         let _ = stream.set_nodelay(true);
-        let (builder, handler, tls) = (builder.clone(), handler.clone(), tls.clone());
+        let (builder, tls, handler, place) = (builder.clone(), tls.clone(), handler.clone(), Place(Arc::new(permit)));
+        let handler = move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(place.clone());
+            handler(request)
+        };
         // Connections are many and live long: what a handshake or an answer needs is held for as long as it lasts, and no longer.
         tokio::spawn(async move {
             match tls {
@@ -67,7 +75,6 @@ where
                     }
                 }
             }
-            drop(permit);
         });
     }
 }
@@ -81,7 +88,7 @@ where
         let answer = handler(request);
         Box::pin(async move { Ok::<_, Infallible>(answer.await) })
     });
-    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
         tracing::debug!(error, "a connection ended");
     }
 }
@@ -109,7 +116,8 @@ impl Identity {
     pub fn acceptor(self: &Arc<Self>) -> TlsAcceptor {
         provide();
         let mut config = ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::<Self>::clone(self));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // Over HTTP/2 no connection can be closed after one answer, or be taken over.
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         TlsAcceptor::from(Arc::new(config))
     }
 }

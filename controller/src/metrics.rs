@@ -1,7 +1,7 @@
 //! What this controller counts, in Prometheus' text format.
 
 use http::StatusCode;
-use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 /// Seconds; admission should be over in milliseconds.
 const ADMISSION_SECONDS: [f64; 9] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1.0];
@@ -17,12 +17,15 @@ pub struct Metrics {
     pub bypassing: IntGauge,
     pub events_dropped: IntCounter,
     pub sidecars_connected: IntGauge,
+    pub not_understood: IntGauge,
     pub golden_verdict: IntGaugeVec,
     pub golden_pods: IntGaugeVec,
     pub golden_ready: IntGaugeVec,
     pub golden_gate_blocked: IntGaugeVec,
     pub leader: IntGauge,
     pub scheduled: IntCounterVec,
+    pub outages: IntCounterVec,
+    pub availability: GaugeVec,
 }
 
 impl Default for Metrics {
@@ -65,6 +68,10 @@ impl Metrics {
             ),
             events_dropped: kept(&registry, IntCounter::new("steadfast_events_dropped_total", "Events that were not told for want of room.")),
             sidecars_connected: kept(&registry, IntGauge::new("steadfast_sidecars_connected", "Sidecars that listen to this replica.")),
+            not_understood: kept(
+                &registry,
+                IntGauge::new("steadfast_sidecars_not_understood", "What sidecars of another version said and this one passed over, since it leads."),
+            ),
             golden_verdict: kept(
                 &registry,
                 IntGaugeVec::new(
@@ -89,8 +96,22 @@ impl Metrics {
                 &registry,
                 IntCounterVec::new(opts("steadfast_scheduled_moments_total", "Moments of ResilienceSchedules: Started, or why nothing was run."), &["outcome"]),
             ),
+            outages: kept(
+                &registry,
+                IntCounterVec::new(opts("steadfast_watched_outages_total", "Outages that ResilienceTests without steps have seen."), &["namespace", "test"]),
+            ),
+            availability: kept(
+                &registry,
+                GaugeVec::new(opts("steadfast_watched_availability_ratio", "Of the last window of a ResilienceTest without steps."), &["namespace", "test"]),
+            ),
             registry,
         }
+    }
+
+    /// A watch is over: its labels go.
+    pub fn forget_watch(&self, namespace: &str, test: &str) {
+        let _ = self.outages.remove_label_values(&[namespace, test]);
+        let _ = self.availability.remove_label_values(&[namespace, test]);
     }
 
     /// Everything, as Prometheus reads it.

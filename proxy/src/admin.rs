@@ -214,6 +214,8 @@ fn metrics(shared: &Shared) -> String {
     if shared.config.controller.is_some() {
         let connected = u64::from(shared.controller_connected.load(Ordering::Relaxed));
         gauges.push(("steadfast_controller_connected", "1 while the controller's policies are heard.", connected));
+        let unknown = shared.not_understood.load(Ordering::Relaxed);
+        gauges.push(("steadfast_controller_not_understood", "What a newer controller said and this sidecar passed over.", unknown));
     }
     for (name, help, value) in gauges {
         // A String takes everything.

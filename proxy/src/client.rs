@@ -78,11 +78,11 @@ impl Client {
         }
     }
 
-    async fn handshake(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) -> Result<http1::SendRequest<Full<Bytes>>, ClientError> {
+    async fn handshake(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<http1::SendRequest<Full<Bytes>>, ClientError> {
         let authority = || self.authority.clone();
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|why| ClientError::Http { authority: authority(), why })?;
         tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "own connection ended");
             }
         });

@@ -3,7 +3,7 @@
 //! ```text
 //!  clients ──► accept ─► stack: sanitize ─► measure ─► decide ─► inject ─► forward ──► model server      (one thread per core, SO_REUSEPORT)
 //!                                               ▲                             ▲
-//!  controller ─► control::watch ─► fault::armed ┘ (ArcSwap)   golden ─────────┘                          (a thread of its own)
+//!  controller ─► control::connection ─► fault::armed ┘ (ArcSwap)   golden ─────────┘                          (a thread of its own)
 //!  controller ◄─ control::report ◄─ evidence ◄─ measure::window, ready, golden, fault::armed             (the main thread, with admin)
 //! ```
 //!

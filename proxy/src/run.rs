@@ -24,8 +24,8 @@ use crate::{
     clock,
     config::{Args, BadFlag, Config},
     control::{
-        report::{self, Evidence, Reporter},
-        watch,
+        connection,
+        report::{self, Evidence},
     },
     drain::Phase,
     forward::pool::Pool,
@@ -128,13 +128,11 @@ async fn main(shared: Arc<Shared>, ports: Ports, admin: std::net::TcpListener, s
     });
     tokio::task::spawn_local(report::windows(Arc::clone(&shared)));
     let last = Arc::new(Notify::new());
-    let reporter = shared.config.controller.clone().map(|controller| {
-        tokio::task::spawn_local(watch::follow(Arc::clone(&shared), controller.clone()));
-        tokio::task::spawn_local(Reporter::new(Arc::clone(&shared), controller).run(Arc::clone(&last)))
-    });
+    let connection =
+        shared.config.controller.clone().map(|controller| tokio::task::spawn_local(connection::keep(Arc::clone(&shared), controller, Arc::clone(&last))));
     if !sets.is_empty() {
         start("golden thread", golden_thread(&shared, sets))?;
-    } else if reporter.is_some() {
+    } else if connection.is_some() {
         // Nobody pays for a thread before there is something for it to do.
         let shared = Arc::clone(&shared);
         tokio::task::spawn_local(async move {
@@ -188,9 +186,9 @@ async fn main(shared: Arc<Shared>, ports: Ports, admin: std::net::TcpListener, s
     shared.store.disarm();
     report::close_window(&shared);
     last.notify_one();
-    if let Some(reporter) = reporter {
+    if let Some(connection) = connection {
         // It has a deadline of its own.
-        let _ = reporter.await;
+        let _ = connection.await;
     }
     if failed { Err(RunError::Thread) } else { Ok(()) }
 }

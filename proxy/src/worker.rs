@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -46,6 +46,8 @@ pub struct Shared {
     pub upstream_ready: AtomicBool,
     /// The controller's stream of policies is open.
     pub controller_connected: AtomicBool,
+    /// What a newer controller said and this sidecar passed over.
+    pub not_understood: AtomicU64,
     /// A request could not be forwarded: look at the model server now.
     pub suspect: Notify,
     /// Wakes the golden thread when readiness changes.
@@ -65,6 +67,7 @@ impl Shared {
             drain: Drain::new(),
             upstream_ready: AtomicBool::new(false),
             controller_connected: AtomicBool::new(false),
+            not_understood: AtomicU64::new(0),
             suspect: Notify::new(),
             readiness: tokio::sync::watch::Sender::new(false),
             metrics: Mutex::default(),

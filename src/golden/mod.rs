@@ -5,6 +5,7 @@
 //! [`gate`] are about GoldenSets of a cluster, which the controller checks.
 
 mod batch;
+mod bring;
 mod check;
 mod client;
 mod enrol;
@@ -37,6 +38,8 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(hide = true)]
+    Bring(bring::Args),
     Check(check::Args),
     Enrol(enrol::Args),
     Gate(gate::Args),
@@ -112,6 +115,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
     };
     runtime.block_on(async {
         let outcome = match command {
+            Command::Bring(args) => bring::main(args).await,
             Command::Check(args) => check::main(&args).await,
             Command::Enrol(args) => enrol::main(&args).await,
             Command::Gate(args) => gate::main(&args).await,

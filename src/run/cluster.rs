@@ -3,11 +3,14 @@
 use std::process::ExitCode;
 
 use steadfast_api::{report::Report, resource::RunPhase, test::ResilienceTest};
-use steadfast_controller::experiment::remote::{Remote, RemoteError, Submitted};
+use steadfast_controller::experiment::{
+    Progress,
+    remote::{Remote, RemoteError, Submitted},
+};
 use tokio::sync::watch;
 
-use super::{Common, interrupts, keep};
-use crate::exit;
+use super::{Common, Output, interrupts, keep};
+use crate::{exit, progress};
 
 /// Hands `test` to the controller there, tells how it gets on, and keeps its report here.
 pub(super) fn lead(test: &ResilienceTest, namespace: Option<String>, common: &Common) -> ExitCode {
@@ -17,7 +20,13 @@ pub(super) fn lead(test: &ResilienceTest, namespace: Option<String>, common: &Co
     };
     let report = runtime.block_on(async {
         let interrupt = interrupts().map_err(RemoteError::Failed)?;
-        run(test, namespace, interrupt).await
+        let (told, hear) = watch::channel(Progress::default());
+        let view = tokio::spawn(progress::show(hear, common.output == Output::Json));
+        let report = run(test, namespace, interrupt, &told).await;
+        drop(told);
+        // It ends with the sender; its last frame must not come after the summary.
+        let _ = view.await;
+        report
     });
     match report {
         Ok(report) => keep(&report, common),
@@ -30,11 +39,16 @@ pub(super) fn lead(test: &ResilienceTest, namespace: Option<String>, common: &Co
     }
 }
 
-async fn run(test: &ResilienceTest, namespace: Option<String>, interrupt: watch::Receiver<bool>) -> Result<Report, RemoteError> {
+async fn run(
+    test: &ResilienceTest,
+    namespace: Option<String>,
+    interrupt: watch::Receiver<bool>,
+    told: &watch::Sender<Progress>,
+) -> Result<Report, RemoteError> {
     let remote = Remote::connect(namespace).await?;
     let submitted = remote.submit(test).await?;
     eprintln!("steadfast: resiliencetest {} in namespace {}", submitted.name, remote.namespace());
-    let ended = follow(&remote, &submitted, interrupt).await;
+    let ended = follow(&remote, &submitted, interrupt, told).await;
     // A report that could not be fetched stays where it is.
     if !matches!(ended, Err(RemoteError::Failed(_))) {
         remote.remove(&submitted).await?;
@@ -42,10 +56,14 @@ async fn run(test: &ResilienceTest, namespace: Option<String>, interrupt: watch:
     ended
 }
 
-async fn follow(remote: &Remote, test: &Submitted, interrupt: watch::Receiver<bool>) -> Result<Report, RemoteError> {
+async fn follow(remote: &Remote, test: &Submitted, interrupt: watch::Receiver<bool>, told: &watch::Sender<Progress>) -> Result<Report, RemoteError> {
     let mut last = String::new();
     let status = remote
         .follow(test, interrupt, |status| {
+            if let Some(live) = status.live.clone() {
+                told.send_replace(live.into());
+                return;
+            }
             let said = status.progress.clone().unwrap_or_default();
             if !said.is_empty() && said != last {
                 eprintln!("{said}");
@@ -57,6 +75,6 @@ async fn follow(remote: &Remote, test: &Submitted, interrupt: watch::Receiver<bo
     match (status.phase, status.report) {
         (RunPhase::Refused, _) => Err(RemoteError::Refused(reason)),
         (_, None) => Err(RemoteError::Failed(reason)),
-        (_, Some(_)) => remote.report(test).await,
+        (_, Some(address)) => remote.report(&address).await,
     }
 }

@@ -121,7 +121,7 @@ fn packets(listed: &str) -> u64 {
     rules.flatten().filter_map(|part| part["counter"]["packets"].as_u64()).sum()
 }
 
-async fn nft(arguments: &[&str], script: &str) -> Result<String, String> {
+pub(super) async fn nft(arguments: &[&str], script: &str) -> Result<String, String> {
     let said = |error: std::io::Error| format!("nft: {error}");
     let mut child =
         Command::new("nft").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().map_err(said)?;

@@ -11,6 +11,7 @@
 
 mod firewall;
 mod process;
+pub mod redirect;
 
 use std::{collections::HashMap, io, sync::Arc, time::Duration};
 

@@ -48,7 +48,7 @@ pub async fn run_local(plan: &Plan, options: Options, interrupt: watch::Receiver
     })
     .await?;
     let platform = Arc::new(platform);
-    let (mut course, history) = run(plan, Arc::clone(&platform), seen, interrupt, progress).await;
+    let (mut course, history) = run(plan, Arc::clone(&platform), seen, interrupt, progress, None).await;
     course.notes.extend(platform.notes());
     let dropped = platform.evidence_dropped();
     if dropped > 0 {

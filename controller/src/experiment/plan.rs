@@ -66,6 +66,10 @@ impl Plan {
 
 fn estimate(spec: &ResilienceTestSpec) -> (Duration, Duration) {
     let (hold, within) = (spec.stable.hold.get(), spec.stable.within.get());
+    if spec.steps.is_empty() {
+        // One window; a watch has no end.
+        return (spec.window().get(), spec.window().get() + within);
+    }
     let faults: Duration = spec.steps.iter().map(|step| step.duration.get()).sum();
     let steps = spec.steps.len() as u32;
     let expected = spec.steps.iter().map(|step| expected_recovery(spec, &step.action)).sum::<Duration>() + hold * steps;

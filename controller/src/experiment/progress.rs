@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use steadfast_api::{golden::Verdict, report::PodState};
+use steadfast_api::{
+    golden::Verdict,
+    report::PodState,
+    resource::{LIVE_PODS_MAX, LivePhase, LivePod, LiveProgress},
+};
 
 /// The run at this moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -10,7 +14,7 @@ pub struct Progress {
     pub phase: PhaseNow,
     /// From 1; warm-up and clean-up are not counted.
     pub number: u32,
-    /// Phases of the whole run.
+    /// Phases of the whole run; 0 when it has no end.
     pub of: u32,
     /// Of the phase; for an analysis, until the deadline.
     pub phase_left: Duration,
@@ -31,6 +35,8 @@ pub enum PhaseNow {
     #[default]
     WarmUp,
     Baseline,
+    /// Without steps: until somebody ends it.
+    Watch,
     /// A step's fault is in force; its name, and whom it hits in words.
     Fault {
         name: String,
@@ -53,4 +59,79 @@ pub struct PodNow {
     /// Worst of its golden sets; absent before the first.
     pub golden: Option<Verdict>,
     pub p99_ms: Option<f64>,
+}
+
+impl From<&Progress> for LiveProgress {
+    fn from(now: &Progress) -> Self {
+        let (phase, name, on) = match &now.phase {
+            PhaseNow::WarmUp => (LivePhase::WarmUp, "", ""),
+            PhaseNow::Baseline => (LivePhase::Baseline, "", ""),
+            PhaseNow::Watch => (LivePhase::Watch, "", ""),
+            PhaseNow::Fault { name, on } => (LivePhase::Fault, name.as_str(), on.as_str()),
+            PhaseNow::Recovery { name } => (LivePhase::Recovery, name.as_str(), ""),
+            PhaseNow::CleanUp => (LivePhase::CleanUp, "", ""),
+        };
+        let pod = |pod: &PodNow| LivePod { name: pod.name.clone(), node: pod.node.clone(), state: pod.state, golden: pod.golden, p99_ms: pod.p99_ms };
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            phase,
+            name: name.to_owned(),
+            on: on.to_owned(),
+            number: now.number,
+            of: now.of,
+            phase_left_ms: ms(now.phase_left),
+            left_ms: ms(now.left),
+            done: now.done,
+            availability: now.availability,
+            p99_ms: now.p99_ms,
+            pods: now.pods.iter().take(LIVE_PODS_MAX).map(pod).collect(),
+        }
+    }
+}
+
+impl From<LiveProgress> for Progress {
+    fn from(live: LiveProgress) -> Self {
+        let phase = match live.phase {
+            LivePhase::WarmUp => PhaseNow::WarmUp,
+            LivePhase::Baseline => PhaseNow::Baseline,
+            LivePhase::Watch => PhaseNow::Watch,
+            LivePhase::Fault => PhaseNow::Fault { name: live.name, on: live.on },
+            LivePhase::Recovery => PhaseNow::Recovery { name: live.name },
+            LivePhase::CleanUp => PhaseNow::CleanUp,
+        };
+        let pod = |pod: LivePod| PodNow { name: pod.name, node: pod.node, state: pod.state, golden: pod.golden, p99_ms: pod.p99_ms };
+        Self {
+            phase,
+            number: live.number,
+            of: live.of,
+            phase_left: Duration::from_millis(live.phase_left_ms),
+            left: Duration::from_millis(live.left_ms),
+            done: live.done,
+            availability: live.availability,
+            p99_ms: live.p99_ms,
+            pods: live.pods.into_iter().map(pod).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_status_says_is_what_the_run_said() {
+        let pods = vec![PodNow { name: "a".into(), node: "n1".into(), state: PodState::Serving, golden: Some(Verdict::Pass), p99_ms: Some(2.5) }];
+        let now = Progress {
+            phase: PhaseNow::Fault { name: "slow".into(), on: "n1".into() },
+            number: 2,
+            of: 7,
+            phase_left: Duration::from_millis(1500),
+            left: Duration::from_secs(60),
+            done: 0.25,
+            availability: Some(0.99),
+            p99_ms: Some(3.0),
+            pods,
+        };
+        assert_eq!(Progress::from(LiveProgress::from(&now)), now);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{io::Read as _, time::Duration};
 
+use bytes::Bytes;
 use flate2::read::GzDecoder;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
@@ -11,15 +12,16 @@ use kube::{
 use serde_json::json;
 use steadfast_api::{
     report::Report,
-    resource::{ResilienceTestStatus, RunPhase},
+    resource::{ReportAddress, ResilienceTestStatus, RunPhase},
     test::{ResilienceTest as Test, ResilienceTestSpec},
 };
 use tokio::{sync::watch, time::sleep};
 
 use crate::{
     http,
+    objects::Objects,
     reconcile::{
-        resilience_test::{REPORT_KEY, STOP_ANNOTATION, report_name},
+        resilience_test::{REPORT_KEY, STOP_ANNOTATION},
         resource::{MANAGER, ResilienceTest},
     },
     report::json,
@@ -134,14 +136,46 @@ impl Remote {
         }
     }
 
-    /// The report of a run that has finished.
-    pub async fn report(&self, test: &Submitted) -> Result<Report, RemoteError> {
-        let name = report_name(&test.name);
-        let map = self.maps.get(&name).await.map_err(|error| RemoteError::Failed(format!("ConfigMap {name}: {error}")))?;
-        let fail = |why: String| RemoteError::Failed(format!("ConfigMap {name}: {why}"));
-        let packed = map.binary_data.as_ref().and_then(|data| data.get(REPORT_KEY)).ok_or_else(|| fail(format!("has no {REPORT_KEY}")))?;
+    /// Where the report of this test is, or of the last window with an outage if it watches.
+    pub async fn address(&self, test: &str, of_outage: bool) -> Result<ReportAddress, RemoteError> {
+        let found = self.tests.get_opt(test).await.map_err(|error| RemoteError::Failed(error.to_string()))?;
+        let Some(found) = found else {
+            return Err(RemoteError::Refused(format!(
+                "there is no ResilienceTest {test} in namespace {}: kubectl get resiliencetests --all-namespaces",
+                self.namespace
+            )));
+        };
+        let status = found.status.unwrap_or_default();
+        let address = if of_outage { status.outage_report } else { status.report };
+        let what = if of_outage { "has seen no outage" } else { "has no report yet" };
+        address.ok_or_else(|| {
+            RemoteError::Refused(format!(
+                "ResilienceTest {test} {what}: {:?}{}",
+                status.phase,
+                status.progress.map(|words| format!(", {words}")).unwrap_or_default()
+            ))
+        })
+    }
+
+    /// The report at an address that a status names: in a ConfigMap, or in an object store, with keys of one's own.
+    pub async fn report(&self, address: &ReportAddress) -> Result<Report, RemoteError> {
+        let fail = |why: String| RemoteError::Failed(format!("{}: {why}", address.address));
+        let packed: Bytes = if let Some(name) = address.address.strip_prefix("configMap/") {
+            let map = self.maps.get(name).await.map_err(|error| fail(error.to_string()))?;
+            let packed = map.binary_data.and_then(|mut data| data.remove(REPORT_KEY));
+            packed.ok_or_else(|| fail(format!("has no {REPORT_KEY}")))?.0.into()
+        } else {
+            let got = async { Objects::open(&address.address)?.get("", REPORT_BYTES_MAX as usize).await };
+            let hint = "set the variables by which the store's own tools find it and prove who asks, such as AWS_ENDPOINT, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
+            got.await.map_err(|error| fail(format!("{}; {hint}", error.why)))?
+        };
         let mut text = String::new();
-        GzDecoder::new(packed.0.as_slice()).take(REPORT_BYTES_MAX).read_to_string(&mut text).map_err(|error| fail(error.to_string()))?;
+        GzDecoder::new(packed.as_ref()).take(REPORT_BYTES_MAX).read_to_string(&mut text).map_err(|error| fail(error.to_string()))?;
+        let digest = steadfast_golden_sets::set::sha256(text.as_bytes()).to_string();
+        // Between a look at the status and one at the report, a watch may have written the next window's.
+        if digest != address.digest {
+            tracing::warn!(address = address.address, "the report is another than the status named: a newer one");
+        }
         json::read(&text).map_err(|error| fail(error.to_string()))
     }
 

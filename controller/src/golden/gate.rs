@@ -16,7 +16,7 @@ use super::rollout::{self, Rollout};
 use crate::{http, reconcile::resource::GoldenSet};
 
 /// Reasons of the condition `Ready` that do not go away by waiting.
-const HOPELESS: [&str; 4] = ["Invalid", "SourceNotSupported", "SourceBroken", "DigestMismatch"];
+const HOPELESS: [&str; 5] = ["Invalid", "SourceNotSupported", "SourceNotAllowed", "SourceBroken", "DigestMismatch"];
 
 /// Why the gate cannot look.
 #[derive(Debug, thiserror::Error)]

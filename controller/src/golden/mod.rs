@@ -2,22 +2,38 @@
 
 pub mod config_map;
 pub mod gate;
+pub mod read;
 pub mod rollout;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
+use bytes::Bytes;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
-use steadfast_api::resource::{GoldenSetSpec, GoldenSource};
-use steadfast_golden_sets::GoldenSet as Set;
+use steadfast_api::resource::{ConfigMapSource, GoldenSetSpec, GoldenSource};
+use steadfast_golden_sets::{GoldenSet as Set, set::archive};
+use tokio::time::sleep;
 
 use crate::reconcile::resource::GoldenSet;
+
+/// A run waits for so long for a set that a reader pod is reading.
+const READ_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Why a GoldenSet's files cannot be had; each says what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
     #[error("{0}")]
     NotSupported(String),
+    /// Nobody granted what it takes.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// It is on its way.
+    #[error("{0}")]
+    Reading(String),
     #[error("{0}")]
     NotFound(String),
     /// They are there, and are no golden set.
@@ -33,22 +49,12 @@ pub enum SourceError {
 /// Names of the ConfigMaps in which a source lies, in order.
 ///
 /// # Errors
-/// When it is another kind of source, or too many.
-pub fn config_maps_of(source: &GoldenSource) -> Result<Vec<String>, SourceError> {
-    let other = match source {
-        GoldenSource::ConfigMap(source) if (1..=config_map::PARTS_MAX).contains(&source.parts) => return Ok(config_map::names(&source.name, source.parts)),
-        GoldenSource::ConfigMap(source) => {
-            return Err(SourceError::Broken(format!("spec.source.configMap.parts: {} is out of bounds: write 1 to {}", source.parts, config_map::PARTS_MAX)));
-        }
-        GoldenSource::PersistentVolumeClaim(_) => "persistentVolumeClaim",
-        GoldenSource::Image(_) => "image",
-        GoldenSource::ObjectStore(_) => "objectStore",
-    };
-    Err(SourceError::NotSupported(format!(
-        "spec.source.{other}: this version reads configMaps alone, at most {} of {} bytes each: `steadfast golden manifest FOLDER` makes them",
-        config_map::PARTS_MAX,
-        config_map::BYTES_MAX
-    )))
+/// When it is none, or too many.
+pub fn config_maps_of(source: &ConfigMapSource) -> Result<Vec<String>, SourceError> {
+    if !(1..=config_map::PARTS_MAX).contains(&source.parts) {
+        return Err(SourceError::Broken(format!("spec.source.configMap.parts: {} is out of bounds: write 1 to {}", source.parts, config_map::PARTS_MAX)));
+    }
+    Ok(config_map::names(&source.name, source.parts))
 }
 
 /// The ConfigMaps of these names. Wants `get` on them.
@@ -68,6 +74,11 @@ pub fn unpack(maps: &[ConfigMap], spec: &GoldenSetSpec, folder: &Path) -> Result
     let name = maps.first().and_then(|map| map.metadata.name.as_deref()).unwrap_or_default();
     let folder = config_map::unpack(maps, folder).map_err(|why| SourceError::Broken(format!("ConfigMap {name}: {why}")))?;
     let set = steadfast_golden_sets::set::read(&folder).map_err(|error| SourceError::Broken(format!("ConfigMap {name}: {error}")))?;
+    meant(set, spec)
+}
+
+/// The set, unless `spec` names another digest.
+pub fn meant(set: Set, spec: &GoldenSetSpec) -> Result<Set, SourceError> {
     match &spec.digest {
         Some(digest) if *digest != set.digest().to_string() => {
             Err(SourceError::DigestMismatch(format!("spec.digest is {digest}, and the set's is {}: it is not the set that was meant", set.digest())))
@@ -76,20 +87,43 @@ pub fn unpack(maps: &[ConfigMap], spec: &GoldenSetSpec, folder: &Path) -> Result
     }
 }
 
-/// Fetches the GoldenSet `name` of a namespace into a folder of its own below `under`. Wants `get` on goldensets and on ConfigMaps there.
+/// Sets that the controller holds, as far as somebody has it replayed.
+pub trait Held {
+    fn get(&self, digest: &str) -> Option<Bytes>;
+}
+
+/// Fetches the GoldenSet `name` of a namespace into a folder of its own below `under`; what only reader pods can read is taken from what the controller holds.
+/// Wants `get` on goldensets and on ConfigMaps there.
 ///
 /// # Errors
 /// What is wrong with it, and what would be right.
-pub async fn fetch(client: &Client, namespace: &str, name: &str, under: &Path) -> Result<PathBuf, String> {
+pub async fn fetch(client: &Client, namespace: &str, name: &str, under: &Path, held: &impl Held) -> Result<PathBuf, String> {
     let sets: Api<GoldenSet> = Api::namespaced(client.clone(), namespace);
-    let set = sets.get_opt(name).await.map_err(|error| error.to_string())?;
-    let set =
-        set.ok_or_else(|| format!("there is no GoldenSet {name} in namespace {namespace}: `steadfast golden manifest FOLDER | kubectl apply -f -` makes one"))?;
-    let spec = set.spec.get().map_err(|why| format!("GoldenSet {name}: spec: {why}"))?;
-    let wrong = |error: SourceError| format!("GoldenSet {name}: {error}");
-    let maps = config_maps(client, namespace, &config_maps_of(&spec.source).map_err(wrong)?).await.map_err(wrong)?;
     // In a folder of its name, so that it is found by it.
     let folder = under.join(name);
-    unpack(&maps, spec, &folder).map_err(wrong)?;
-    Ok(folder)
+    let wrong = |error: &dyn std::fmt::Display| format!("GoldenSet {name}: {error}");
+    let began = Instant::now();
+    loop {
+        let set = sets.get_opt(name).await.map_err(|error| error.to_string())?;
+        let set = set.ok_or_else(|| {
+            format!("there is no GoldenSet {name} in namespace {namespace}: `steadfast golden manifest FOLDER | kubectl apply -f -` makes one")
+        })?;
+        let spec = set.spec.get().map_err(|why| wrong(&format!("spec: {why}")))?;
+        if let GoldenSource::ConfigMap(source) = &spec.source {
+            let maps = config_maps(client, namespace, &config_maps_of(source).map_err(|error| wrong(&error))?).await.map_err(|error| wrong(&error))?;
+            unpack(&maps, spec, &folder).map_err(|error| wrong(&error))?;
+            return Ok(folder);
+        }
+        let status = set.status.as_ref().filter(|status| status.observed_generation == set.metadata.generation);
+        if let Some(tar) = status.and_then(|status| held.get(status.digest.as_deref()?)) {
+            let set = archive::unpack(&tar).map_err(|error| wrong(&error))?;
+            steadfast_golden_sets::set::write(&set, &folder).map_err(|error| wrong(&error))?;
+            return Ok(folder);
+        }
+        if began.elapsed() >= READ_WITHIN {
+            let ready = status.and_then(|status| status.conditions.iter().find(|condition| condition.kind == "Ready"));
+            return Err(wrong(&ready.map_or("it has not been read yet", |ready| &ready.message)));
+        }
+        sleep(LOOK_EVERY).await;
+    }
 }

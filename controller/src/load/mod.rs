@@ -1,6 +1,7 @@
 //! Users: an open loop of requests at a set rate, each answer checked. A request counts from the moment it was due, so a stall of the sender or of the
 //! service shows in full (no coordinated omission).
 
+mod connect;
 pub mod generator;
 mod users;
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
 };
 use steadfast_api::{
@@ -24,7 +24,7 @@ use steadfast_golden_sets::{
     oip::{self, RequestOptions},
 };
 
-use super::End;
+use super::{End, connect::Connect};
 
 /// Kept-alive connections to the gateway that wait for their next request.
 const IDLE_MAX: usize = 256;
@@ -59,7 +59,7 @@ struct Sample {
 
 /// See the module.
 pub(super) struct Users {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<Connect, Full<Bytes>>,
     uri: Uri,
     samples: Vec<Sample>,
     rules: Rules,
@@ -84,13 +84,11 @@ impl Users {
             version: manifest.version.clone(),
             why: error.to_string(),
         })?;
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
         let client = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(if keep_alive { IDLE_MAX.min(load.max_in_flight as usize) } else { 0 })
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_timer(TokioTimer::new())
-            .build(connector);
+            .build(Connect { target, in_turn: !keep_alive });
         Ok(Self { client, uri, samples, rules: set.rules(), names: Mutex::default() })
     }
 

@@ -39,6 +39,11 @@ impl Track {
         self.gone
     }
 
+    /// At that moment; nothing before it was heard of.
+    pub fn state_at(&self, at: i64) -> Option<PodState> {
+        self.states.iter().rev().find(|(since, _)| *since <= at).map(|(_, state)| *state)
+    }
+
     fn settle(&mut self, at: i64, silent: bool) {
         let state = if self.gone {
             PodState::Gone
@@ -96,6 +101,30 @@ impl Fleet {
     /// Pods that were too many to keep.
     pub const fn dropped(&self) -> u64 {
         self.dropped
+    }
+
+    /// Takes out the fleet as it is; in this one stay those that were not gone then, with their states from `at` on. What was the index of each is told.
+    pub fn before(&mut self, at: i64) -> (Self, HashMap<u32, u32>) {
+        let earlier = std::mem::take(self);
+        let mut kept = HashMap::new();
+        for (was, pod) in earlier.pods.iter().enumerate().filter(|(_, pod)| pod.state_at(at) != Some(PodState::Gone)) {
+            let mut pod = pod.clone();
+            let first = pod.states.iter().rposition(|(since, _)| *since <= at).unwrap_or(0);
+            pod.states.drain(..first);
+            kept.insert(was as u32, self.pods.len() as u32);
+            self.by_uid.insert(pod.uid.clone(), self.pods.len());
+            self.pods.push(pod);
+        }
+        self.silent.clone_from(&earlier.silent);
+        // Lanes of those that have gone are free again.
+        let mut lanes: Vec<u32> = self.pods.iter().map(|pod| pod.lane).collect();
+        lanes.sort_unstable();
+        lanes.dedup();
+        for pod in &mut self.pods {
+            pod.lane = lanes.partition_point(|lane| *lane < pod.lane) as u32;
+        }
+        self.lanes = lanes.len() as u32;
+        (earlier, kept)
     }
 
     /// The sidecar's word on its model server.

@@ -79,6 +79,14 @@ impl Live {
         self.first_good.get(&pod).copied()
     }
 
+    /// Pods have other names from now on; those that have none are forgotten.
+    pub fn rename(&mut self, names: &HashMap<PodName, PodName>) {
+        for ended in &mut self.ended {
+            ended.pod = names.get(&ended.pod).copied().unwrap_or(PodName::NONE);
+        }
+        self.first_good = self.first_good.iter().filter_map(|(pod, at)| Some((*names.get(pod)?, *at))).collect();
+    }
+
     /// The last moment at which a request failed or an answer was wrong.
     pub fn last_trouble(&self) -> Option<i64> {
         self.last_failure.max(self.last_wrong)

@@ -11,7 +11,7 @@
 //!   the user gave up. The routing outage lasts from there until the last such request before t12 (on the lost pod: the last of all) was sent.
 //! - t11 is the first 2xx that the successor gave to a user, the first correct prediction the first right answer of it to a user or to a golden replay. t12 is
 //!   the beginning of the good service that then lasted for `hold`: no failure by this pod, no loss of its endpoint. Without users, t12 is t10.
-//! - A place that is not wanted any more (scaled away) ends without an outage.
+//! - A place that is not wanted any more (scaled away, rolled over) ends without an outage, also when its pod's end was heard of a moment before the reason.
 //! - What happened later is evidence that what must come before it had happened by then: t4 to t11 never run backwards (a sidecar polls every 20 ms, so the
 //!   probe may find the model loaded before it does).
 //!
@@ -112,8 +112,13 @@ struct Place {
     in_service: bool,
     /// First sign that something is wrong with a pod in service.
     suspect: Option<i64>,
+    /// When the platform noticed that, before it left the Service.
+    detected: Option<i64>,
     open: Option<Open>,
 }
+
+/// Within so many microseconds of a pod's end it is told why.
+const RETIRED_LATE: i64 = 5_000_000;
 
 /// Marks that a recovery must reach one after the other.
 const CHAIN: [Mark; 8] = [
@@ -190,7 +195,7 @@ impl Builder<'_> {
                 }
                 let place = &mut self.places[index];
                 place.holder = holder;
-                place.suspect = None;
+                (place.suspect, place.detected) = (None, None);
                 if let Some(open) = &mut place.open {
                     open.begin_anew(at);
                     open.at.insert(Mark::ReplacementCreated, at);
@@ -208,8 +213,9 @@ impl Builder<'_> {
                 }
             }
             What::ContainerStarted { uid, restarts } => {
-                if let Some(place) = self.held_by(uid).filter(|place| !place.in_service) {
-                    if let Some(open) = place.open.as_mut().filter(|_| *restarts > 0) {
+                if let Some(place) = self.held_by(uid) {
+                    let again = !place.in_service && *restarts > 0;
+                    if let Some(open) = place.open.as_mut().filter(|_| again) {
                         open.forget_from(Mark::ContainerStarted);
                         open.since = at;
                     }
@@ -221,7 +227,7 @@ impl Builder<'_> {
                 if let Some(place) = self.held_by(uid) {
                     place.mark(Mark::EndpointAdded, at);
                     place.in_service = true;
-                    place.suspect = None;
+                    (place.suspect, place.detected) = (None, None);
                 }
             }
             What::Endpoint { uid, present: false } => {
@@ -233,12 +239,18 @@ impl Builder<'_> {
             What::Detected { uid, .. } => {
                 if let Some(open) = self.lost_pod(uid) {
                     open.at.entry(Mark::Detected).or_insert(at);
+                } else if let Some(place) = self.held_by(uid).filter(|place| place.in_service) {
+                    place.detected.get_or_insert(at);
                 }
             }
             What::BackOff { uid, reason, .. } | What::Gone { uid, reason } => self.lost_by_uid(uid, at, reason),
             What::Retired { uid } => {
                 if let Some(index) = self.by_uid.get(uid).copied().filter(|index| self.places[*index].holder.uid == *uid) {
-                    self.close(index, at);
+                    // The end of its pod may have been heard of before the reason for it.
+                    let begun = |open: &Open| open.fault.is_none() && open.at.get(&Mark::Fault).is_some_and(|began| at - began <= RETIRED_LATE);
+                    if self.places[index].open.take_if(|open| begun(open)).is_none() {
+                        self.close(index, at);
+                    }
                     self.places[index].in_service = false;
                 }
             }
@@ -256,7 +268,7 @@ impl Builder<'_> {
     fn ready(&mut self, at: i64, uid: &str, ready: bool) {
         let Some(place) = self.held_by(uid) else { return };
         if ready {
-            place.suspect = None;
+            (place.suspect, place.detected) = (None, None);
             place.mark(Mark::Ready, at);
         } else if place.in_service {
             place.suspect.get_or_insert(at);
@@ -267,6 +279,10 @@ impl Builder<'_> {
 
     fn upstream(&mut self, at: i64, uid: &str, ready: bool) {
         let Some(place) = self.held_by(uid) else { return };
+        if place.open.as_ref().is_some_and(|open| open.lost.uid != uid) {
+            // It can only tell once it is up, and tells sooner than a kubelet that looks once a second.
+            place.mark(Mark::Initialized, at);
+        }
         match (&mut place.open, ready) {
             // Also when the probe was faster and the pod is in the Service already: see the last rule of the module.
             (Some(open), true) => {
@@ -326,7 +342,9 @@ impl Builder<'_> {
         let place = &mut self.places[index];
         place.in_service = false;
         place.suspect = None;
-        place.open = Some(Open { lost: place.holder.clone(), fault, cause, at: BTreeMap::from([(Mark::Fault, at)]), since: at });
+        let detected = place.detected.take().map(|detected| (Mark::Detected, detected.max(at)));
+        let at_first = [(Mark::Fault, at)].into_iter().chain(detected).collect();
+        place.open = Some(Open { lost: place.holder.clone(), fault, cause, at: at_first, since: at });
     }
 
     /// Since when the holder has served well, if that lasted for `hold` before `until`.
@@ -409,8 +427,10 @@ impl Builder<'_> {
 }
 
 impl Place {
+    /// Also when the pod is in the Service already, if it took the place of the lost one: pods and endpoints are heard of by two watches, and the last rule of the module
+    /// puts what is heard late where it belongs.
     fn mark(&mut self, mark: Mark, at: i64) {
-        if let Some(open) = self.open.as_mut().filter(|_| !self.in_service) {
+        if let Some(open) = self.open.as_mut().filter(|open| !self.in_service || open.lost.uid != self.holder.uid) {
             open.at.entry(mark).or_insert(at);
         }
     }

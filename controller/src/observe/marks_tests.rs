@@ -56,6 +56,63 @@ fn a_routing_outage_is_counted_from_when_users_asked_and_not_from_when_they_gave
     assert_eq!((outage.marks.get(Mark::FirstFailure), outage.routing_outage_ms), (Some(1000.0), Some(3900.0)));
 }
 
+/// Nobody planned it: the platform's word is the first sign.
+#[test]
+fn an_outage_is_detected_at_the_latest_when_it_begins() {
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").requests(60, 1000, 10, "a", Kind::Right);
+    story.change(1000, What::Detected { uid: uid("a"), reason: "deleted".to_owned() }).change(1000, What::Terminating { uid: uid("a") });
+    story.endpoint(1010, "a", false);
+    let marks = &story.outages(500, 4000)[0].outage.marks;
+    assert_eq!([Mark::Fault, Mark::Detected, Mark::EndpointRemoved].map(|mark| marks.get(mark)), [Some(1000.0), Some(1000.0), Some(1010.0)]);
+    // One that was noticed and got well again says nothing of the next.
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").requests(60, 3000, 10, "a", Kind::Right);
+    story.change(500, What::Ready { uid: uid("a"), ready: false }).change(500, What::Detected { uid: uid("a"), reason: "not ready any more".to_owned() });
+    story.change(600, What::Ready { uid: uid("a"), ready: true }).kill(3000, 0, &["a"]);
+    assert_eq!(story.outages(500, 4000)[0].outage.marks.get(Mark::Detected), None);
+}
+
+/// A kubelet that looks once a second is not the first to know.
+#[test]
+fn a_sidecar_that_tells_of_its_server_is_up() {
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").kill(1000, 0, &["a"]).created(1150, "b", "node-2", Some("a"));
+    story.upstream(1160, "b", false).comes_up(1200, "b", "node-2");
+    let at = |outage: &Lost| [Mark::Initialized, Mark::ContainerStarted].map(|mark| outage.outage.marks.get(mark));
+    assert_eq!(at(&story.outages(500, 4000)[0]), [Some(1160.0), Some(1220.0)]);
+    // One that has been up all the time did not come up now.
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").upstream(1000, "a", false).endpoint(1010, "a", false);
+    story.upstream(1020, "a", false).upstream(1200, "a", true).endpoint(1250, "a", true);
+    assert_eq!(at(&story.outages(500, 4000)[0]), [None, None]);
+}
+
+/// Pods and endpoints are heard of by two watches.
+#[test]
+fn what_is_heard_of_a_pod_after_its_endpoint_had_happened_before_it() {
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").kill(1000, 0, &["a"]).created(1150, "b", "node-2", Some("a"));
+    story.upstream(1200, "b", true).endpoint(1250, "b", true);
+    story.change(1280, What::ContainerStarted { uid: uid("b"), restarts: 0 }).change(1290, What::Ready { uid: uid("b"), ready: true });
+    let outage = &story.outages(500, 4000)[0].outage;
+    let marks = [Mark::ContainerStarted, Mark::ModelLoaded, Mark::Ready, Mark::EndpointAdded];
+    assert_eq!(marks.map(|mark| outage.marks.get(mark)), [Some(1200.0), Some(1200.0), Some(1250.0), Some(1250.0)]);
+}
+
+#[test]
+fn an_outage_that_is_not_wanted_any_more_is_none() {
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").requests(60, 1000, 10, "a", Kind::Right);
+    story.change(1000, What::Terminating { uid: uid("a") }).change(1050, What::Retired { uid: uid("a") }).endpoint(1060, "a", false);
+    assert!(story.outages(500, 4000).is_empty());
+    // One that had gone on for long was an outage, whatever became of it.
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").requests(60, 1000, 10, "a", Kind::Right);
+    story.change(1000, What::Terminating { uid: uid("a") }).change(9000, What::Retired { uid: uid("a") });
+    assert_eq!(story.outages(500, 12_000).len(), 1);
+}
+
 #[test]
 fn an_outage_that_has_not_held_long_enough_when_the_run_ends_is_censored_with_its_lower_bound() {
     let lost = killed().outages(500, 1700);

@@ -3,7 +3,7 @@
 //!
 //! [`History`] takes everything in while the run goes on and answers what has to be known at once ([`live`]). At the end, [`History::seal`] puts it in order,
 //! and the figures are computed from it: [`marks`] and [`recovery`] (outages), [`availability`] (availability, latency and consistency over any stretch),
-//! [`series`] (over time), [`endpoints`] (the pods' states). Every log has a bound, and what is dropped is counted.
+//! [`series`] (over time), [`endpoints`] (the pods' states). Who watches on without an end takes out what lies behind from time to time (`window`). Every log has a bound, and what is dropped is counted.
 //!
 //! Times inside are microseconds since the epoch that the history was made with, on the machine's monotonic clock.
 
@@ -17,6 +17,7 @@ pub mod requests;
 pub mod series;
 #[cfg(test)]
 pub(crate) mod testing;
+mod window;
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 

@@ -83,6 +83,28 @@ impl Replays {
         self.dropped
     }
 
+    /// Takes out what was said before `at`. Pods have other indices from now on; those that have none are forgotten. The latest verdict on each stands at `at`.
+    #[must_use]
+    pub fn before(&mut self, at: i64, pods: &HashMap<u32, u32>) -> Self {
+        let mut earlier = std::mem::take(self);
+        self.sets.clone_from(&earlier.sets);
+        let mut latest: HashMap<(u32, u16), Verdict> = HashMap::new();
+        let (later, verdicts): (Vec<_>, Vec<_>) = std::mem::take(&mut earlier.verdicts).into_iter().partition(|judged| judged.at >= at);
+        for judged in &verdicts {
+            latest.insert((judged.pod, judged.set), judged.verdict);
+        }
+        earlier.verdicts = verdicts;
+        let mut stands: Vec<Judged> = latest.into_iter().map(|((pod, set), verdict)| Judged { at, pod, set, verdict }).chain(later).collect();
+        stands.sort_by_key(|judged| (judged.at, judged.set, judged.pod));
+        self.verdicts.extend(stands.into_iter().filter_map(|judged| Some(Judged { pod: *pods.get(&judged.pod)?, ..judged })));
+        self.latest = earlier.latest.iter().filter_map(|((pod, set), verdict)| Some(((*pods.get(pod)?, *set), *verdict))).collect();
+        let (later, log): (Vec<_>, Vec<_>) = std::mem::take(&mut earlier.log).into_iter().partition(|replay| replay.at >= at);
+        earlier.log = log;
+        self.log.extend(later.into_iter().filter_map(|replay| Some(Replay { pod: *pods.get(&replay.pod)?, ..replay })));
+        self.details = self.log.iter().filter(|replay| replay.detail.is_some()).count();
+        earlier
+    }
+
     /// Brings both logs in order of time.
     pub fn seal(&mut self) {
         self.log.sort_by_key(|replay| replay.at);

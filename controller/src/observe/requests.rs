@@ -133,6 +133,29 @@ impl Requests {
         }
     }
 
+    /// Takes out what was due before `at`. Of the names only those stay that `keeps` says, and what was the index of each is told, for who holds some.
+    pub fn before(&mut self, at: i64, keeps: impl Fn(&str) -> bool) -> (Self, HashMap<PodName, PodName>) {
+        let mut earlier = std::mem::take(self);
+        let mut kept = HashMap::new();
+        for (name, was) in &earlier.index {
+            if keeps(name) {
+                kept.insert(*was, self.name(name));
+            }
+        }
+        let (later, log): (Vec<_>, Vec<_>) = earlier.log.into_iter().partition(|request| request.due >= at);
+        earlier.log = log;
+        for request in later {
+            let pod = match (kept.get(&request.pod), earlier.names.get(usize::from(request.pod.0))) {
+                (Some(pod), _) => *pod,
+                // It has gone in the meantime, and still answered after `at`.
+                (None, Some(name)) => *kept.entry(request.pod).or_insert_with(|| self.name(name)),
+                (None, None) => PodName::NONE,
+            };
+            self.log.push(Request { pod, ..request });
+        }
+        (earlier, kept)
+    }
+
     /// Brings the log in order of `due`, which [`Requests::due_in`] relies on.
     pub fn seal(&mut self) {
         self.log.sort_by_key(|request| request.due);

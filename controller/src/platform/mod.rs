@@ -226,6 +226,10 @@ pub trait Platform: Send + Sync + 'static {
     }
     /// The target's pods now, in order of creation.
     fn pods(&self) -> Vec<Pod>;
+    /// How many pods the target has when it is whole, as its workloads ask for them now.
+    fn wanted(&self) -> usize {
+        self.pods().len()
+    }
     /// Where users send requests.
     fn service(&self) -> SocketAddr;
     /// Whether a user's next request may go on a connection that he has. Where connections are spread over pods when they are opened, and never again, every request

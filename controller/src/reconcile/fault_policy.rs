@@ -64,6 +64,8 @@ enum Standing {
     Expired,
     NotAllowed,
     NoPods,
+    /// So many sidecars do not understand it.
+    SidecarTooOld(usize),
     Arming,
     Armed,
 }
@@ -75,6 +77,7 @@ impl Standing {
             Self::Expired => "Expired",
             Self::NotAllowed => "NotAllowed",
             Self::NoPods => "NoPods",
+            Self::SidecarTooOld(_) => "SidecarTooOld",
             Self::Arming => "Arming",
             Self::Armed => "Armed",
         }
@@ -88,6 +91,9 @@ impl Standing {
                 format!("namespace {namespace} does not allow faults: kubectl label namespace {namespace} {FAULTS_LABEL}={FAULTS_ALLOWED}")
             }
             Self::NoPods => "no pod with a sidecar has the labels of its selector".to_owned(),
+            Self::SidecarTooOld(count) => {
+                format!("{count} of {} sidecars are too old for what it says, and have not armed it: start their pods anew", status.pods_matched)
+            }
             Self::Arming => format!("{} of {} sidecars have it in force", status.pods_armed, status.pods_matched),
             Self::Armed => format!("in force in {} pods", status.pods_armed),
         }
@@ -96,7 +102,7 @@ impl Standing {
 
 impl FaultPolicies {
     pub fn new(client: Client, pods: Arc<Pods>, hub: Arc<PolicyHub>, ingest: Arc<Ingest>, events: Events) -> Self {
-        let policies = Watched::objects(Api::all(client.clone()), watcher::Config::default(), |_| {});
+        let policies = Watched::within(pods.scope().apis(&client), watcher::Config::default(), |_| {});
         Self { client, policies, pods, hub, ingest, events, set: HashMap::new(), written: HashMap::new() }
     }
 
@@ -188,11 +194,13 @@ impl FaultPolicies {
             }
         }
         status.pods_matched = matched.len() as u32;
-        status.pods_armed = set.iter().filter(|(uid, generation)| self.hub.confirmed(uid, **generation)).count() as u32;
+        let too_old = set.keys().filter(|uid| self.hub.refuses(uid, name)).count();
+        status.pods_armed = set.iter().filter(|(uid, generation)| self.hub.confirmed(uid, **generation) && !self.hub.refuses(uid, name)).count() as u32;
         status.injected = matched.keys().flat_map(|uid| self.ingest.injected(uid, name).into_values()).sum();
         let standing = match refused {
             Some(why) => Standing::Invalid(why),
             None if matched.is_empty() => Standing::NoPods,
+            None if too_old > 0 => Standing::SidecarTooOld(too_old),
             None if status.pods_armed < status.pods_matched => Standing::Arming,
             None => Standing::Armed,
         };
@@ -230,7 +238,7 @@ impl FaultPolicies {
                         match standing {
                             Standing::Armed => self.events.say(about, reason, "Arm", message),
                             Standing::Expired => self.events.say(about, reason, "Disarm", message),
-                            Standing::Invalid(_) | Standing::NotAllowed => self.events.warn(about, reason, "Arm", message),
+                            Standing::Invalid(_) | Standing::NotAllowed | Standing::SidecarTooOld(_) => self.events.warn(about, reason, "Arm", message),
                             Standing::NoPods | Standing::Arming => {}
                         }
                     }

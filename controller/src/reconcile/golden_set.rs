@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!  GoldenSet, ConfigMap ─▶ [source] ─▶ SetStore ─▶ sidecars fetch by digest
+//!  claim, image, objects ─▶ [reader] ─┘
 //!            │ [promise]                              │ verdicts
 //!            ▼                                        ▼
 //!     PolicyHub: what is assigned  ◀── [gate] ◀── [verdicts] ─▶ [status], Events, metrics
@@ -16,6 +17,7 @@
 
 pub mod gate;
 mod promise;
+pub mod reader;
 pub mod runs;
 mod source;
 pub mod status;
@@ -47,8 +49,9 @@ use tokio::time::{sleep, timeout};
 
 use self::{
     gate::{Matched, Standing},
+    reader::Readers,
     runs::Runs,
-    source::Source,
+    source::{About as Where, Source},
     status::{About, NAMES_MAX, Ready},
     verdicts::{Verdicts, of_service},
 };
@@ -59,6 +62,7 @@ use super::{
 };
 use crate::{
     events::Events,
+    golden::SourceError,
     metrics::Metrics,
     serve::{ingest::Ingest, policy::PolicyHub, sets::SetStore},
 };
@@ -75,6 +79,8 @@ const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
 const LISTED_WITHIN: Duration = Duration::from_secs(5);
 /// A new leader waits no longer to know all sources before it speaks to sidecars.
 const FIRST_WITHIN: Duration = Duration::from_secs(20);
+/// Until then, those that a pod reads are asked for so often.
+const READ_EVERY: Duration = Duration::from_millis(200);
 /// A pod returns by itself when nobody has said for so long that it is to stay out.
 const OUT_FOR: Duration = Duration::from_secs(30);
 /// It is said again when less than this is left.
@@ -106,7 +112,8 @@ struct Looked {
     broken: Vec<String>,
 }
 
-/// See the module. Wants `list` and `watch` on goldensets, `patch` on their status, `get` on ConfigMaps, `list` on pods.
+/// See the module. Wants `list` and `watch` on goldensets, `patch` on their status, `get` on ConfigMaps, `list` on pods, and for
+/// [readers](reader) `create` on pods.
 pub struct GoldenSets {
     client: Client,
     objects: Watched<GoldenSet>,
@@ -114,6 +121,7 @@ pub struct GoldenSets {
     hub: Arc<PolicyHub>,
     ingest: Arc<Ingest>,
     sets: Arc<SetStore>,
+    readers: Readers,
     runs: Arc<Runs>,
     verdicts: Verdicts,
     events: Events,
@@ -131,6 +139,7 @@ pub struct Parts {
     pub hub: Arc<PolicyHub>,
     pub ingest: Arc<Ingest>,
     pub sets: Arc<SetStore>,
+    pub readers: Readers,
     pub runs: Arc<Runs>,
     pub events: Events,
     pub metrics: Metrics,
@@ -138,17 +147,22 @@ pub struct Parts {
 
 impl GoldenSets {
     pub fn new(parts: Parts) -> Self {
-        let Parts { client, pods, hub, ingest, sets, runs, events, metrics } = parts;
-        let objects = Watched::objects(Api::all(client.clone()), watcher::Config::default(), |_| {});
+        let Parts { client, pods, hub, ingest, sets, readers, runs, events, metrics } = parts;
+        let objects = Watched::within(pods.scope().apis(&client), watcher::Config::default(), |_| {});
         let verdicts = Verdicts::follow(&ingest);
-        Self { client, objects, pods, hub, ingest, sets, runs, verdicts, events, metrics, held: HashMap::new(), of_runs: HashMap::new() }
+        Self { client, objects, pods, hub, ingest, sets, readers, runs, verdicts, events, metrics, held: HashMap::new(), of_runs: HashMap::new() }
     }
 
     /// Returns once what is asked for now is in the hub, or after [`FIRST_WITHIN`].
     pub async fn first(&mut self) {
         self.pods.listed().await;
         self.objects.listed().await;
-        if timeout(FIRST_WITHIN, self.look()).await.is_err() {
+        let all = async {
+            while self.look().await.iter().any(|looked| matches!(looked.ready, Ready::Source(SourceError::Reading(_)))) {
+                sleep(READ_EVERY).await;
+            }
+        };
+        if timeout(FIRST_WITHIN, all).await.is_err() {
             tracing::warn!("not every golden set could be read; sidecars may leave some off for a while");
         }
     }
@@ -157,6 +171,7 @@ impl GoldenSets {
     pub async fn run(mut self) {
         let [mut pods, _] = self.pods.changes();
         let (mut objects, mut verdicts, mut runs) = (self.objects.changes(), self.verdicts.changes(), self.runs.changes());
+        let mut brought = self.readers.handed.changes();
         loop {
             let looked = self.look().await;
             self.write(looked).await;
@@ -165,6 +180,7 @@ impl GoldenSets {
                 _ = pods.changed() => {}
                 _ = verdicts.changed() => {}
                 _ = runs.changed() => {}
+                _ = brought.changed() => {}
                 () = sleep(LOOK_EVERY) => {}
             }
             sleep(SETTLE).await;
@@ -195,7 +211,9 @@ impl GoldenSets {
         let gone: Vec<String> = self.held.keys().filter(|owner| !owners.contains(owner.as_str())).cloned().collect();
         for owner in gone {
             self.hub.clear(&owner);
-            self.held.remove(&owner);
+            if let Some(mut held) = self.held.remove(&owner) {
+                held.source.end(&self.readers).await;
+            }
         }
         self.runs.keep_sets(digests);
         self.tell_metrics(&all);
@@ -283,10 +301,20 @@ impl GoldenSets {
         }
         // Before anything is fetched.
         promise::assignment(&object.name_any(), "", spec).map_err(Ready::Invalid)?;
-        let (namespace, uid) = (object.namespace().unwrap_or_default(), object.uid().unwrap_or_default());
+        let (namespace, name, uid) = (object.namespace().unwrap_or_default(), object.name_any(), object.uid().unwrap_or_default());
         let held = self.held.entry(owner.to_owned()).or_default();
-        let digest = held.source.look(&self.client, &namespace, &uid, object.metadata.generation, spec, &self.sets).await.map_err(Ready::Source)?;
-        let assignment = promise::assignment(&object.name_any(), &digest, spec).map_err(Ready::Invalid)?;
+        let about = Where {
+            client: &self.client,
+            readers: &self.readers,
+            sets: &self.sets,
+            namespace: &namespace,
+            name: &name,
+            uid: &uid,
+            generation: object.metadata.generation,
+            spec,
+        };
+        let digest = held.source.look(&about).await.map_err(Ready::Source)?;
+        let assignment = promise::assignment(&name, &digest, spec).map_err(Ready::Invalid)?;
         Ok((spec.clone(), assignment))
     }
 
@@ -427,6 +455,7 @@ impl GoldenSets {
         self.metrics.golden_ready.reset();
         self.metrics.golden_gate_blocked.reset();
         self.metrics.sidecars_connected.set(self.hub.connections() as i64);
+        self.metrics.not_understood.set(self.ingest.passed_over() as i64);
         for looked in all.iter().take(SETS_MAX) {
             let (namespace, set) = (looked.object.namespace().unwrap_or_default(), looked.object.name_any());
             let labels = [namespace.as_str(), set.as_str()];

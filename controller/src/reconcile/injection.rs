@@ -36,6 +36,7 @@ pub struct Injection {
     client: Client,
     pods: Arc<Pods>,
     services: Watched<Service>,
+    redirects: bool,
     metrics: Metrics,
     events: Events,
     /// By UID: since when it has been without, and when it was last told.
@@ -44,13 +45,14 @@ pub struct Injection {
 }
 
 impl Injection {
-    pub fn new(client: Client, pods: Arc<Pods>, metrics: Metrics, events: Events) -> Self {
+    /// `redirects`: pods may ask to be redirected.
+    pub fn new(client: Client, pods: Arc<Pods>, redirects: bool, metrics: Metrics, events: Events) -> Self {
         fn trim(service: &mut Service) {
             service.status = None;
             service.annotations_mut().clear();
         }
-        let services = Watched::objects(Api::all(client.clone()), watcher::Config::default(), trim);
-        Self { client, pods, services, metrics, events, without: HashMap::new(), told: HashMap::new() }
+        let services = Watched::within(pods.scope().apis(&client), watcher::Config::default(), trim);
+        Self { client, pods, services, redirects, metrics, events, without: HashMap::new(), told: HashMap::new() }
     }
 
     /// Never returns.
@@ -85,7 +87,7 @@ impl Injection {
             let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
             match api.get_opt(&pod.name).await {
                 Ok(Some(whole)) if whole.uid().as_deref() == Some(&pod.uid) => {
-                    if let Some((reason, note)) = why(&whole, &pod.namespace) {
+                    if let Some((reason, note)) = why(&whole, &pod.namespace, self.redirects && self.pods.privileged_in(&pod.namespace)) {
                         self.events.warn(whole.object_ref(&()), reason, "Inject", &note);
                     }
                     *told = Some(now);
@@ -113,7 +115,7 @@ impl Injection {
                 self.told.insert(uid, now);
                 let note = format!(
                     "port {} leads to number {}, past the sidecars of the pods behind it: give the server's port a name in the pod template and make it the \
-                     targetPort (`steadfast inject` does both in manifests)",
+                     targetPort (`steadfast inject` does both in manifests), or annotate the pods steadfast.dev/interception: redirect",
                     past.port, past.target
                 );
                 self.events.warn(service.object_ref(&()), "BypassesSidecar", "Route", &note);
@@ -125,14 +127,14 @@ impl Injection {
 }
 
 /// Why a pod that asks runs without; `None` when it is over, or on its way out.
-fn why(pod: &Pod, namespace: &str) -> Option<(&'static str, String)> {
+fn why(pod: &Pod, namespace: &str, may_redirect: bool) -> Option<(&'static str, String)> {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
     // It asks, itself or through its namespace: that is known already.
     let labels = BTreeMap::from([(INJECT_LABEL.to_owned(), "true".to_owned())]);
-    match decide(pod, namespace, &labels) {
+    match decide(pod, namespace, &labels, may_redirect) {
         Decision::Skip(skip) => Some((skip.reason(), format!("no sidecar: {skip}"))),
         Decision::Inject(_) => Some((
             "NotInjected",
@@ -199,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_pod_without_a_sidecar_is_told_why_and_one_that_is_over_is_left_alone() {
-        let told = |yaml: &str| why(&serde_saphyr::from_str(yaml).unwrap(), "models").map(|(reason, _)| reason);
+        let told = |yaml: &str| why(&serde_saphyr::from_str(yaml).unwrap(), "models", false).map(|(reason, _)| reason);
         let spec = "spec: {containers: [{name: s, image: x, ports: [{name: http, containerPort: 8000}]}]}";
         assert_eq!(told(spec), Some("NotInjected"));
         assert_eq!(told("spec: {hostNetwork: true, containers: [{name: s, image: x}]}"), Some("HostNetwork"));

@@ -9,4 +9,5 @@ pub mod resilience_schedule;
 pub mod resilience_test;
 pub mod resource;
 pub mod schema;
+pub mod scope;
 pub mod watched;

@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{Api, Client, ResourceExt, core::PartialObjectMeta, runtime::watcher};
 use tokio::sync::watch;
 
-use super::watched::Watched;
-use crate::webhook::decide::{INJECTED_ANNOTATION, ROUTES_ANNOTATION, asked};
+use super::{scope::Scope, watched::Watched};
+use crate::webhook::decide::{INJECTED_ANNOTATION, INTERCEPTION_ANNOTATION, REDIRECT, ROUTES_ANNOTATION, asked};
 
 /// The phase is not metadata, so the API server chooses: nothing is armed, replayed or missed in a pod that is over.
 const NOT_OVER: &str = "status.phase!=Succeeded,status.phase!=Failed";
@@ -18,6 +18,9 @@ const NOT_OVER: &str = "status.phase!=Succeeded,status.phase!=Failed";
 pub const FAULTS_LABEL: &str = "steadfast.dev/faults";
 /// Its value.
 pub const FAULTS_ALLOWED: &str = "allowed";
+
+/// On namespaces: the level of PodSecurity that the API server keeps.
+const ENFORCE_LABEL: &str = "pod-security.kubernetes.io/enforce";
 
 /// A pod that is neither over nor being deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,41 +34,48 @@ pub struct PodFacts {
     pub asks: bool,
     /// Its namespace allows faults.
     pub faults_allowed: bool,
-    /// Ports of servers that its sidecar stands in front of.
+    /// Ports of servers that its sidecar stands in front of, and that lead past it.
     pub server_ports: Vec<i32>,
 }
 
-/// Watches over pods and namespaces. Wants `list` and `watch` on both, cluster-wide.
+/// Watches over pods and namespaces. Wants `list` and `watch` on both: on pods where it looks, on namespaces cluster-wide.
 pub struct Pods {
-    pods: Watched<PartialObjectMeta<Pod>>,
+    scope: Scope,
+    objects: Watched<PartialObjectMeta<Pod>>,
     namespaces: Watched<PartialObjectMeta<Namespace>>,
 }
 
 impl Pods {
-    pub fn watch(client: &Client) -> Self {
+    pub fn watch(client: &Client, scope: Scope) -> Self {
         // What is left of a pod's metadata is read by somebody here.
         fn trim_pod(pod: &mut PartialObjectMeta<Pod>) {
-            pod.annotations_mut().retain(|name, _| name == INJECTED_ANNOTATION || name == ROUTES_ANNOTATION);
+            pod.annotations_mut().retain(|name, _| [INJECTED_ANNOTATION, ROUTES_ANNOTATION, INTERCEPTION_ANNOTATION].contains(&name.as_str()));
             pod.finalizers_mut().clear();
         }
         fn trim_namespace(namespace: &mut PartialObjectMeta<Namespace>) {
             namespace.annotations_mut().clear();
         }
         Self {
-            pods: Watched::objects(Api::all(client.clone()), watcher::Config::default().fields(NOT_OVER), trim_pod),
+            objects: Watched::within(scope.apis(client), watcher::Config::default().fields(NOT_OVER), trim_pod),
             namespaces: Watched::objects(Api::all(client.clone()), watcher::Config::default(), trim_namespace),
+            scope,
         }
+    }
+
+    /// Where the controller looks.
+    pub const fn scope(&self) -> &Scope {
+        &self.scope
     }
 
     /// Returns once all are known.
     pub async fn listed(&self) {
-        self.pods.listed().await;
+        self.objects.listed().await;
         self.namespaces.listed().await;
     }
 
     /// Tells of changes of pods, and of namespaces.
     pub fn changes(&self) -> [watch::Receiver<u64>; 2] {
-        [self.pods.changes(), self.namespaces.changes()]
+        [self.objects.changes(), self.namespaces.changes()]
     }
 
     /// Every pod that is neither over nor being deleted.
@@ -73,18 +83,20 @@ impl Pods {
         let namespaces: HashMap<String, Arc<PartialObjectMeta<Namespace>>> =
             self.namespaces.all().into_iter().map(|namespace| (namespace.name_any(), namespace)).collect();
         let none = BTreeMap::new();
-        self.pods
+        self.objects
             .all()
             .iter()
             .filter(|pod| pod.metadata.deletion_timestamp.is_none())
             .map(|pod| {
                 let namespace = pod.namespace().unwrap_or_default();
+                let is_redirected = pod.annotations().get(INTERCEPTION_ANNOTATION).is_some_and(|word| word == REDIRECT);
+                let routes = pod.annotations().get(ROUTES_ANNOTATION).filter(|_| !is_redirected);
                 let of_namespace = namespaces.get(&namespace).map_or(&none, |namespace| namespace.labels());
                 PodFacts {
                     has_sidecar: pod.annotations().contains_key(INJECTED_ANNOTATION),
                     asks: asked(pod.labels(), of_namespace),
                     faults_allowed: allows_faults(of_namespace),
-                    server_ports: pod.annotations().get(ROUTES_ANNOTATION).map(|routes| server_ports(routes)).unwrap_or_default(),
+                    server_ports: routes.map(|routes| server_ports(routes)).unwrap_or_default(),
                     name: pod.name_any(),
                     uid: pod.uid().unwrap_or_default(),
                     labels: pod.labels().clone(),
@@ -92,6 +104,11 @@ impl Pods {
                 }
             })
             .collect()
+    }
+
+    /// Whether PodSecurity lets a pod of a namespace have an init container with NET_ADMIN, as far as the namespace's labels say.
+    pub fn privileged_in(&self, namespace: &str) -> bool {
+        self.namespaces.get(None, namespace).is_some_and(|known| known.labels().get(ENFORCE_LABEL).is_none_or(|level| level == "privileged"))
     }
 
     /// Whether faults are allowed in a namespace.

@@ -77,7 +77,7 @@ enum Outcome {
 
 impl Schedules {
     pub fn new(client: Client, pods: Arc<Pods>, metrics: Metrics, events: Events) -> Self {
-        let objects = Watched::objects(Api::all(client.clone()), watcher::Config::default(), |_| {});
+        let objects = Watched::within(pods.scope().apis(&client), watcher::Config::default(), |_| {});
         Self { client, objects, pods, metrics, events, known: HashMap::new() }
     }
 

@@ -1,6 +1,6 @@
 //! Objects of a cluster as they are now: listed once, then watched, for as long as anybody holds the handle. Only what is looked at is kept of each.
 
-use std::{fmt::Debug, hash::Hash, sync::Arc};
+use std::{fmt::Debug, hash::Hash, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt};
 use kube::{
@@ -12,19 +12,22 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 /// Objects that a list brings at once.
 const PAGE: u32 = 500;
+/// Of several namespaces, one that cannot be listed by then is not waited for.
+const LISTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A watch. Dropping it ends the watch.
 pub struct Watched<K: Lookup + Clone + 'static>
 where
     K::DynamicType: Hash + Eq + Clone,
 {
-    store: Store<K>,
+    /// One of each API that is asked.
+    stores: Vec<Store<K>>,
     changed: watch::Receiver<u64>,
-    task: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl<K> Watched<K>
@@ -33,7 +36,13 @@ where
 {
     /// Each object after `trim` has taken away what nobody here reads. Of `PartialObjectMeta` the API server sends metadata alone.
     pub fn objects(api: Api<K>, config: watcher::Config, trim: fn(&mut K)) -> Self {
-        Self::of(watcher(api, config.page_size(PAGE)), trim)
+        Self::within(vec![api], config, trim)
+    }
+
+    /// The same of several namespaces, each by an API of its own.
+    pub fn within(apis: Vec<Api<K>>, config: watcher::Config, trim: fn(&mut K)) -> Self {
+        let config = config.page_size(PAGE);
+        Self::of(apis.into_iter().map(|api| watcher(api, config.clone())), trim)
     }
 }
 
@@ -41,46 +50,64 @@ impl<K> Watched<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
 {
-    fn of(events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static, trim: fn(&mut K)) -> Self {
-        let (store, writer) = reflector::store();
+    fn of<S>(sources: impl Iterator<Item = S>, trim: fn(&mut K)) -> Self
+    where
+        S: Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
+    {
         let (change, changed) = watch::channel(0);
-        let what = K::kind(&()).into_owned();
-        let events = events.default_backoff().modify(move |object| {
-            object.managed_fields_mut().clear();
-            trim(object);
-        });
-        let task = tokio::spawn(async move {
-            let mut events = std::pin::pin!(events.reflect(writer));
-            while let Some(event) = events.next().await {
-                match event {
-                    // The old ones stay until the whole new list is there.
-                    Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
-                    Ok(watcher::Event::InitDone | watcher::Event::Apply(_) | watcher::Event::Delete(_)) => change.send_modify(|count| *count += 1),
-                    Err(error) => tracing::warn!(what, %error, "cannot be watched now"),
+        let change = Arc::new(change);
+        let (mut stores, mut tasks) = (Vec::new(), Vec::new());
+        for events in sources {
+            let (store, writer) = reflector::store();
+            let what = K::kind(&()).into_owned();
+            let events = events.default_backoff().modify(move |object| {
+                object.managed_fields_mut().clear();
+                trim(object);
+            });
+            let change = Arc::clone(&change);
+            tasks.push(tokio::spawn(async move {
+                let mut events = std::pin::pin!(events.reflect(writer));
+                while let Some(event) = events.next().await {
+                    match event {
+                        // The old ones stay until the whole new list is there.
+                        Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
+                        Ok(watcher::Event::InitDone | watcher::Event::Apply(_) | watcher::Event::Delete(_)) => change.send_modify(|count| *count += 1),
+                        Err(error) => tracing::warn!(what, %error, "cannot be watched now"),
+                    }
                 }
-            }
-        });
-        Self { store, changed, task }
+            }));
+            stores.push(store);
+        }
+        Self { stores, changed, tasks }
     }
 
     /// Returns once everything has been listed.
     pub async fn listed(&self) {
         // The other end is held by the task, which ends with this handle.
-        let _ = self.store.wait_until_ready().await;
+        if let [store] = self.stores.as_slice() {
+            let _ = store.wait_until_ready().await;
+            return;
+        }
+        // A namespace that is gone, and its rights with it, holds the others up no longer than this.
+        let all = futures_util::future::join_all(self.stores.iter().map(Store::wait_until_ready));
+        if timeout(LISTED_WITHIN, all).await.is_err() {
+            tracing::warn!(what = %K::kind(&K::DynamicType::default()), "not every namespace can be listed; the others are looked at");
+        }
     }
 
     /// Every object as it is now.
     pub fn all(&self) -> Vec<Arc<K>> {
-        self.store.state()
+        self.stores.iter().flat_map(Store::state).collect()
     }
 
     /// `namespace`: of those that have one.
     pub fn get(&self, namespace: Option<&str>, name: &str) -> Option<Arc<K>> {
         let object = reflector::ObjectRef::new(name);
-        self.store.get(&match namespace {
+        let object = match namespace {
             Some(namespace) => object.within(namespace),
             None => object,
-        })
+        };
+        self.stores.iter().find_map(|store| store.get(&object))
     }
 
     /// Tells of changes; several may be told as one.
@@ -94,6 +121,6 @@ where
     K::DynamicType: Hash + Eq + Clone,
 {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }

@@ -133,6 +133,7 @@ pub struct Ingest {
     reports: AtomicU64,
     dropped: AtomicU64,
     lost_by_sidecars: AtomicU64,
+    not_understood: AtomicU64,
 }
 
 impl fmt::Debug for Ingest {
@@ -162,6 +163,7 @@ impl Ingest {
             reports: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             lost_by_sidecars: AtomicU64::new(0),
+            not_understood: AtomicU64::new(0),
         }
     }
 
@@ -234,7 +236,7 @@ impl Ingest {
         for evidence in report.evidence {
             let at = zero.checked_add(Duration::from_nanos(evidence.at_ns)).unwrap_or(received).min(received);
             match &evidence.what {
-                What::Policy { generation, .. } => self.hub.confirm(&report.pod.uid, *generation, at),
+                What::Policy { generation, refused, .. } => self.hub.confirm(&report.pod.uid, *generation, refused, at),
                 What::Requests(window) => {
                     for injected in &window.injected {
                         let key = (injected.policy.clone(), injected.kind);
@@ -312,6 +314,16 @@ impl Ingest {
     /// Evidence that a subscriber did not take in time, over all of them.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Something that a sidecar of another version said was passed over.
+    pub fn not_understood(&self, count: u64) {
+        self.not_understood.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// How often that was so.
+    pub fn passed_over(&self) -> u64 {
+        self.not_understood.load(Ordering::Relaxed)
     }
 
     /// Evidence that sidecars dropped because they could not deliver it in time.

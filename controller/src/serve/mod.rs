@@ -2,6 +2,8 @@
 
 pub(crate) mod answer;
 pub mod auth;
+mod connection;
+pub mod handed;
 pub mod ingest;
 pub mod policy;
 pub mod server;

@@ -108,6 +108,8 @@ impl Parts {
 struct Entry {
     parts: watch::Sender<Parts>,
     confirmed: watch::Sender<Option<Confirmed>>,
+    /// Names of policies that the sidecar does not understand, and so has not armed.
+    refused: Vec<String>,
 }
 
 impl Entry {
@@ -178,6 +180,7 @@ impl PolicyHub {
         Ok(pods.entry(uid.to_owned()).or_insert_with(|| Entry {
             parts: watch::Sender::new(Parts { generation: self.next_generation(), by_owner: BTreeMap::new() }),
             confirmed: watch::Sender::new(None),
+            refused: Vec::new(),
         }))
     }
 
@@ -301,11 +304,12 @@ impl PolicyHub {
     }
 
     /// The sidecar said which generation is in force.
-    pub fn confirm(&self, uid: &str, generation: u64, at: Instant) {
+    pub fn confirm(&self, uid: &str, generation: u64, refused: &[String], at: Instant) {
         if generation > self.generation.load(Ordering::Relaxed) {
             return;
         }
-        if let Some(entry) = self.pods().get(uid) {
+        if let Some(entry) = self.pods().get_mut(uid) {
+            entry.refused = refused.to_vec();
             entry.confirmed.send_if_modified(|confirmed| {
                 let newer = confirmed.is_none_or(|confirmed| confirmed.generation < generation);
                 if newer {
@@ -314,6 +318,11 @@ impl PolicyHub {
                 newer
             });
         }
+    }
+
+    /// Whether the pod's sidecar is too old for this policy.
+    pub fn refuses(&self, uid: &str, policy: &str) -> bool {
+        self.pods().get(uid).is_some_and(|entry| entry.refused.iter().any(|refused| refused == policy))
     }
 
     /// Whether the pod's sidecar has `generation` or a newer one in force.

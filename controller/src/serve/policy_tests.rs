@@ -79,10 +79,11 @@ async fn a_generation_is_confirmed_only_by_the_sidecar_that_runs_now() {
     let hub = PolicyHub::default();
     let generation = hub.set_policies("run", "a", vec![policy("one", "1m")]).unwrap();
     let at = Instant::now();
-    hub.confirm("a", generation + 1, at);
+    hub.confirm("a", generation + 1, &[], at);
     assert!(!hub.confirmed("a", generation), "a generation that was never given is another controller's");
-    hub.confirm("a", generation, at);
+    hub.confirm("a", generation, &["newer".to_owned()], at);
     assert_eq!(hub.wait("a", generation, Duration::from_secs(1)).await, Ok(at));
+    assert!(hub.refuses("a", "newer") && !hub.refuses("a", "one"), "what its sidecar does not understand is not in force");
     hub.sidecar_starts("a");
     let error = hub.wait("a", generation, Duration::from_millis(20)).await.unwrap_err();
     assert_eq!(error, HubError::NotConfirmed { uid: "a".into(), generation, confirmed: 0, waited: Duration::from_millis(20) });

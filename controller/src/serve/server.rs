@@ -1,18 +1,20 @@
-//! The HTTP side: who may speak for which pod, and lines in and out. HTTP/1.1 and HTTP/2; in the clear on loopback only, by TLS elsewhere.
+//! The HTTP side: who may speak for which pod, and who is given a connection of its own. In the clear on loopback only, by TLS elsewhere.
 
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use bytes::{Buf, Bytes, BytesMut};
-use futures_util::stream;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::{Frame, Incoming};
-use steadfast_api::sidecar::{PROTOCOL_HEADER, PROTOCOL_MAJOR, SidecarReport};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use steadfast_api::{
+    policy::GOLDEN_BYTES_MAX,
+    sidecar::{CONNECTION_PATH, CONNECTION_UPGRADE, PROTOCOL_HEADER, PROTOCOL_MAJOR},
+};
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -20,19 +22,27 @@ use super::{
     Seen,
     answer::{Body, no_content, problem, whole},
     auth::{Auth, Owner, Refused, Speaker},
-    ingest::{Ingest, Taken},
+    connection::Connection,
+    handed::{Handed, NotHeard},
+    ingest::Ingest,
     policy::{PODS_MAX, PolicyHub},
     sets::SetStore,
 };
-use crate::{http::serve as serve_http, runtime::OwnThread};
+use crate::{
+    http::{Place, serve as serve_http},
+    runtime::OwnThread,
+};
 
-/// Connections at once; a sidecar needs two.
-const CONNECTIONS_MAX: usize = 2 * PODS_MAX;
-/// A stream of policies that has nothing to say sends an empty line so often, so that the sidecar can tell silence from a lost connection.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Connections at once: one a sidecar, and those that fetch a golden set.
+const CONNECTIONS_MAX: usize = PODS_MAX + 1024;
 const GOLDEN_SETS: &str = "/v1alpha1/golden-sets/";
-/// One report as a line.
-const LINE_MAX: usize = 1 << 20;
+/// Where reader pods bring golden sets: a tar, or text that says why there is none.
+pub const READ_SET: &str = "/v1alpha1/read-golden-set";
+const TAR: &str = "application/x-tar";
+/// A reader that takes longer begins anew.
+const BROUGHT_WITHIN: Duration = Duration::from_secs(60);
+/// A reader's words.
+const WORDS_MAX: usize = 4 << 10;
 /// Evidence that waits for its reader.
 const SEEN_MAX: usize = 65_536;
 
@@ -43,12 +53,14 @@ pub struct Sidecars {
     pub ingest: Arc<Ingest>,
     /// Golden sets that sidecars may fetch.
     pub sets: Arc<SetStore>,
+    /// Golden sets that reader pods bring.
+    pub handed: Arc<Handed>,
 }
 
 impl Sidecars {
     pub fn new(hub: PolicyHub) -> Self {
         let hub = Arc::new(hub);
-        Self { ingest: Arc::new(Ingest::new(Arc::clone(&hub))), hub, sets: Arc::default() }
+        Self { ingest: Arc::new(Ingest::new(Arc::clone(&hub))), hub, sets: Arc::default(), handed: Arc::default() }
     }
 }
 
@@ -116,41 +128,47 @@ impl Service {
             Err(refused) => return refusal(&refused),
         };
         if let Err(refused) = speaks_our_protocol(request.headers()) {
+            self.sidecars.ingest.not_understood(1);
             return *refused;
         }
         match (request.method(), request.uri().path()) {
-            (&Method::GET, "/v1alpha1/policies") => self.policies(&speaker, request.uri().query().unwrap_or_default()),
-            (&Method::POST, "/v1alpha1/reports") => self.reports(&speaker, request.into_body()).await,
+            (&Method::GET, CONNECTION_PATH) => self.connect(speaker, request),
             (&Method::GET, path) if path.starts_with(GOLDEN_SETS) => self.golden_set(&speaker, &path[GOLDEN_SETS.len()..]),
-            (_, "/v1alpha1/policies") => problem(StatusCode::METHOD_NOT_ALLOWED, "policies are read: GET"),
-            (_, "/v1alpha1/reports") => problem(StatusCode::METHOD_NOT_ALLOWED, "reports are sent: POST"),
-            _ => problem(StatusCode::NOT_FOUND, "ask for GET /v1alpha1/policies?uid=…, GET /v1alpha1/golden-sets/DIGEST or POST /v1alpha1/reports"),
+            (&Method::POST, READ_SET) => self.read_set(&speaker, request).await,
+            _ => problem(StatusCode::NOT_FOUND, "ask for GET /v1alpha1/connection?uid=… or GET /v1alpha1/golden-sets/DIGEST"),
         }
     }
 
-    fn policies(&self, speaker: &Speaker, query: &str) -> Response<Body> {
-        let uid = query.split('&').find_map(|pair| pair.strip_prefix("uid=")).filter(|uid| !uid.is_empty());
-        let Some(uid) = uid else {
-            return problem(StatusCode::BAD_REQUEST, "say whose policies: /v1alpha1/policies?uid=POD-UID");
+    /// Makes the connection the sidecar's own.
+    fn connect(&self, speaker: Speaker, mut request: Request<Incoming>) -> Response<Body> {
+        let uid = request.uri().query().unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("uid=")).filter(|uid| !uid.is_empty());
+        let Some(uid) = uid.map(str::to_owned) else {
+            return problem(StatusCode::BAD_REQUEST, &format!("say whose connection it is: {CONNECTION_PATH}?uid=POD-UID"));
         };
-        if let Some(owner) = speaker.other_than(uid) {
-            return not_yours(owner, uid);
+        if request.version() != Version::HTTP_11 || request.headers().get(header::UPGRADE).is_none_or(|word| word != CONNECTION_UPGRADE) {
+            return problem(StatusCode::BAD_REQUEST, &format!("this is no place for single requests: ask by HTTP/1.1 with Upgrade: {CONNECTION_UPGRADE}"));
         }
-        let snapshots = match self.sidecars.hub.subscribe(uid) {
+        if let Some(owner) = speaker.other_than(&uid) {
+            return not_yours(owner, &uid);
+        }
+        let snapshots = match self.sidecars.hub.subscribe(&uid) {
             Ok(snapshots) => snapshots,
             Err(error) => return problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         };
-        let lines = stream::unfold(snapshots, |mut snapshots| async move {
-            let mut line = match timeout(HEARTBEAT, snapshots.next()).await {
-                Ok(snapshot) => serde_json::to_vec(&snapshot?).ok()?,
-                Err(_) => Vec::new(),
-            };
-            line.push(b'\n');
-            Some((Ok(Frame::data(Bytes::from(line))), snapshots))
+        let (upgrade, place) = (hyper::upgrade::on(&mut request), request.extensions_mut().remove::<Place>());
+        let connection = Connection { speaker, uid, snapshots, ingest: Arc::clone(&self.sidecars.ingest) };
+        tokio::spawn(async move {
+            match upgrade.await {
+                Ok(stream) => connection.live(TokioIo::new(stream)).await,
+                Err(error) => tracing::debug!(%error, "a sidecar's connection was not taken over"),
+            }
+            drop(place);
         });
-        let mut response = Response::new(BodyExt::boxed(StreamBody::new(lines)));
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-        response
+        let mut answer = no_content();
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        answer.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(CONNECTION_UPGRADE));
+        answer
     }
 
     fn golden_set(&self, speaker: &Speaker, digest: &str) -> Response<Body> {
@@ -162,57 +180,31 @@ impl Service {
         let Some(tar) = self.sidecars.sets.get(digest) else {
             return problem(StatusCode::NOT_FOUND, &format!("golden set {digest} is not held here; its digest is in the GoldenSet's status"));
         };
-        whole(StatusCode::OK, "application/x-tar", tar)
+        whole(StatusCode::OK, TAR, tar)
     }
 
-    async fn reports(&self, speaker: &Speaker, mut body: Incoming) -> Response<Body> {
-        let mut buffer = BytesMut::new();
-        let mut line = 1_u64;
-        loop {
-            let frame = match body.frame().await {
-                Some(Ok(frame)) => frame,
-                Some(Err(error)) => return problem(StatusCode::BAD_REQUEST, &format!("the body ended early: {error}")),
-                None => break,
-            };
-            let received = Instant::now();
-            buffer.extend_from_slice(frame.data_ref().map_or(&[], Bytes::as_ref));
-            while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-                let text = buffer.split_to(end);
-                buffer.advance(1);
-                if let Err(refused) = self.report(speaker, received, line, &text) {
-                    return *refused;
-                }
-                line += 1;
+    async fn read_set(&self, speaker: &Speaker, request: Request<Incoming>) -> Response<Body> {
+        let Speaker::Pod(owner) = speaker else { return problem(StatusCode::FORBIDDEN, "golden sets are brought by reader pods of a cluster") };
+        let coming = match self.sidecars.handed.hear(&owner.uid) {
+            Ok(coming) => coming,
+            Err(NotHeard::Stranger) => {
+                return problem(StatusCode::FORBIDDEN, &format!("nobody waits for a golden set from pod {}/{}", owner.namespace, owner.name));
             }
-            if buffer.len() > LINE_MAX {
-                return problem(StatusCode::PAYLOAD_TOO_LARGE, &format!("line {line} is longer than {LINE_MAX} bytes: send less evidence in one report"));
+            Err(NotHeard::Busy) => return problem(StatusCode::SERVICE_UNAVAILABLE, "other golden sets are being brought; come again"),
+            Err(NotHeard::Twice) => return problem(StatusCode::CONFLICT, &format!("pod {}/{} brings a golden set already", owner.namespace, owner.name)),
+        };
+        let is_set = request.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == TAR);
+        let most = if is_set { GOLDEN_BYTES_MAX } else { WORDS_MAX };
+        let body = match timeout(BROUGHT_WITHIN, Limited::new(request.into_body(), most).collect()).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+                return problem(StatusCode::PAYLOAD_TOO_LARGE, &format!("more than {most} bytes: take fewer samples"));
             }
-        }
-        // The last line may come without its end.
-        match self.report(speaker, Instant::now(), line, &buffer) {
-            Ok(()) => no_content(),
-            Err(refused) => *refused,
-        }
-    }
-
-    fn report(&self, speaker: &Speaker, received: Instant, line: u64, text: &[u8]) -> Result<(), Box<Response<Body>>> {
-        if text.trim_ascii().is_empty() {
-            return Ok(());
-        }
-        let mut report: SidecarReport =
-            serde_json::from_slice(text).map_err(|error| Box::new(problem(StatusCode::BAD_REQUEST, &format!("line {line} is not a report: {error}"))))?;
-        if let Speaker::Pod(owner) = speaker {
-            if owner.uid != report.pod.uid {
-                return Err(Box::new(not_yours(owner, &report.pod.uid)));
-            }
-            // What the API server says counts, whatever the pod calls itself.
-            report.pod.name.clone_from(&owner.name);
-            report.pod.namespace.clone_from(&owner.namespace);
-        }
-        match self.sidecars.ingest.take(received, report) {
-            Taken::Now | Taken::Before => Ok(()),
-            Taken::Refused => Err(Box::new(problem(StatusCode::SERVICE_UNAVAILABLE, "too many pods report"))),
-        }
+            Ok(Err(error)) => return problem(StatusCode::BAD_REQUEST, &format!("the body ended early: {error}")),
+            Err(_) => return problem(StatusCode::REQUEST_TIMEOUT, &format!("the body did not come within {BROUGHT_WITHIN:?}")),
+        };
+        coming.brought(if is_set { Ok(body) } else { Err(String::from_utf8_lossy(&body).into_owned()) });
+        no_content()
     }
 }
 
@@ -240,7 +232,8 @@ fn speaks_our_protocol(headers: &HeaderMap) -> Result<(), Box<Response<Body>>> {
     match major {
         Some(PROTOCOL_MAJOR) => Ok(()),
         Some(other) => {
-            let said = format!("this controller speaks protocol {PROTOCOL_MAJOR}, not {other}: run sidecar and controller of one release");
+            let older = if other < PROTOCOL_MAJOR { "start the pod anew, so that it is given this controller's sidecar" } else { "upgrade the controller" };
+            let said = format!("this controller speaks protocol {PROTOCOL_MAJOR}, and the sidecar {other}: {older}");
             Err(Box::new(problem(StatusCode::UPGRADE_REQUIRED, &said)))
         }
         None => Err(Box::new(problem(StatusCode::BAD_REQUEST, &format!("{PROTOCOL_HEADER}: {named:?} is not a version: say {PROTOCOL_MAJOR}")))),

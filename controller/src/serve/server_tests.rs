@@ -1,75 +1,157 @@
+use bytes::Bytes;
 use http_body_util::Full;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use steadfast_api::policy::{NamedPolicy, PolicySnapshot};
+use steadfast_api::{
+    policy::{NamedPolicy, PolicySnapshot},
+    sidecar::Answer,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    time::Instant,
+};
 
 use super::*;
+
+const SOON: Duration = Duration::from_secs(5);
 
 fn client() -> Client<HttpConnector, Full<Bytes>> {
     Client::builder(TokioExecutor::new()).build_http()
 }
 
-fn request(method: &str, server: &Server, path: &str, token: &str, body: &str) -> Request<Full<Bytes>> {
-    let uri = format!("http://{}{path}", server.address());
-    let builder = Request::builder().method(method).uri(uri).header("authorization", format!("Bearer {token}"));
-    builder.body(Full::from(body.to_owned())).unwrap()
+fn dial(server: &Server, uid: &str, token: &str) -> Request<Full<Bytes>> {
+    let request = Request::get(format!("http://{}{CONNECTION_PATH}?uid={uid}", server.address())).header("authorization", format!("Bearer {token}"));
+    request.header("connection", "upgrade").header("upgrade", CONNECTION_UPGRADE).body(Full::default()).unwrap()
 }
 
-async fn line(body: &mut Incoming) -> PolicySnapshot {
-    let frame = tokio::time::timeout(Duration::from_secs(5), body.frame()).await.unwrap().unwrap().unwrap();
-    serde_json::from_slice(frame.data_ref().unwrap()).unwrap()
+/// A sidecar's connection.
+struct Line(BufReader<TokioIo<hyper::upgrade::Upgraded>>);
+
+impl Line {
+    async fn open(server: &Server, uid: &str) -> Self {
+        let answer = client().request(dial(server, uid, "secret")).await.unwrap();
+        assert_eq!((answer.status(), &answer.headers()[PROTOCOL_HEADER]), (StatusCode::SWITCHING_PROTOCOLS, &HeaderValue::from(PROTOCOL_MAJOR)));
+        Self(BufReader::new(TokioIo::new(hyper::upgrade::on(answer).await.unwrap())))
+    }
+
+    async fn tell(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.unwrap();
+        self.0.flush().await.unwrap();
+    }
+
+    async fn hear<T: serde::de::DeserializeOwned>(&mut self) -> T {
+        let mut line = String::new();
+        timeout(SOON, self.0.read_line(&mut line)).await.unwrap().unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+
+    async fn refused(mut self) -> String {
+        let Answer::Refused(why) = self.hear().await else { panic!("it was taken") };
+        assert_eq!(timeout(SOON, self.0.read(&mut [0])).await.unwrap().unwrap(), 0, "it ends with that");
+        why
+    }
+}
+
+fn report(uid: &str, sequence: u64) -> String {
+    let evidence = r#"[{"atNs":1,"tokens":{"perSecond":3}},{"atNs":2,"upstream":{"ready":true}}]"#;
+    let pod = format!(r#"{{"name":"p","uid":"{uid}","node":"n","zone":"z"}}"#);
+    format!("{{\"pod\":{pod},\"sequence\":{sequence},\"sentNs\":10000000000,\"evidence\":{evidence},\"dropped\":0,\"mood\":\"good\"}}\n")
 }
 
 #[tokio::test]
-async fn nobody_speaks_without_the_token() {
+async fn nobody_speaks_without_the_token_and_without_saying_for_whom() {
     let (server, _seen) = Server::start("secret").unwrap();
     for token in ["", "secre", "secrets", "SECRET"] {
-        let answer = client().request(request("GET", &server, "/v1alpha1/policies?uid=a", token, "")).await.unwrap();
-        assert_eq!(answer.status(), 401, "{token}");
+        assert_eq!(client().request(dial(&server, "a", token)).await.unwrap().status(), 401, "{token}");
     }
-    let bare = Request::get(format!("http://{}/v1alpha1/policies?uid=a", server.address())).body(Full::default()).unwrap();
+    let mut bare = dial(&server, "a", "secret");
+    bare.headers_mut().remove("authorization");
     assert_eq!(client().request(bare).await.unwrap().status(), 401);
+    let said = async |request| {
+        let answer = client().request(request).await.unwrap();
+        (answer.status().as_u16(), String::from_utf8_lossy(&answer.into_body().collect().await.unwrap().to_bytes()).into_owned())
+    };
+    let mut no_upgrade = dial(&server, "a", "secret");
+    no_upgrade.headers_mut().remove("upgrade");
+    for (request, advice) in [(no_upgrade, "Upgrade: steadfast-sidecar"), (dial(&server, "", "secret"), "?uid=POD-UID")] {
+        let (status, why) = said(request).await;
+        assert!(status == 400 && why.contains(advice), "{status} {why}");
+    }
 }
 
 #[tokio::test]
 async fn a_change_of_policy_arrives_within_100_ms() {
     let (server, _seen) = Server::start("secret").unwrap();
-    let answer = client().request(request("GET", &server, "/v1alpha1/policies?uid=a", "secret", "")).await.unwrap();
-    let mut body = answer.into_body();
-    let first = line(&mut body).await;
+    let mut line = Line::open(&server, "a").await;
+    let first: PolicySnapshot = line.hear().await;
     assert_eq!((first.epoch.as_str(), first.policies.len()), (server.hub().epoch(), 0), "the current one comes at once");
     for round in 1..=20 {
         let policy: NamedPolicy =
             serde_json::from_value(serde_json::json!({ "name": "p", "spec": { "expiresAfter": "1m", "budget": { "concurrent": 1, "share": "1%" } } })).unwrap();
         let set = Instant::now();
         let generation = server.hub().set_policies(&format!("owner-{round}"), "a", vec![policy]).unwrap();
-        let snapshot = line(&mut body).await;
+        let snapshot: PolicySnapshot = line.hear().await;
         assert!(set.elapsed() < Duration::from_millis(100), "{:?}", set.elapsed());
         assert_eq!((snapshot.generation, snapshot.policies.len()), (generation, round));
     }
 }
 
 #[tokio::test]
-async fn reports_are_lines_and_a_bad_one_is_named() {
+async fn reports_are_acknowledged_counted_once_and_a_bad_one_is_named() {
     let (server, mut seen) = Server::start("secret").unwrap();
-    let report = |sequence: u64| {
-        format!(
-            r#"{{"pod":{{"name":"p","uid":"u","node":"n"}},"sequence":{sequence},"sentNs":10000000000,"evidence":[{{"atNs":1,"upstream":{{"ready":true}}}}],"dropped":0}}"#
-        )
-    };
-    let send = |body: String| client().request(request("POST", &server, "/v1alpha1/reports", "secret", &body));
-    assert_eq!(send(format!("{}\n{}", report(1), report(2))).await.unwrap().status(), 204);
-    assert_eq!(send(report(2)).await.unwrap().status(), 204, "what came before is thanked for and not counted");
-    for sequence in 1..=2 {
-        assert!(seen.try_recv().is_ok(), "{sequence}");
+    let mut line = Line::open(&server, "u").await;
+    let _: PolicySnapshot = line.hear().await;
+    line.tell(&format!("{}{}", report("u", 1), report("u", 2))).await;
+    let taken: Answer = line.hear().await;
+    if taken == Answer::Acknowledged(1) {
+        assert_eq!(line.hear::<Answer>().await, Answer::Acknowledged(2));
+    } else {
+        assert_eq!(taken, Answer::Acknowledged(2));
     }
-    assert!(seen.try_recv().is_err());
-    let refused = send(format!("{}\nnonsense", report(3))).await.unwrap();
-    assert_eq!(refused.status(), 400);
-    let body = refused.into_body().collect().await.unwrap().to_bytes();
-    assert!(String::from_utf8_lossy(&body).contains("line 2 is not a report"), "{body:?}");
-    let long = send("x".repeat(LINE_MAX + 1)).await.unwrap();
-    assert_eq!(long.status(), 413);
+    // Cut anywhere, it is one line.
+    let third = report("u", 3);
+    let (head, tail) = third.split_at(40);
+    line.tell(head).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    line.tell(tail).await;
+    assert_eq!(line.hear::<Answer>().await, Answer::Acknowledged(3));
+    line.tell(&report("u", 3)).await;
+    assert_eq!(line.hear::<Answer>().await, Answer::Acknowledged(3), "what came before is thanked for");
+    for sequence in 1..=3 {
+        let one = seen.try_recv().unwrap();
+        assert!(matches!(one.what, steadfast_api::sidecar::What::Upstream { ready: true }), "{sequence}: {one:?}");
+    }
+    assert!(seen.try_recv().is_err(), "and not counted");
+    assert_eq!(server.ingest().passed_over(), 4, "evidence of a newer sidecar, each time");
+
+    line.tell("nonsense\n").await;
+    assert!(line.refused().await.contains("not a report"));
+    let mut other = Line::open(&server, "u").await;
+    let _: PolicySnapshot = other.hear().await;
+    other.tell(&report("v", 1)).await;
+    let why = other.refused().await;
+    assert!(why.contains("pod u") && why.contains("pod v"), "{why}");
+    let mut long = Line::open(&server, "u").await;
+    let _: PolicySnapshot = long.hear().await;
+    long.tell(&"x".repeat((1 << 20) + 1)).await;
+    assert!(long.refused().await.contains("longer than"));
+}
+
+#[tokio::test]
+async fn a_sidecar_of_another_protocol_is_told_what_to_do() {
+    let (server, _seen) = Server::start("secret").unwrap();
+    for (protocol, advice) in [("0", "start the pod anew"), ("2", "upgrade the controller")] {
+        let mut request = dial(&server, "u", "secret");
+        request.headers_mut().insert(PROTOCOL_HEADER, protocol.parse().unwrap());
+        let refused = client().request(request).await.unwrap();
+        assert_eq!(refused.status(), StatusCode::UPGRADE_REQUIRED);
+        let body = refused.into_body().collect().await.unwrap().to_bytes();
+        assert!(String::from_utf8_lossy(&body).contains(advice), "{body:?}");
+    }
+    assert_eq!(server.ingest().passed_over(), 2);
+    let mut minor = dial(&server, "u", "secret");
+    minor.headers_mut().insert(PROTOCOL_HEADER, HeaderValue::from_static("1.9"));
+    assert_eq!(client().request(minor).await.unwrap().status(), StatusCode::SWITCHING_PROTOCOLS);
 }

@@ -1,7 +1,7 @@
 //! What the API server asks about each new pod, and the answer. No pod is ever refused: one that cannot get the sidecar starts without it, and is told of.
 //!
 //! The two webhooks of one configuration divide the question by selectors, so that nothing has to be looked up: pods of namespaces that ask (`/inject/namespace`), and pods
-//! that ask for themselves (`/inject/pod`).
+//! that ask for themselves (`/inject/pod`). Where pods may be redirected, both have a second address.
 
 use std::collections::BTreeMap;
 
@@ -19,6 +19,9 @@ use super::{
 pub const NAMESPACE_PATH: &str = "/inject/namespace";
 /// Where pods that ask for themselves are sent.
 pub const POD_PATH: &str = "/inject/pod";
+
+/// At the end of either: the chart allows redirection, and PodSecurity of the namespace does not stand against it.
+pub const MAY_REDIRECT: &str = "/redirect";
 
 /// `AdmissionReview` of `admission.k8s.io/v1`, as far as it matters here.
 #[derive(Deserialize)]
@@ -83,12 +86,13 @@ pub fn answer(path: &str, body: &[u8], settings: &SidecarSettings) -> Result<Ans
         return Err(format!("apiVersion: {:?} is not understood: send admission.k8s.io/v1", review.api_version));
     }
     let request = review.request.ok_or("request: missing")?;
+    let (path, may_redirect) = path.strip_suffix(MAY_REDIRECT).map_or((path, false), |path| (path, settings.redirect.is_some()));
     let namespace: BTreeMap<String, String> = if path == NAMESPACE_PATH { [(INJECT_LABEL.to_owned(), "true".to_owned())].into() } else { BTreeMap::new() };
     let mut response = json!({ "uid": request.uid, "allowed": true });
     let (outcome, about) = match serde_json::from_value::<Pod>(request.object) {
         Err(error) => (Outcome::Unreadable(error.to_string()), None),
         Ok(pod) => {
-            let outcome = match decide(&pod, &request.namespace, &namespace) {
+            let outcome = match decide(&pod, &request.namespace, &namespace, may_redirect) {
                 Decision::NotAsked | Decision::Already => Outcome::Nothing,
                 Decision::Skip(skip) => Outcome::Skipped(skip),
                 Decision::Inject(plan) => {
@@ -138,7 +142,7 @@ fn about(pod: &Pod, namespace: &str) -> ObjectReference {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::webhook::patch::{LEAVE_SECONDS, SidecarResources};
+    use crate::webhook::patch::{LEAVE_SECONDS, RedirectSettings, SidecarResources};
 
     fn settings() -> SidecarSettings {
         SidecarSettings {
@@ -147,6 +151,7 @@ mod tests {
             controller: None,
             resources: SidecarResources::default(),
             leave_seconds: LEAVE_SECONDS,
+            redirect: Some(RedirectSettings { image: "agent:1".into(), image_pull_policy: None }),
         }
     }
 
@@ -198,6 +203,14 @@ mod tests {
         assert_eq!(ask(NAMESPACE_PATH, no_label).outcome, Outcome::Injected);
         let declines = |request: &mut Value| request["object"]["metadata"]["labels"] = json!({ "steadfast.dev/inject": "false" });
         assert_eq!(ask(NAMESPACE_PATH, declines).outcome, Outcome::Nothing);
+    }
+
+    #[test]
+    fn a_pod_is_redirected_only_where_the_path_says_that_it_may() {
+        let asks = |request: &mut Value| request["object"]["metadata"]["annotations"] = json!({ "steadfast.dev/interception": "redirect" });
+        assert_eq!(ask(POD_PATH, asks).outcome, Outcome::Skipped(Skip::RedirectNotAllowed));
+        assert_eq!(ask(&format!("{POD_PATH}{MAY_REDIRECT}"), asks).outcome, Outcome::Injected);
+        assert_eq!(ask(&format!("{NAMESPACE_PATH}{MAY_REDIRECT}"), asks).outcome, Outcome::Injected);
     }
 
     #[test]

@@ -21,10 +21,16 @@ pub const INJECTED_ANNOTATION: &str = "steadfast.dev/injected";
 pub const ROUTES_ANNOTATION: &str = "steadfast.dev/routes";
 /// On pods: names of the ports to take over, separated by commas. Without it: every named TCP port that users dial.
 pub const PORTS_ANNOTATION: &str = "steadfast.dev/ports";
+/// On pods: `redirect` has an init container lead whoever dials a server's number to the sidecar; `handover`, the default, needs no privilege.
+pub const INTERCEPTION_ANNOTATION: &str = "steadfast.dev/interception";
+/// Its value.
+pub const REDIRECT: &str = "redirect";
 /// Name of the injected container.
 pub const SIDECAR: &str = "steadfast-proxy";
 /// First port that sidecars listen on in place of a server's port.
 pub const FIRST_PORT: i32 = 4180;
+/// First port by which kubelet's probes reach a server whose own port is redirected.
+pub const FIRST_PROBE_PORT: i32 = 4200;
 /// Metrics, health and `/policy` on loopback. (4140, 4143, 4190 and 4191 are Linkerd's.)
 pub const ADMIN_PORT: i32 = 4178;
 /// Health and metrics for kubelet and Prometheus.
@@ -53,6 +59,10 @@ pub enum Skip {
     StaticPod,
     /// Two containers name a port so.
     PortTwice(String),
+    /// The pod asks to be redirected where nobody allowed it, or PodSecurity would refuse it.
+    RedirectNotAllowed,
+    /// A word of the annotation that means nothing.
+    NoSuchInterception(String),
 }
 
 impl Skip {
@@ -69,6 +79,8 @@ impl Skip {
             Self::TooManyPorts(_) => "TooManyPorts",
             Self::StaticPod => "StaticPod",
             Self::PortTwice(_) => "PortTwice",
+            Self::RedirectNotAllowed => "RedirectNotAllowed",
+            Self::NoSuchInterception(_) => "NoSuchInterception",
         }
     }
 }
@@ -98,14 +110,22 @@ impl fmt::Display for Skip {
             Self::PortTwice(name) => {
                 write!(f, "two containers declare a port {name:?}: name them apart, or name the other ports in annotation {PORTS_ANNOTATION}")
             }
+            Self::RedirectNotAllowed => write!(
+                f,
+                "annotation {INTERCEPTION_ANNOTATION} asks for {REDIRECT}, which takes an init container with NET_ADMIN: the chart's value redirect.allowed must be true, and the \
+                 namespace's label pod-security.kubernetes.io/enforce absent or privileged; or leave the annotation out"
+            ),
+            Self::NoSuchInterception(word) => write!(f, "annotation {INTERCEPTION_ANNOTATION} is {word:?}: write {REDIRECT} or handover"),
         }
     }
 }
 
-/// A port whose name the sidecar takes over.
+/// A port that the sidecar takes over, by its name or by redirection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
+    /// The declared name; where there is none, the number.
     pub name: String,
+    pub is_named: bool,
     /// Index in `spec.containers`, and in its `ports`.
     pub container: usize,
     pub port: usize,
@@ -113,6 +133,8 @@ pub struct Route {
     pub server: i32,
     /// Where the sidecar does.
     pub sidecar: i32,
+    /// Where probes go when users are redirected.
+    pub probes: Option<i32>,
 }
 
 /// How the sidecar finds out that the server is ready.
@@ -151,8 +173,8 @@ pub fn asked(pod: &BTreeMap<String, String>, namespace: &BTreeMap<String, String
     }
 }
 
-/// Decides on a pod of `namespace` with these labels.
-pub fn decide(pod: &Pod, namespace: &str, namespace_labels: &BTreeMap<String, String>) -> Decision {
+/// Decides on a pod of `namespace` with these labels; `may_redirect`: a pod that asks for it may be redirected.
+pub fn decide(pod: &Pod, namespace: &str, namespace_labels: &BTreeMap<String, String>, may_redirect: bool) -> Decision {
     let none = BTreeMap::new();
     if !asked(pod.metadata.labels.as_ref().unwrap_or(&none), namespace_labels) {
         return Decision::NotAsked;
@@ -162,7 +184,7 @@ pub fn decide(pod: &Pod, namespace: &str, namespace_labels: &BTreeMap<String, St
     if has_sidecar && annotations.contains_key(INJECTED_ANNOTATION) {
         return Decision::Already;
     }
-    match plan(pod, namespace, annotations, has_sidecar) {
+    match plan(pod, namespace, annotations, has_sidecar, may_redirect) {
         Ok(plan) => Decision::Inject(Box::new(plan)),
         Err(skip) => Decision::Skip(skip),
     }
@@ -172,7 +194,7 @@ fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
     pod.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()))
 }
 
-fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_sidecar: bool) -> Result<Plan, Skip> {
+fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_sidecar: bool, may_redirect: bool) -> Result<Plan, Skip> {
     let Some(spec) = &pod.spec else { return Err(Skip::NoNamedPort) };
     if SYSTEM.contains(&namespace) {
         return Err(Skip::SystemNamespace(namespace.to_owned()));
@@ -191,11 +213,17 @@ fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_
     if has_sidecar {
         return Err(Skip::NameTaken);
     }
+    let redirects = match annotations.get(INTERCEPTION_ANNOTATION).map(String::as_str) {
+        None | Some("handover") => false,
+        Some(REDIRECT) if may_redirect => true,
+        Some(REDIRECT) => return Err(Skip::RedirectNotAllowed),
+        Some(other) => return Err(Skip::NoSuchInterception(other.to_owned())),
+    };
     let used: BTreeSet<i32> = containers(pod).flat_map(|container| container.ports.iter().flatten()).map(|port| port.container_port).collect();
     if let Some(port) = [ADMIN_PORT, HEALTH_PORT].into_iter().find(|port| used.contains(port)) {
         return Err(Skip::PortTaken(port));
     }
-    let routes = routes(&spec.containers, annotations.get(PORTS_ANNOTATION), &used)?;
+    let routes = routes(&spec.containers, annotations.get(PORTS_ANNOTATION), &used, redirects)?;
     let Some(first) = routes.first() else { return Err(Skip::NoNamedPort) };
     let server = &spec.containers[first.container];
     Ok(Plan { readiness: readiness(server, first.server), guaranteed: spec.containers.iter().all(is_guaranteed), routes })
@@ -212,13 +240,21 @@ fn is_apart(name: &str) -> bool {
     name.split('-').any(|word| WORDS.contains(&word) || ["metric", "metrics", "adm"].iter().any(|end| word.ends_with(end)))
 }
 
-fn routes(containers: &[Container], wanted: Option<&String>, used: &BTreeSet<i32>) -> Result<Vec<Route>, Skip> {
+fn routes(containers: &[Container], wanted: Option<&String>, used: &BTreeSet<i32>, redirects: bool) -> Result<Vec<Route>, Skip> {
     let wanted: Option<Vec<&str>> = wanted.map(|names| names.split(',').map(str::trim).filter(|name| !name.is_empty()).collect());
     let mut free = (FIRST_PORT..FIRST_PORT + 2 * ROUTES_MAX as i32).filter(|port| !used.contains(port));
+    let mut for_probes = (FIRST_PROBE_PORT..FIRST_PROBE_PORT + 2 * ROUTES_MAX as i32).filter(|port| redirects && !used.contains(port));
     let mut routes: Vec<Route> = Vec::new();
     for (container, declared) in containers.iter().enumerate().filter(|(_, container)| wanted.is_some() || !MESHES.contains(&container.name.as_str())) {
         for (port, declared) in declared.ports.iter().flatten().enumerate() {
-            let Some(name) = declared.name.as_deref().filter(|_| is_tcp(declared)) else { continue };
+            let number = declared.container_port.to_string();
+            let name = match declared.name.as_deref() {
+                _ if !is_tcp(declared) => continue,
+                Some(name) => name,
+                // Only who redirects needs no name.
+                None if redirects => number.as_str(),
+                None => continue,
+            };
             let takes = wanted.as_ref().map_or_else(|| !is_apart(name), |wanted| wanted.contains(&name));
             if !takes {
                 continue;
@@ -227,7 +263,8 @@ fn routes(containers: &[Container], wanted: Option<&String>, used: &BTreeSet<i32
                 return Err(Skip::PortTwice(name.to_owned()));
             }
             let sidecar = free.next().filter(|_| routes.len() < ROUTES_MAX).ok_or_else(|| Skip::TooManyPorts(routes.len() + 1))?;
-            routes.push(Route { name: name.to_owned(), container, port, server: declared.container_port, sidecar });
+            let is_named = declared.name.is_some();
+            routes.push(Route { name: name.to_owned(), is_named, container, port, server: declared.container_port, sidecar, probes: for_probes.next() });
         }
     }
     match wanted.into_iter().flatten().find(|name| !routes.iter().any(|route| route.name == **name)) {
@@ -280,7 +317,7 @@ mod tests {
     }
 
     fn decided(yaml: &str) -> Decision {
-        decide(&pod(yaml), "default", &BTreeMap::new())
+        decide(&pod(yaml), "default", &BTreeMap::new(), false)
     }
 
     fn skipped(yaml: &str) -> Skip {
@@ -339,7 +376,23 @@ spec:
         assert_eq!(with("8002", "4179"), Skip::PortTaken(4179));
         assert_eq!(with("[{name: http, containerPort: 8000}, {name: grpc, containerPort: 8001}, ", "[{containerPort: 8000}, "), Skip::NoNamedPort);
         assert_eq!(with("metadata: {", "metadata: {annotations: {kubernetes.io/config.mirror: x}, "), Skip::StaticPod);
-        assert_eq!(decide(&pod(SERVER), "kube-system", &BTreeMap::new()), Decision::Skip(Skip::SystemNamespace("kube-system".into())));
+        assert_eq!(decide(&pod(SERVER), "kube-system", &BTreeMap::new(), false), Decision::Skip(Skip::SystemNamespace("kube-system".into())));
+    }
+
+    #[test]
+    fn who_asks_to_be_redirected_needs_no_name_and_is_skipped_where_it_is_not_allowed() {
+        let with = |word: &str| {
+            let unnamed = SERVER.replace("{name: grpc, containerPort: 8001}", "{containerPort: 8001}");
+            pod(&unnamed.replace("metadata: {", &format!("metadata: {{annotations: {{{INTERCEPTION_ANNOTATION}: {word}}}, ")))
+        };
+        let decided = |word: &str, may: bool| decide(&with(word), "default", &BTreeMap::new(), may);
+        let Decision::Inject(plan) = decided(REDIRECT, true) else { panic!() };
+        let routes: Vec<_> = plan.routes.iter().map(|route| (route.name.as_str(), route.is_named, route.server, route.sidecar, route.probes)).collect();
+        assert_eq!(routes, [("http", true, 8000, 4180, Some(4200)), ("8001", false, 8001, 4181, Some(4201))]);
+        assert_eq!(decided(REDIRECT, false), Decision::Skip(Skip::RedirectNotAllowed));
+        assert_eq!(decided("tproxy", true), Decision::Skip(Skip::NoSuchInterception("tproxy".into())));
+        let Decision::Inject(plan) = decided("handover", true) else { panic!() };
+        assert_eq!(plan.routes.iter().map(|route| (route.server, route.probes)).collect::<Vec<_>>(), [(8000, None)]);
     }
 
     #[test]

@@ -101,7 +101,7 @@ pub fn inject(text: &str, settings: &SidecarSettings) -> Result<(String, Vec<Not
 }
 
 /// Documents with the number of lines before each. Empty ones are left out.
-fn split(text: &str) -> Vec<(usize, &str)> {
+pub(crate) fn split(text: &str) -> Vec<(usize, &str)> {
     let mut documents = Vec::new();
     let (mut begin, mut begin_line, mut at) = (0, 0, 0);
     let mut push = |from: usize, to: usize, line: usize| {
@@ -156,7 +156,7 @@ fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Optio
     }
     let pod: Pod = serde_json::from_value(template.clone()).map_err(|error| format!("{described}: its pod cannot be read: {error}"))?;
     let asked = BTreeMap::from([(INJECT_LABEL.to_owned(), "true".to_owned())]);
-    let what = match decide(&pod, &namespace, &asked) {
+    let what = match decide(&pod, &namespace, &asked, settings.redirect.is_some()) {
         Decision::NotAsked => Done::Declined,
         Decision::Already => Done::Already,
         Decision::Skip(skip) => Done::Skipped(skip.to_string()),
@@ -254,7 +254,14 @@ mod tests {
     use crate::webhook::patch::SidecarResources;
 
     fn settings() -> SidecarSettings {
-        SidecarSettings { image: "proxy:1".into(), image_pull_policy: None, controller: None, resources: SidecarResources::default(), leave_seconds: 0 }
+        SidecarSettings {
+            image: "proxy:1".into(),
+            image_pull_policy: None,
+            controller: None,
+            resources: SidecarResources::default(),
+            leave_seconds: 0,
+            redirect: None,
+        }
     }
 
     const MANIFESTS: &str = "# Everything that the team runs.

@@ -4,6 +4,7 @@ pub mod admit;
 pub mod certificate;
 pub mod decide;
 pub mod manifest;
+pub mod mounted;
 pub mod patch;
 pub mod secret;
 pub mod server;

@@ -5,25 +5,33 @@
 //! - Probes and hooks that meant the server by that name get its number: they go on asking the server itself, and no fault can reach them.
 //! - A server with no preStop hook of its own gets one that sleeps for as long as endpoints take to be withdrawn everywhere, and the pod's grace period grows by
 //!   that: a server that stops listening at SIGTERM would otherwise turn away those who have not heard yet, with or without a sidecar.
+//! - Where a pod asks to be redirected, an init container with NET_ADMIN leads whoever dials a server's number to the sidecar, and probes get a number of their own
+//!   that leads to the server: who asks is told by where he dials, and not by an address that each network gives its nodes differently.
 //! - The sidecar is the last init container, with `restartPolicy: Always`: it runs before the server and ends after it, and a finished Job is not kept alive by it.
+
+use std::borrow::Cow;
 
 use json_patch::{Patch, PatchOperation};
 use k8s_openapi::{
-    api::core::v1::{Container, LifecycleHandler, Pod, PodSpec, Probe},
+    api::core::v1::{Container, HTTPGetAction, LifecycleHandler, Pod, PodSpec, Probe, TCPSocketAction},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use serde_json::{Value, json};
 use steadfast_api::sidecar::TOKEN_AUDIENCE;
 
-use super::decide::{ADMIN_PORT, HEALTH_PORT, INJECTED_ANNOTATION, Plan, ROUTES_ANNOTATION, Readiness, Route, SIDECAR};
+use super::decide::{ADMIN_PORT, HEALTH_PORT, INJECTED_ANNOTATION, Plan, ROUTES_ANNOTATION, Readiness, Route, SIDECAR, port_number};
 
 /// Where the sidecar finds its token.
 pub const TOKEN_DIRECTORY: &str = "/var/run/secrets/steadfast.dev";
+/// The init container that redirects.
+const REDIRECTOR: &str = "steadfast-redirect";
 const TOKEN_VOLUME: &str = "steadfast-token";
 /// Kubelet renews the token when four fifths of this are over.
 const TOKEN_SECONDS: u32 = 3600;
 /// Any user but root will do; images of ours name this one too.
-const USER: u32 = 65532;
+pub const USER: u32 = 65532;
+/// Where sidecars and readers find the controller's authorities.
+pub const CA_VARIABLE: &str = "STEADFAST_CONTROLLER_CA";
 
 /// What every sidecar of this installation is given.
 #[derive(Clone, Debug)]
@@ -36,6 +44,16 @@ pub struct SidecarSettings {
     pub resources: SidecarResources,
     /// How long a server without a preStop hook goes on before it is told to stop, in seconds; 0: no hook. Needs Kubernetes 1.30.
     pub leave_seconds: u32,
+    /// Absent: no pod may be redirected.
+    pub redirect: Option<RedirectSettings>,
+}
+
+/// What redirects pods that ask for it.
+#[derive(Clone, Debug)]
+pub struct RedirectSettings {
+    /// `steadfast` with the program nft.
+    pub image: String,
+    pub image_pull_policy: Option<String>,
 }
 
 /// Endpoints are withdrawn everywhere within about a second; this leaves room for a slow node.
@@ -69,17 +87,16 @@ impl Default for SidecarResources {
 pub fn patch(pod: &Pod, plan: &Plan, settings: &SidecarSettings) -> Patch {
     let mut operations = Vec::new();
     let spec = pod.spec.clone().unwrap_or_default();
-    for route in &plan.routes {
+    for route in plan.routes.iter().filter(|route| route.is_named) {
         let ports = format!("/spec/containers/{}/ports", route.container);
         operations.push(json!({ "op": "remove", "path": format!("{ports}/{}/name", route.port) }));
         operations
             .push(json!({ "op": "add", "path": format!("{ports}/-"), "value": { "name": route.name, "containerPort": route.sidecar, "protocol": "TCP" } }));
     }
     for (index, container) in spec.containers.iter().enumerate() {
-        let routes: Vec<&Route> = plan.routes.iter().filter(|route| route.container == index).collect();
-        for place in named_ports(container) {
-            if let Some(route) = routes.iter().find(|route| route.name == place.name) {
-                operations.push(json!({ "op": "replace", "path": format!("/spec/containers/{index}{}", place.path), "value": route.server }));
+        for place in ports_asked(container) {
+            if let Some(port) = meant(&plan.routes, index, container, &place) {
+                operations.push(json!({ "op": "replace", "path": format!("/spec/containers/{index}{}", place.path), "value": port }));
             }
         }
     }
@@ -96,7 +113,12 @@ pub fn patch(pod: &Pod, plan: &Plan, settings: &SidecarSettings) -> Patch {
     if settings.controller.is_some() {
         append("/spec/volumes", spec.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty()), token_volume());
     }
-    append("/spec/initContainers", spec.init_containers.as_ref().is_some_and(|containers| !containers.is_empty()), sidecar(plan, settings));
+    let mut has_inits = spec.init_containers.as_ref().is_some_and(|containers| !containers.is_empty());
+    if let Some(redirect) = settings.redirect.as_ref().filter(|_| plan.routes.iter().any(|route| route.probes.is_some())) {
+        append("/spec/initContainers", has_inits, redirector(plan, redirect));
+        has_inits = true;
+    }
+    append("/spec/initContainers", has_inits, sidecar(plan, settings));
     if pod.metadata.annotations.is_none() {
         operations.push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
     }
@@ -130,22 +152,34 @@ fn leave_slowly(spec: &PodSpec, plan: &Plan, seconds: u32) -> Vec<Value> {
     operations
 }
 
-/// A port given by name in a probe or hook.
-struct NamedPort<'a> {
+/// A port that kubelet asks, in a probe or hook.
+struct Asked<'a> {
     /// Within the container.
     path: String,
-    name: &'a str,
+    port: Cow<'a, IntOrString>,
 }
 
-fn named_ports(container: &Container) -> Vec<NamedPort<'_>> {
+/// The number that `place` has to be; `None`: it stays.
+fn meant(routes: &[Route], index: usize, container: &Container, place: &Asked<'_>) -> Option<i32> {
+    let by_name = |route: &&Route| route.is_named && route.container == index && matches!(&*place.port, IntOrString::String(name) if *name == route.name);
+    if let Some(route) = routes.iter().find(by_name) {
+        return Some(route.probes.unwrap_or(route.server));
+    }
+    // Redirected is a number, whichever container gives it.
+    let number = port_number(container, &place.port)?;
+    routes.iter().find(|route| route.server == number)?.probes
+}
+
+fn ports_asked(container: &Container) -> Vec<Asked<'_>> {
     let mut found = Vec::new();
     let probes: [(&str, &Option<Probe>); 3] =
         [("startupProbe", &container.startup_probe), ("readinessProbe", &container.readiness_probe), ("livenessProbe", &container.liveness_probe)];
     for (name, probe) in probes {
         let Some(probe) = probe else { continue };
-        let http = probe.http_get.as_ref().map(|http| ("httpGet", &http.port));
-        let tcp = probe.tcp_socket.as_ref().map(|tcp| ("tcpSocket", &tcp.port));
-        push(&mut found, &format!("/{name}"), http.into_iter().chain(tcp));
+        push(&mut found, &format!("/{name}"), probe.http_get.as_ref(), probe.tcp_socket.as_ref());
+        if let Some(grpc) = &probe.grpc {
+            found.push(Asked { path: format!("/{name}/grpc/port"), port: Cow::Owned(IntOrString::Int(grpc.port)) });
+        }
     }
     let lifecycle = container.lifecycle.as_ref();
     let hooks: [(&str, Option<&LifecycleHandler>); 2] = [
@@ -154,22 +188,54 @@ fn named_ports(container: &Container) -> Vec<NamedPort<'_>> {
     ];
     for (name, hook) in hooks {
         let Some(hook) = hook else { continue };
-        let http = hook.http_get.as_ref().map(|http| ("httpGet", &http.port));
-        let tcp = hook.tcp_socket.as_ref().map(|tcp| ("tcpSocket", &tcp.port));
-        push(&mut found, &format!("/lifecycle/{name}"), http.into_iter().chain(tcp));
+        push(&mut found, &format!("/lifecycle/{name}"), hook.http_get.as_ref(), hook.tcp_socket.as_ref());
     }
     found
 }
 
-fn push<'a>(found: &mut Vec<NamedPort<'a>>, path: &str, handlers: impl Iterator<Item = (&'static str, &'a IntOrString)>) {
-    for (kind, port) in handlers {
-        if let IntOrString::String(name) = port {
-            found.push(NamedPort { path: format!("{path}/{kind}/port"), name });
+fn push<'a>(found: &mut Vec<Asked<'a>>, path: &str, http: Option<&'a HTTPGetAction>, tcp: Option<&'a TCPSocketAction>) {
+    let http = http.map(|http| ("httpGet", &http.port, &http.host));
+    let tcp = tcp.map(|tcp| ("tcpSocket", &tcp.port, &tcp.host));
+    for (kind, port, host) in http.into_iter().chain(tcp) {
+        // Another host's number is no business of this pod's; a name is the container's own.
+        if host.is_none() || matches!(port, IntOrString::String(_)) {
+            found.push(Asked { path: format!("{path}/{kind}/port"), port: Cow::Borrowed(port) });
         }
     }
 }
 
-fn token_volume() -> Value {
+fn redirector(plan: &Plan, settings: &RedirectSettings) -> Value {
+    let mut args = vec!["redirect".to_owned()];
+    for route in &plan.routes {
+        args.push(format!("--route={}={}", route.server, route.sidecar));
+        args.extend(route.probes.map(|probes| format!("--probes={probes}={}", route.server)));
+    }
+    let requests = json!({ "cpu": "10m", "memory": "32Mi" });
+    let mut container = json!({
+        "name": REDIRECTOR,
+        "image": settings.image,
+        "args": args,
+        "resources": { "requests": requests, "limits": if plan.guaranteed { requests.clone() } else { json!({ "memory": "32Mi" }) } },
+        // Rules are for root with this one capability to set; a capability does not reach another user.
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN"] },
+            "readOnlyRootFilesystem": true,
+            "runAsNonRoot": false,
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    });
+    if let Some(policy) = &settings.image_pull_policy {
+        container["imagePullPolicy"] = policy.as_str().into();
+    }
+    container
+}
+
+/// The token by which a pod proves to the controller which one it is.
+pub fn token_volume() -> Value {
     json!({
         "name": TOKEN_VOLUME,
         "projected": { "sources": [{ "serviceAccountToken": { "audience": TOKEN_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token" } }] },
@@ -222,7 +288,7 @@ fn sidecar(plan: &Plan, settings: &SidecarSettings) -> Value {
     if let Some(controller) = &settings.controller {
         args.push(format!("--controller={}", controller.url));
         args.push(format!("--token-file={TOKEN_DIRECTORY}/token"));
-        env.push(json!({ "name": "STEADFAST_CONTROLLER_CA", "value": controller.ca }));
+        env.push(json!({ "name": CA_VARIABLE, "value": controller.ca }));
         container["volumeMounts"] = json!([{ "name": TOKEN_VOLUME, "mountPath": TOKEN_DIRECTORY, "readOnly": true }]);
     }
     container["args"] = args.into();
@@ -245,13 +311,14 @@ mod tests {
             controller: Some(controller),
             resources: SidecarResources::default(),
             leave_seconds: LEAVE_SECONDS,
+            redirect: Some(RedirectSettings { image: "agent:1".into(), image_pull_policy: None }),
         }
     }
 
     fn injected(yaml: &str) -> (Value, Value) {
         let before: Value = serde_saphyr::from_str(yaml).unwrap();
         let pod: Pod = serde_json::from_value(before.clone()).unwrap();
-        let Decision::Inject(plan) = decide(&pod, "default", &BTreeMap::new()) else { panic!("{yaml}") };
+        let Decision::Inject(plan) = decide(&pod, "default", &BTreeMap::new(), true) else { panic!("{yaml}") };
         let mut after = before.clone();
         json_patch::patch(&mut after, &patch(&pod, &plan, &settings())).unwrap();
         (before, after)
@@ -296,6 +363,30 @@ spec:
     }
 
     #[test]
+    fn who_is_redirected_has_probes_at_a_number_of_their_own() {
+        let redirected = POD.replace("metadata: {name: x", "metadata: {name: x, annotations: {steadfast.dev/interception: redirect}");
+        let redirected = redirected.replace("livenessProbe: {httpGet: {path: /live, port: metrics}}", "livenessProbe: {grpc: {port: 8000}}");
+        let redirected = redirected.replace("readinessProbe: {httpGet: {path: /, port: http}}", "readinessProbe: {tcpSocket: {port: 8000}}");
+        let (_, after) = injected(&redirected);
+        let (server, other) = (&after["spec"]["containers"][0], &after["spec"]["containers"][1]);
+        let ports = [
+            &server["startupProbe"]["tcpSocket"],
+            &server["readinessProbe"]["httpGet"],
+            &server["livenessProbe"]["grpc"],
+            &other["readinessProbe"]["tcpSocket"],
+        ];
+        assert_eq!(ports.map(|probe| probe["port"].clone()), [4200, 4200, 4200, 4200].map(Value::from));
+        assert_eq!(server["lifecycle"]["preStop"]["httpGet"]["port"], 4200);
+        let inits = after["spec"]["initContainers"].as_array().unwrap();
+        assert_eq!(inits.iter().map(|init| init["name"].as_str().unwrap()).collect::<Vec<_>>(), [REDIRECTOR, SIDECAR]);
+        assert_eq!(inits[0]["args"], json!(["redirect", "--route=8000=4180", "--probes=4200=8000", "--route=80=4181", "--probes=4201=80"]));
+        assert_eq!(inits[0]["securityContext"]["capabilities"], json!({ "drop": ["ALL"], "add": ["NET_ADMIN"] }));
+        assert!(inits[1]["securityContext"]["capabilities"].get("add").is_none(), "the sidecar itself has none");
+        let (_, plain) = injected(POD);
+        assert_eq!(plain["spec"]["initContainers"].as_array().unwrap().len(), 1);
+    }
+
+    #[test]
     fn what_is_not_known_here_and_not_touched_stays() {
         let (before, mut after) = injected(POD);
         assert_eq!(after["spec"]["futureField"], before["spec"]["futureField"]);
@@ -330,7 +421,7 @@ spec:
     fn injecting_twice_is_injecting_once() {
         let (_, after) = injected(POD);
         let pod: Pod = serde_json::from_value(after).unwrap();
-        assert_eq!(decide(&pod, "default", &BTreeMap::new()), Decision::Already);
+        assert_eq!(decide(&pod, "default", &BTreeMap::new(), true), Decision::Already);
     }
 
     #[test]
@@ -362,7 +453,7 @@ spec:
     #[test]
     fn a_sidecar_alone_needs_no_token() {
         let pod: Pod = serde_saphyr::from_str(POD).unwrap();
-        let Decision::Inject(plan) = decide(&pod, "default", &BTreeMap::new()) else { panic!() };
+        let Decision::Inject(plan) = decide(&pod, "default", &BTreeMap::new(), true) else { panic!() };
         let alone = patch(&pod, &plan, &SidecarSettings { controller: None, ..settings() });
         let said = serde_json::to_string(&alone).unwrap();
         assert!(!said.contains("serviceAccountToken") && !said.contains("--controller"), "{said}");

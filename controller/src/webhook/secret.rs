@@ -115,17 +115,14 @@ impl Keeper {
         Ok(())
     }
 
-    /// Looks again and again, and hands over what changed. Never returns.
-    pub async fn keep(&self, mut known: Certificates, changed: impl Fn(&Certificates)) {
+    /// Looks again and again, and hands over what is there each time. Never returns.
+    pub async fn keep(&self, mut seen: impl FnMut(&Certificates)) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             match self.look().await {
                 Ok(now) => {
-                    if now != known {
-                        changed(&now);
-                        known = now;
-                    }
-                    if let Err(error) = self.announce(&known.trust()).await {
+                    seen(&now);
+                    if let Err(error) = self.announce(&now.trust()).await {
                         tracing::warn!(%error, "the API server could not be told whom to believe");
                     }
                 }

@@ -6,14 +6,14 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    admit::{self, NAMESPACE_PATH, Outcome, POD_PATH},
+    admit::{self, MAY_REDIRECT, NAMESPACE_PATH, Outcome, POD_PATH},
     patch::SidecarSettings,
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     serve::answer::{Body, problem, whole},
 };
 
-/// API servers keep a few connections each.
+/// One for each pod that is asked about.
 const CONNECTIONS_MAX: usize = 256;
 /// No object of a cluster is larger than 1.5 MB; a review holds two of them at most.
 const BODY_MAX: usize = 4 << 20;
@@ -43,7 +43,12 @@ pub struct Webhook {
 pub async fn serve(listener: TcpListener, tls: TlsAcceptor, webhook: Arc<Webhook>) {
     let handler = move |request| {
         let webhook = Arc::clone(&webhook);
-        async move { webhook.answer(request).await }
+        async move {
+            let mut answer = webhook.answer(request).await;
+            // An API server that keeps a connection goes on asking a replica that lost its node, for up to 45 s, and pods start without sidecars.
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            answer
+        }
     };
     serve_http(listener, Some(tls), CONNECTIONS_MAX, handler).await;
 }
@@ -52,8 +57,7 @@ impl Webhook {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let began = Instant::now();
         let path = match request.uri().path() {
-            NAMESPACE_PATH => NAMESPACE_PATH,
-            POD_PATH => POD_PATH,
+            path if [NAMESPACE_PATH, POD_PATH].contains(&path.strip_suffix(MAY_REDIRECT).unwrap_or(path)) => path.to_owned(),
             other => return problem(StatusCode::NOT_FOUND, &format!("{other} is not here: there are {NAMESPACE_PATH} and {POD_PATH}")),
         };
         if request.method() != Method::POST {
@@ -64,7 +68,7 @@ impl Webhook {
             Ok(Err(error)) => return problem(StatusCode::BAD_REQUEST, &format!("the body could not be read (at most {BODY_MAX} bytes): {error}")),
             Err(_) => return problem(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
         };
-        match admit::answer(path, &body, &self.settings.load()) {
+        match admit::answer(&path, &body, &self.settings.load()) {
             Ok(answer) => {
                 self.tell(&answer);
                 self.metrics.admission_duration.observe(began.elapsed().as_secs_f64());

@@ -9,22 +9,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{Method, header};
-use http_body_util::{BodyExt, Full, Limited};
 use steadfast_api::sidecar::{self, SidecarReport, What};
 use tokio::sync::Notify;
 
-use super::{Backoff, address::Controller};
-use crate::{client::Client, clock, worker::Shared};
+use crate::{clock, worker::Shared};
 
 /// Evidence of one report.
 const REPORT_MAX: usize = 512;
-const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(2);
-/// Evidence that comes together travels together.
-const GATHER: Duration = Duration::from_millis(1);
-/// At the end there is no later: what cannot be sent by then is lost.
-const FAREWELL: Duration = Duration::from_millis(500);
 
 /// The queue. Clones share it.
 #[derive(Clone)]
@@ -65,6 +56,11 @@ impl Evidence {
         queue.waiting.push_back(evidence);
     }
 
+    /// Returns once there is something that shall not wait.
+    pub async fn some(&self) {
+        self.0.urgent.notified().await;
+    }
+
     fn take(&self) -> (Vec<sidecar::Evidence>, u64) {
         let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let count = queue.waiting.len().min(REPORT_MAX);
@@ -94,97 +90,26 @@ pub fn close_window(shared: &Shared) {
     shared.evidence.urgent(What::Requests(window));
 }
 
-/// Sends what comes for as long as it is polled.
-pub struct Reporter {
-    shared: Arc<Shared>,
-    controller: Controller,
-    client: Client,
+/// Numbers reports, and keeps the last until it was taken.
+#[derive(Default)]
+pub struct Unsent {
     sequence: u64,
-    /// Sent, not acknowledged.
-    unacknowledged: Option<SidecarReport>,
+    report: Option<SidecarReport>,
 }
 
-impl Reporter {
-    pub fn new(shared: Arc<Shared>, controller: Controller) -> Self {
-        let client = controller.client();
-        Self { shared, controller, client, sequence: 0, unacknowledged: None }
-    }
-
-    /// Until `last` is told; then what is left, once more.
-    pub async fn run(mut self, last: Arc<Notify>) {
-        let mut backoff = Backoff::new();
-        loop {
-            let go_on = async {
-                self.shared.evidence.0.urgent.notified().await;
-                tokio::time::sleep(GATHER).await;
-            };
-            tokio::select! {
-                () = go_on => {}
-                () = last.notified() => {
-                    let _ = tokio::time::timeout(FAREWELL, self.send_all()).await;
-                    return;
-                }
-            }
-            loop {
-                let sent = tokio::select! {
-                    sent = self.send_all() => sent,
-                    () = last.notified() => {
-                        let _ = tokio::time::timeout(FAREWELL, self.send_all()).await;
-                        return;
-                    }
-                };
-                match sent {
-                    Ok(()) => {
-                        backoff.reset();
-                        break;
-                    }
-                    Err(why) => {
-                        tracing::info!(why, "the controller did not take a report; it is sent again");
-                        tokio::select! {
-                            () = backoff.wait() => {}
-                            () = last.notified() => {
-                                let _ = tokio::time::timeout(FAREWELL, self.send_all()).await;
-                                return;
-                            }
-                        }
-                    }
-                }
-            }
+impl Unsent {
+    /// What was not taken comes again, before anything else.
+    pub fn next(&mut self, shared: &Shared) -> Option<&mut SidecarReport> {
+        if self.report.is_none() && !shared.evidence.is_empty() {
+            let (evidence, dropped) = shared.evidence.take();
+            self.sequence += 1;
+            self.report = Some(SidecarReport { pod: shared.config.pod.clone(), sequence: self.sequence, sent_ns: 0, evidence, dropped });
         }
+        self.report.as_mut()
     }
 
-    async fn send_all(&mut self) -> Result<(), String> {
-        while self.unacknowledged.is_some() || !self.shared.evidence.is_empty() {
-            if self.unacknowledged.is_none() {
-                let (evidence, dropped) = self.shared.evidence.take();
-                self.sequence += 1;
-                let pod = self.shared.config.pod.clone();
-                self.unacknowledged = Some(SidecarReport { pod, sequence: self.sequence, sent_ns: 0, evidence, dropped });
-            }
-            self.send_one().await?;
-            self.unacknowledged = None;
-        }
-        Ok(())
-    }
-
-    async fn send_one(&mut self) -> Result<(), String> {
-        let Some(report) = &mut self.unacknowledged else { return Ok(()) };
-        // Of this attempt: the controller takes from it how long the message travelled.
-        report.sent_ns = clock::since_start_ns();
-        let mut line = serde_json::to_vec(report).map_err(|error| error.to_string())?;
-        line.push(b'\n');
-        let request = self
-            .controller
-            .request()?
-            .method(Method::POST)
-            .uri("/v1alpha1/reports")
-            .header(header::CONTENT_TYPE, "application/jsonl")
-            .body(Full::new(Bytes::from(line)))
-            .map_err(|error| error.to_string())?;
-        let response = self.client.send(request, ACKNOWLEDGED_WITHIN).await.map_err(|error| error.to_string())?;
-        let status = response.status();
-        let _ = tokio::time::timeout(ACKNOWLEDGED_WITHIN, Limited::new(response.into_body(), 64 << 10).collect()).await;
-        if status.is_success() { Ok(()) } else { Err(format!("the controller answered {status}")) }
+    pub fn taken(&mut self) {
+        self.report = None;
     }
 }
 
@@ -196,7 +121,7 @@ mod tests {
     fn the_queue_keeps_its_bound_and_counts_what_it_loses() {
         let evidence = Evidence::new(3);
         for i in 0..5 {
-            evidence.push(What::Policy { generation: i, armed: true });
+            evidence.push(What::Policy { generation: i, armed: true, refused: Vec::new() });
         }
         let (taken, dropped) = evidence.take();
         let generations: Vec<_> = taken.iter().map(|evidence| if let What::Policy { generation, .. } = evidence.what { generation } else { 99 }).collect();

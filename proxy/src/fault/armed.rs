@@ -43,6 +43,8 @@ struct State {
     /// The controller's process that `generation` counts in.
     epoch: String,
     generation: u64,
+    /// What the controller says and this sidecar does not understand, by name.
+    refused: Vec<String>,
     controller: Vec<Arc<CompiledPolicy>>,
     manual: Vec<Arc<CompiledPolicy>>,
     /// Policies that were disarmed by hand: the controller's next snapshot does not bring them back.
@@ -84,6 +86,11 @@ impl Store {
 
     /// Arms exactly what the controller says. `false`: not newer than what is armed, ignored.
     pub fn from_controller(&self, snapshot: PolicySnapshot) -> Result<bool, BadField> {
+        self.from_newer_controller(snapshot, Vec::new())
+    }
+
+    /// The same, of a controller that says policies which this sidecar does not understand: the controller is told their names.
+    pub fn from_newer_controller(&self, snapshot: PolicySnapshot, refused: Vec<String>) -> Result<bool, BadField> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if snapshot.epoch == state.epoch && snapshot.generation <= state.generation {
             return Ok(false);
@@ -105,6 +112,7 @@ impl Store {
         state.disarmed.retain(|disarmed| policies.iter().any(|policy| Arc::ptr_eq(policy, disarmed)));
         state.epoch = snapshot.epoch;
         state.generation = snapshot.generation;
+        state.refused = refused;
         state.controller = policies;
         self.publish(&state);
         Ok(true)
@@ -147,7 +155,7 @@ impl Store {
         self.hold.set(policies.iter().any(|policy| policy.source.spec.held_down));
         tracing::info!(generation = state.generation, policies = policies.len(), "policies in force");
         self.armed.store(Arc::new(Armed { generation: state.generation, policies }));
-        self.evidence.urgent(What::Policy { generation: state.generation, armed });
+        self.evidence.urgent(What::Policy { generation: state.generation, armed, refused: state.refused.clone() });
         self.changed.notify_one();
     }
 

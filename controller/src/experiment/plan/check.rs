@@ -197,6 +197,22 @@ impl Check<'_> {
             self.wrong("spec.stable.hold", message);
         }
         self.bounds("spec.rounds", self.spec.rounds, 1000);
+        self.watch();
+    }
+
+    /// What is of use in a test without steps alone, or in every other.
+    fn watch(&mut self) {
+        let watches = self.spec.steps.is_empty();
+        if let Some(window) = self.spec.window {
+            if !watches {
+                self.wrong("spec.window", format!("{window}: windows are for tests without steps, which watch on: take `window` out, or the steps"));
+            } else if !(Duration::from_secs(10)..=Duration::from_hours(24)).contains(&window.get()) {
+                self.wrong("spec.window", format!("{window} is out of bounds: write 10s to 24h"));
+            }
+        }
+        if watches && !self.spec.halt.is_empty() {
+            self.wrong("spec.halt", "ends faults, and a test without steps has none: take `halt` out, or name a step");
+        }
     }
 
     fn steps(&mut self) {

@@ -24,6 +24,11 @@ pub fn dry_run(plan: &Plan) -> Result<String, String> {
         let _ = writeln!(text, "# {args}");
     };
     line(format_args!(""));
+    if spec.steps.is_empty() {
+        line(format_args!("The plan: nothing is broken; the target is watched until somebody ends it (Ctrl-C)."));
+        line(format_args!("On a cluster there is a report after every outage, and every {} at the latest.", spec.window()));
+        return Ok(text);
+    }
     line(format_args!("The plan: about {}, at most {}, and some seconds for warm-up and clean-up.", whole(expected), whole(most)));
     line(format_args!("Baseline of {}.", spec.baseline));
     let mut rng = StdRng::seed_from_u64(spec.seed);

@@ -32,6 +32,13 @@ struct Known {
     terminating: bool,
 }
 
+/// What makes pods: how many it shall keep, and by which labels it knows them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Workload {
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) replicas: usize,
+}
+
 /// The target's pods. Plain data; changes go out by a channel.
 pub(super) struct Facts {
     pods: HashMap<String, Known>,
@@ -41,8 +48,9 @@ pub(super) struct Facts {
     vacant: VecDeque<(String, String)>,
     endpoints: BTreeSet<String>,
     nodes: BTreeMap<String, bool>,
-    /// How many pods a test scaled the workload to: those beyond are not lost but not wanted.
-    wanted: Option<usize>,
+    /// How many pods a test scaled the workload to.
+    scaled: Option<usize>,
+    workloads: Vec<Workload>,
     /// Until it is closed.
     tell: Option<mpsc::UnboundedSender<Change>>,
 }
@@ -55,7 +63,8 @@ impl Facts {
             vacant: VecDeque::new(),
             endpoints: BTreeSet::new(),
             nodes: BTreeMap::new(),
-            wanted: None,
+            scaled: None,
+            workloads: Vec::new(),
             tell: Some(tell),
         }
     }
@@ -81,7 +90,35 @@ impl Facts {
 
     /// The workload is being scaled to this many pods; nothing: it is no business of a test any more.
     pub(super) const fn scaled(&mut self, wanted: Option<usize>) {
-        self.wanted = wanted;
+        self.scaled = wanted;
+    }
+
+    /// How many pods are asked for: those beyond are not lost but not wanted. Unknown while there is a pod that no workload answers for.
+    pub(super) fn wanted(&self) -> Option<usize> {
+        if self.scaled.is_some() {
+            return self.scaled;
+        }
+        let makes = |workload: &&Workload, known: &Known| workload.labels.iter().all(|(key, value)| known.pod.labels.get(key) == Some(value));
+        let unmade = |known: &&Known| !known.terminating && !self.workloads.iter().any(|workload| makes(&workload, known));
+        if self.pods.values().any(|known| unmade(&known)) {
+            return None;
+        }
+        let mut makers = self.workloads.iter().filter(|workload| self.pods.values().any(|known| makes(workload, known))).peekable();
+        makers.peek()?;
+        Some(makers.map(|workload| workload.replicas).sum())
+    }
+
+    /// The workloads of the namespace as they are now.
+    pub(super) fn workloads(&mut self, at: Instant, workloads: Vec<Workload>) {
+        self.workloads = workloads;
+        // A pod's end may be heard of before the reason for it.
+        let Some(wanted) = self.wanted() else { return };
+        let live = self.pods.values().filter(|known| !known.terminating).count();
+        for _ in wanted..(live + self.vacant.len()).max(wanted) {
+            if let Some((uid, _)) = self.vacant.pop_back() {
+                self.tell(at, What::Retired { uid });
+            }
+        }
     }
 
     /// Nothing is told any more: whoever waits for changes hears the end.
@@ -139,7 +176,7 @@ impl Facts {
         if object.metadata.deletion_timestamp.is_some() && !known.terminating {
             known.terminating = true;
             let live = self.pods.values().filter(|known| !known.terminating).count();
-            if self.wanted.is_some_and(|wanted| live > wanted) {
+            if self.wanted().is_some_and(|wanted| live > wanted) {
                 self.tell(at, What::Retired { uid: uid.clone() });
             } else {
                 self.tell(at, What::Detected { uid: uid.clone(), reason: "deleted".to_owned() });
@@ -390,6 +427,37 @@ mod tests {
         facts.scaled(None);
         facts.pod(now, &pod("c", ""));
         assert_eq!(heard(&mut told), ["retired", "detected", "terminating", "created c for u-b"], "one was not wanted, the other was lost");
+    }
+
+    #[test]
+    fn a_workload_that_wants_fewer_pods_loses_none_whichever_is_heard_of_first() {
+        let labelled = |name: &str, more: &str| object(&format!("metadata: {{name: {name}, uid: u-{name}, labels: {{app: x}}{more}}}\n"));
+        let makes = |replicas: usize| vec![Workload { labels: [("app".to_owned(), "x".to_owned())].into(), replicas }];
+        let leaves = ", deletionTimestamp: '2026-01-01T00:00:00Z'";
+        let (mut facts, mut told) = facts();
+        let now = Instant::now();
+        facts.workloads(now, makes(4));
+        assert_eq!(facts.wanted(), None, "it makes no pod of the target");
+        for name in ["a", "b", "c", "d"] {
+            facts.pod(now, &labelled(name, ""));
+        }
+        assert_eq!(facts.wanted(), Some(4));
+        heard(&mut told);
+        facts.workloads(now, makes(3));
+        facts.pod(now, &labelled("d", leaves));
+        assert_eq!(heard(&mut told), ["retired"], "the wish was heard of first");
+        facts.pod(now, &labelled("c", leaves));
+        facts.workloads(now, makes(2));
+        assert_eq!(heard(&mut told), ["detected", "terminating", "retired"], "the end was heard of first");
+        facts.pod(now, &labelled("b", leaves));
+        facts.pod(now, &labelled("e", ""));
+        assert_eq!(heard(&mut told), ["detected", "terminating", "created e for u-b"], "two are wanted, so one was lost");
+        // A rollout that starts the new pod before it ends the old one takes nothing away.
+        facts.pod(now, &labelled("f", ""));
+        facts.pod(now, &labelled("a", leaves));
+        assert_eq!(heard(&mut told), ["created f for nobody", "retired"]);
+        facts.pod(now, &pod("stranger", ""));
+        assert_eq!(facts.wanted(), None, "nobody answers for it");
     }
 
     #[test]

@@ -25,10 +25,11 @@ use std::{
 use futures_util::StreamExt;
 use k8s_openapi::{
     api::{
+        apps::v1::{Deployment, ReplicaSet, StatefulSet},
         core::v1::{Node, Pod as Object, Service},
         discovery::v1::EndpointSlice,
     },
-    apimachinery::pkg::util::intstr::IntOrString,
+    apimachinery::pkg::{apis::meta::v1::LabelSelector as LabelSelectorOfApi, util::intstr::IntOrString},
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -48,13 +49,13 @@ use tokio::{
 };
 
 use self::{
-    facts::Facts,
+    facts::{Facts, Workload},
     failures::{Means, ledger::Ledger},
     orders::Orders,
 };
 use super::{Change, InForce, Order, Platform, PlatformError, Pod, Undone};
 use crate::{
-    reconcile::watched::Watched,
+    reconcile::{pods::PodFacts, watched::Watched},
     serve::{ingest::Ingest, policy::PolicyHub},
 };
 
@@ -105,8 +106,8 @@ pub struct KubernetesPlatform {
 }
 
 impl KubernetesPlatform {
-    /// Finds the target's Service and watches its pods. Returns once all of them are known. Wants `list` and `watch` on pods, Services, EndpointSlices and nodes,
-    /// `delete` on pods, `create` on evictions, and for each kind of failure what the chart's `failures` say.
+    /// Finds the target's Service and watches its pods. Returns once all of them are known. Wants `list` and `watch` on pods, Services, EndpointSlices, nodes and
+    /// workloads, `delete` on pods, `create` on evictions, and for each kind of failure what the chart's `failures` say.
     pub async fn start(options: KubernetesOptions) -> Result<Self, PlatformError> {
         let KubernetesOptions { means, hub, ingest, run, test, namespace, target, in_flight_max } = options;
         let client = means.client.clone();
@@ -121,6 +122,7 @@ impl KubernetesPlatform {
             tokio::spawn(watch_pods(Arc::clone(&inner), labels(&target.selector), listed)).abort_handle(),
             tokio::spawn(watch_endpoints(Arc::clone(&inner), service.clone())).abort_handle(),
             tokio::spawn(watch_nodes(Arc::clone(&inner))).abort_handle(),
+            tokio::spawn(watch_workloads(Arc::clone(&inner))).abort_handle(),
         ];
         let mut platform = Self { inner, changes: tokio::sync::Mutex::new(changes), address, service, timers: None, tasks };
         let waited = timeout(LISTED_WITHIN, is_listed.wait_for(|listed| *listed)).await;
@@ -129,6 +131,14 @@ impl KubernetesPlatform {
         }
         if platform.inner.facts().pods().is_empty() {
             return Err(PlatformError::new("spec.target.selector", format!("selects no pod in namespace {}", platform.inner.namespace)));
+        }
+        let without = platform.inner.without_sidecar();
+        if !without.is_empty() {
+            let why = format!(
+                "selects pods without a sidecar: {}; delete them, and those that take their place will have it (kubectl describe says why it is not there)",
+                without.join(", ")
+            );
+            return Err(PlatformError::new("spec.target.selector", why));
         }
         let one = platform.inner.facts().pods().first().map(|pod| pod.name.clone()).unwrap_or_default();
         if let Ok(pod) = Api::<Object>::namespaced(platform.inner.client.clone(), &platform.inner.namespace).get(&one).await {
@@ -157,6 +167,12 @@ impl Drop for KubernetesPlatform {
 impl Inner {
     fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names of the target's pods that nobody can speak for.
+    fn without_sidecar(&self) -> Vec<String> {
+        let of_target = |pod: &PodFacts| !pod.has_sidecar && pod.namespace == self.namespace && self.selector.matches(&pod.labels);
+        self.means.pods.all().into_iter().filter(of_target).map(|pod| pod.name).collect()
     }
 
     fn saw(&self, object: &Object) {
@@ -239,6 +255,48 @@ async fn watch_nodes(inner: Arc<Inner>) {
     }
 }
 
+/// Who makes the pods, and how many.
+async fn watch_workloads(inner: Arc<Inner>) {
+    fn bare<T: ResourceExt>(object: &T) -> bool {
+        object.owner_references().iter().all(|owner| owner.controller != Some(true))
+    }
+    let config = watcher::Config::default;
+    let deployments = Watched::objects(Api::<Deployment>::namespaced(inner.client.clone(), &inner.namespace), config(), |object| object.status = None);
+    let stateful_sets = Watched::objects(Api::<StatefulSet>::namespaced(inner.client.clone(), &inner.namespace), config(), |object| object.status = None);
+    let replica_sets = Watched::objects(Api::<ReplicaSet>::namespaced(inner.client.clone(), &inner.namespace), config(), |object| object.status = None);
+    let mut changes = (deployments.changes(), stateful_sets.changes(), replica_sets.changes());
+    tokio::join!(deployments.listed(), stateful_sets.listed(), replica_sets.listed());
+    loop {
+        let at = Instant::now();
+        let mut workloads = Vec::new();
+        let mut add = |selector: Option<&LabelSelectorOfApi>, replicas: Option<i32>| {
+            // One that selects by expressions, or everything, is nobody that this can count with.
+            let labels = selector.filter(|selector| selector.match_expressions.as_ref().is_none_or(Vec::is_empty));
+            if let Some(labels) = labels.and_then(|selector| selector.match_labels.clone()).filter(|labels| !labels.is_empty()) {
+                workloads.push(Workload { labels, replicas: usize::try_from(replicas.unwrap_or(1)).unwrap_or_default() });
+            }
+        };
+        for object in deployments.all() {
+            add(object.spec.as_ref().map(|spec| &spec.selector), object.spec.as_ref().and_then(|spec| spec.replicas));
+        }
+        for object in stateful_sets.all() {
+            add(object.spec.as_ref().map(|spec| &spec.selector), object.spec.as_ref().and_then(|spec| spec.replicas));
+        }
+        for object in replica_sets.all().iter().filter(|object| bare(object.as_ref())) {
+            add(object.spec.as_ref().map(|spec| &spec.selector), object.spec.as_ref().and_then(|spec| spec.replicas));
+        }
+        inner.facts().workloads(at, workloads);
+        let changed = tokio::select! {
+            changed = changes.0.changed() => changed,
+            changed = changes.1.changed() => changed,
+            changed = changes.2.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
 /// The Service that leads users to the target, and where it is.
 async fn service(client: &Client, namespace: &str, target: &Target) -> Result<(String, SocketAddr), PlatformError> {
     let services: Api<Service> = Api::namespaced(client.clone(), namespace);
@@ -293,6 +351,11 @@ impl Platform for KubernetesPlatform {
 
     fn pods(&self) -> Vec<Pod> {
         self.inner.facts().pods()
+    }
+
+    fn wanted(&self) -> usize {
+        let facts = self.inner.facts();
+        facts.wanted().unwrap_or_else(|| facts.pods().len())
     }
 
     fn service(&self) -> SocketAddr {

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use steadfast_api::{
     Percent, Span,
     policy::{GoldenAssignment, LabelSelector},
@@ -12,7 +13,10 @@ use steadfast_api::{
 use steadfast_golden_sets::{GoldenSet, set::archive};
 use tokio::sync::watch;
 
-use crate::serve::{policy::PolicyHub, sets::SetStore};
+use crate::{
+    golden,
+    serve::{policy::PolicyHub, sets::SetStore},
+};
 
 /// A run lasts hours at most: one false alarm in ten million samples, as on one machine.
 const ALPHA: &str = "1e-7";
@@ -85,6 +89,12 @@ impl Runs {
         let runs = self.runs();
         digests.extend(runs.values().flat_map(|run| &run.golden).map(|golden| golden.digest.clone()));
         self.sets.retain(&digests);
+    }
+}
+
+impl golden::Held for Runs {
+    fn get(&self, digest: &str) -> Option<Bytes> {
+        self.sets.get(digest)
     }
 }
 

@@ -1,25 +1,47 @@
 //! The files of GoldenSets, as far as sidecars may fetch them: looked at again and again, read when they have changed, given out only with the right digest.
+//!
+//! ConfigMaps are read here; everything else is brought by a [reader](super::reader).
 
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client, ResourceExt};
-use steadfast_api::{policy::GOLDEN_BYTES_MAX, resource::GoldenSetSpec};
-use steadfast_golden_sets::set::archive;
+use steadfast_api::{
+    policy::GOLDEN_BYTES_MAX,
+    resource::{ConfigMapSource, GoldenSetSpec, GoldenSource},
+};
+use steadfast_golden_sets::{GoldenSet as Set, set::archive};
 use tokio::time::timeout;
 
+use super::reader::{Readers, Reading};
 use crate::{
     golden::{self, SourceError},
     serve::sets::SetStore,
 };
 
-/// A source that was read is looked at again after so long, and one that could not be read.
+/// ConfigMaps that were read are looked at again after so long, and those that could not be read.
 const AGAIN: Duration = Duration::from_secs(30);
 const AGAIN_IF_BAD: Duration = Duration::from_secs(5);
+/// What takes a pod to read is read again after so long where no digest says that it cannot have changed, and where it could not be read.
+const READ_AGAIN: Duration = Duration::from_mins(10);
+const READ_AGAIN_IF_BAD: Duration = Duration::from_secs(30);
 const ASKED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Which GoldenSet, and where what is read goes.
+pub struct About<'a> {
+    pub client: &'a Client,
+    pub readers: &'a Readers,
+    pub sets: &'a SetStore,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub uid: &'a str,
+    pub generation: Option<i64>,
+    pub spec: &'a GoldenSetSpec,
+}
 
 /// What is known of one GoldenSet's source.
 #[derive(Debug, Default)]
@@ -29,6 +51,7 @@ pub struct Source {
     generation: Option<i64>,
     /// Of the ConfigMaps.
     versions: Vec<Option<String>>,
+    reading: Option<Reading>,
     found: Option<Result<String, SourceError>>,
 }
 
@@ -36,52 +59,82 @@ impl Source {
     /// The digest of what is held for the sidecars now, after a look where one is due.
     ///
     /// # Errors
-    /// Why there is nothing. While the API server does not answer, what was there before stays.
-    pub async fn look(
-        &mut self,
-        client: &Client,
-        namespace: &str,
-        uid: &str,
-        generation: Option<i64>,
-        spec: &GoldenSetSpec,
-        sets: &SetStore,
-    ) -> Result<String, SourceError> {
+    /// Why there is nothing. While nobody can say, what was there before stays.
+    pub async fn look(&mut self, about: &About<'_>) -> Result<String, SourceError> {
+        if self.generation != about.generation {
+            self.end(about.readers).await;
+            *self = Self { generation: about.generation, ..Self::default() };
+        }
+        if let GoldenSource::ConfigMap(source) = &about.spec.source { self.by_config_maps(about, source).await } else { self.by_reader(about).await }
+    }
+
+    /// Takes away what is under way.
+    pub async fn end(&mut self, readers: &Readers) {
+        if let Some(reading) = self.reading.take()
+            && timeout(ASKED_WITHIN, readers.end(&reading)).await.is_err()
+        {
+            tracing::warn!("a reader of a golden set could not be removed in time; its deadline ends it");
+        }
+    }
+
+    fn keep(&mut self, namespace: &str, found: Result<String, SourceError>) -> Result<String, SourceError> {
+        self.looked = Some(Instant::now());
+        // What was there may well be there still.
+        if let (Err(SourceError::Unavailable(why)), Some(Ok(digest))) = (&found, &self.found) {
+            tracing::warn!(namespace, why, "the source of a golden set cannot be looked at; what was read stays");
+            return Ok(digest.clone());
+        }
+        self.found = Some(found.clone());
+        found
+    }
+
+    async fn by_reader(&mut self, about: &About<'_>) -> Result<String, SourceError> {
+        if let Some(reading) = &mut self.reading {
+            let Ok(Some(brought)) = timeout(ASKED_WITHIN, about.readers.look(reading)).await else { return self.so_far() };
+            self.end(about.readers).await;
+            let found = brought.and_then(|tar| accept(about, &tar));
+            return self.keep(about.namespace, found);
+        }
+        let since = self.looked.map_or(Duration::MAX, |looked| looked.elapsed());
+        let due = match &self.found {
+            None => true,
+            Some(Ok(digest)) => about.sets.get(digest).is_none() || (about.spec.digest.is_none() && since >= READ_AGAIN),
+            Some(Err(_)) => since >= READ_AGAIN_IF_BAD,
+        };
+        if due {
+            let late = || Err(SourceError::Unavailable(format!("the API server did not answer within {ASKED_WITHIN:?}")));
+            match timeout(ASKED_WITHIN, about.readers.begin(about)).await.unwrap_or_else(|_| late()) {
+                Ok(reading) => self.reading = Some(reading),
+                // It is its turn soon.
+                Err(error @ SourceError::Reading(_)) => return self.found.clone().filter(Result::is_ok).unwrap_or(Err(error)),
+                Err(error) => return self.keep(about.namespace, Err(error)),
+            }
+        }
+        self.so_far()
+    }
+
+    fn so_far(&self) -> Result<String, SourceError> {
+        let reading = || self.reading.as_ref().map_or_else(String::new, |reading| format!("a pod reads it: {}", reading.why));
+        self.found.clone().unwrap_or_else(|| Err(SourceError::Reading(reading())))
+    }
+
+    async fn by_config_maps(&mut self, about: &About<'_>, source: &ConfigMapSource) -> Result<String, SourceError> {
         let again = if matches!(self.found, Some(Ok(_))) { AGAIN } else { AGAIN_IF_BAD };
-        let due = self.looked.is_none_or(|looked| looked.elapsed() >= again) || self.generation != generation;
+        let due = self.looked.is_none_or(|looked| looked.elapsed() >= again);
         if let Some(found) = self.found.as_ref().filter(|_| !due) {
             return found.clone();
         }
-        self.looked = Some(Instant::now());
-        let read = timeout(ASKED_WITHIN, self.read(client, namespace, uid, generation, spec, sets)).await;
+        let read = timeout(ASKED_WITHIN, self.read(about, source)).await;
         let read = read.unwrap_or_else(|_| Err(SourceError::Unavailable(format!("the API server did not answer within {ASKED_WITHIN:?}"))));
-        match (&read, &self.found) {
-            // What was there may well be there still.
-            (Err(SourceError::Unavailable(why)), Some(Ok(digest))) if self.generation == generation => {
-                tracing::warn!(namespace, why, "the source of a golden set cannot be looked at; what was read stays");
-                return Ok(digest.clone());
-            }
-            _ => {}
-        }
-        self.generation = generation;
-        self.found = Some(read.clone());
-        read
+        self.keep(about.namespace, read)
     }
 
-    async fn read(
-        &mut self,
-        client: &Client,
-        namespace: &str,
-        uid: &str,
-        generation: Option<i64>,
-        spec: &GoldenSetSpec,
-        sets: &SetStore,
-    ) -> Result<String, SourceError> {
-        let names = golden::config_maps_of(&spec.source)?;
+    async fn read(&mut self, about: &About<'_>, source: &ConfigMapSource) -> Result<String, SourceError> {
+        let names = golden::config_maps_of(source)?;
         if let Some(Ok(digest)) = &self.found
-            && self.generation == generation
-            && sets.get(digest).is_some()
+            && about.sets.get(digest).is_some()
         {
-            let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+            let maps: Api<ConfigMap> = Api::namespaced(about.client.clone(), about.namespace);
             let mut now = Vec::new();
             for name in &names {
                 let found = maps.get_metadata_opt(name).await.map_err(|error| SourceError::Unavailable(format!("ConfigMap {name}: {error}")))?;
@@ -91,19 +144,29 @@ impl Source {
                 return Ok(digest.clone());
             }
         }
-        let maps = golden::config_maps(client, namespace, &names).await?;
-        let folder = Folder(std::env::temp_dir().join(format!("steadfast-golden-{uid}")));
-        let set = golden::unpack(&maps, spec, &folder.0)?;
-        let broken = |why: String| SourceError::Broken(format!("ConfigMap {}: {why}", names.join(", ")));
-        let tar = archive::pack(&set).map_err(|error| broken(error.to_string()))?;
-        if tar.len() > GOLDEN_BYTES_MAX {
-            return Err(broken(format!("{} bytes are too many for a sidecar to hold: at most {GOLDEN_BYTES_MAX}; take fewer samples", tar.len())));
-        }
-        let digest = set.digest().to_string();
-        sets.insert(&digest, tar).map_err(|error| broken(error.to_string()))?;
+        let maps = golden::config_maps(about.client, about.namespace, &names).await?;
+        let folder = Folder(std::env::temp_dir().join(format!("steadfast-golden-{}", about.uid)));
+        let set = golden::unpack(&maps, about.spec, &folder.0)?;
+        let digest = hold(about.sets, &set).map_err(|why| SourceError::Broken(format!("ConfigMap {}: {why}", names.join(", "))))?;
         self.versions = maps.iter().map(ResourceExt::resource_version).collect();
         Ok(digest)
     }
+}
+
+/// Holds what a reader brought, when it is what was meant.
+fn accept(about: &About<'_>, tar: &Bytes) -> Result<String, SourceError> {
+    let set = archive::unpack(tar).map_err(|error| SourceError::Broken(error.to_string()))?;
+    hold(about.sets, &golden::meant(set, about.spec)?).map_err(SourceError::Broken)
+}
+
+fn hold(sets: &SetStore, set: &Set) -> Result<String, String> {
+    let tar = archive::pack(set).map_err(|error| error.to_string())?;
+    if tar.len() > GOLDEN_BYTES_MAX {
+        return Err(format!("{} bytes are too many for a sidecar to hold: at most {GOLDEN_BYTES_MAX}; take fewer samples", tar.len()));
+    }
+    let digest = set.digest().to_string();
+    sets.insert(&digest, tar).map_err(|error| error.to_string())?;
+    Ok(digest)
 }
 
 /// Removed with all it holds.

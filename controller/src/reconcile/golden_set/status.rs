@@ -35,6 +35,8 @@ impl Ready {
         match self {
             Self::Invalid(_) => "Invalid",
             Self::Source(SourceError::NotSupported(_)) => "SourceNotSupported",
+            Self::Source(SourceError::NotAllowed(_)) => "SourceNotAllowed",
+            Self::Source(SourceError::Reading(_)) => "SourceReading",
             Self::Source(SourceError::NotFound(_)) => "SourceNotFound",
             Self::Source(SourceError::Broken(_)) => "SourceBroken",
             Self::Source(SourceError::DigestMismatch(_)) => "DigestMismatch",

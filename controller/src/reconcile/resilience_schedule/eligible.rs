@@ -54,7 +54,7 @@ impl Due<'_> {
         if !pods.allowed_in(self.namespace) {
             return Ok((Err(not_allowed(self.namespace)), Vec::new()));
         }
-        let tests = Api::<ResilienceTest>::all(client.clone()).list(&ListParams::default()).await?.items;
+        let tests = pods.scope().list::<ResilienceTest>(client).await?;
         let judged = match self.of_tests(&tests) {
             Ok(test) => {
                 let labels = test.spec.get().map(|spec| spec.target.selector.match_labels.clone()).unwrap_or_default();
@@ -86,6 +86,12 @@ impl Due<'_> {
             return Err(Skip::new("NoTest", format!("spec.test.name: there is no ResilienceTest {wanted} in namespace {}", self.namespace)));
         };
         let spec = template.spec.get().map_err(|why| Skip::new("BadTest", format!("ResilienceTest {wanted}: spec: {why}")))?;
+        if spec.steps.is_empty() {
+            return Err(Skip::new(
+                "BadTest",
+                format!("ResilienceTest {wanted} has no steps, and would watch on and never end: name a step, or set suspend: false and delete this schedule"),
+            ));
+        }
         Ok(self.copy(template, spec.clone()))
     }
 
@@ -117,8 +123,11 @@ pub fn not_allowed(namespace: &str) -> Skip {
     Skip::new("NotAllowed", message)
 }
 
-/// It runs, or will as soon as the controller comes to it.
+/// It runs, or will as soon as the controller comes to it. One that watches is in nobody's way.
 fn is_under_way(test: &ResilienceTest) -> bool {
+    if test.spec.get().is_ok_and(|spec| spec.steps.is_empty()) {
+        return false;
+    }
     match test.status.as_ref().map_or(RunPhase::Pending, |status| status.phase) {
         RunPhase::Running => true,
         RunPhase::Pending => !test.is_suspended() && test.metadata.deletion_timestamp.is_none(),
@@ -160,8 +169,9 @@ mod tests {
 
     fn test(name: &str, rest: &str) -> ResilienceTest {
         serde_saphyr::from_str(&format!(
-            "metadata: {{name: {name}, namespace: models, labels: {{team: a}}}}\nspec: {{suspend: {}, target: {{selector: {{matchLabels: {{app: x}}}}}}}}\n{rest}",
-            name == "template"
+            "metadata: {{name: {name}, namespace: models, labels: {{team: a}}}}\nspec: {{suspend: {}, target: {{selector: {{matchLabels: {{app: x}}}}}}, steps: [{}]}}\n{rest}",
+            name.contains("template"),
+            if name.starts_with("watch") { "" } else { "{name: killed, podKill: {pods: {mode: one}}}" }
         ))
         .unwrap()
     }
@@ -198,6 +208,7 @@ mod tests {
         assert_eq!(reason(&[]), "NoTest");
         assert_eq!(reason(&[template(), test("other", "status: {phase: Running}")]), "TestRunning");
         assert_eq!(reason(&[template(), test("other", "")]), "TestRunning", "it waits its turn");
+        assert_eq!(reason(&[template(), test("watch", "status: {phase: Running}")]), "", "a watch breaks nothing");
         assert_eq!(reason(&[template(), test("other", "status: {phase: Finished}")]), "");
         assert_eq!(reason(&[template(), owned("nightly-1", "phase: Finished, stable: false")]), "LastRunNotStable");
         assert_eq!(reason(&[template(), owned("nightly-0", "phase: Finished, stable: false"), owned("nightly-1", "phase: Finished, stable: true")]), "");

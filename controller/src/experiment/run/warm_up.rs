@@ -1,0 +1,74 @@
+//! Before the baseline: everything is in service and answers.
+
+use std::time::{Duration, Instant};
+
+use steadfast_api::{Span, golden::Verdict, report::PodState};
+
+use super::{Conductor, Ending, lock};
+use crate::{load::generator::Generator, observe::History, platform::Platform};
+
+/// All must have been well for this long before the baseline begins.
+const WARM: Duration = Duration::from_secs(1);
+/// A target that is not well by then never will be.
+const WARM_UP_MAX: Duration = Duration::from_mins(5);
+/// A server that ended so often by itself before the run began will do so again.
+const DEATHS_MAX: u32 = 3;
+
+impl<P: Platform> Conductor<'_, P> {
+    /// Until every pod is in the Service, the first replies are good and the first golden replays match.
+    pub(super) async fn warm_up(&mut self) -> Result<(), Ending> {
+        let spec = &self.plan.test.spec;
+        self.expected = self.platform.pods().len();
+        let deadline = Instant::now() + WARM_UP_MAX;
+        self.phase_end = deadline;
+        let expected = self.expected;
+        let serving = self.wait(deadline, |history, _| hopeless(history).map(Err).or_else(|| (history.fleet.serving().count() >= expected).then_some(Ok(()))));
+        serving.await?.ok_or_else(|| Ending::NeverSteady(self.why_not_well()))?.map_err(Ending::NeverSteady)?;
+        for (index, load) in spec.load.iter().enumerate() {
+            let set =
+                self.plan.sets.get(&load.inputs.golden_set).ok_or_else(|| Ending::Broken(format!("golden set {} was not loaded", load.inputs.golden_set)))?;
+            let Some(sink) = self.sink.clone() else { continue };
+            let seed = spec.seed.wrapping_add(index as u64 + 1);
+            self.users.push(
+                Generator::start(self.platform.service(), self.platform.keep_alive(), load, &set.set, seed, sink)
+                    .map_err(|error| Ending::Broken(error.to_string()))?,
+            );
+        }
+        self.sink = None;
+        let (users, golden) = (!spec.load.is_empty(), !spec.golden.is_empty());
+        let warm = self.wait(deadline, |history, now| {
+            if let Some(why) = hopeless(history) {
+                return Some(Err(why));
+            }
+            let since = history.well_since(expected, users)?;
+            let replayed = !golden || history.replays_matched_on_all();
+            (replayed && now - since >= WARM.as_micros() as i64).then_some(Ok(()))
+        });
+        warm.await?.ok_or_else(|| Ending::NeverSteady(self.why_not_well()))?.map_err(Ending::NeverSteady)
+    }
+
+    fn why_not_well(&self) -> String {
+        let history = lock(self.history);
+        let pods: Vec<String> =
+            history.fleet.pods().iter().filter(|pod| pod.state() != PodState::Gone).map(|pod| format!("{} {:?}", pod.name, pod.state())).collect();
+        let trouble = history.live.last_trouble().map_or_else(String::new, |_| {
+            let wrong = history.replays.log.iter().rev().find_map(|replay| replay.detail.as_deref());
+            wrong.map_or_else(|| "; requests failed or were answered wrongly".to_owned(), |wrong| format!("; answered wrongly: {wrong}"))
+        });
+        format!("after {} of warm-up not everything was well: {}{trouble}", Span::new(WARM_UP_MAX), pods.join(", "))
+    }
+}
+
+/// Why waiting longer will not make the target well, if it will not.
+fn hopeless(history: &History) -> Option<String> {
+    let broken = history.replays.verdicts.iter().find(|judged| judged.verdict == Verdict::ReferenceBroken);
+    if let Some(judged) = broken {
+        let set = &history.replays.sets[usize::from(judged.set)];
+        return Some(format!(
+            "golden set {set:?} is broken (ReferenceBroken): its model does not give the answers that are stored in it, so nobody could say what is right;              `steadfast golden show` names the sample"
+        ));
+    }
+    let dying = history.fleet.pods().iter().find(|pod| pod.deaths >= DEATHS_MAX && !pod.is_gone())?;
+    let last = dying.last_death.as_deref().unwrap_or("its process ended");
+    Some(format!("the model server of {} ended {} times before it was ready: {last}", dying.name, dying.deaths))
+}

@@ -1,0 +1,278 @@
+//! Namespaces: the controller's own, and those of model servers. Pods are tried in them by dry run, so that PodSecurity, quotas, limits and other webhooks answer
+//! for themselves.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::{
+    core::v1::{Namespace, Pod},
+    networking::v1::NetworkPolicy,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DynamicObject, ListParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use super::{Finding, Options, objects::may, words};
+use crate::{
+    reconcile::pods::{FAULTS_ALLOWED, FAULTS_LABEL},
+    webhook::{
+        decide::{Decision, INJECT_LABEL, decide},
+        patch::{SidecarResources, SidecarSettings, patch},
+    },
+};
+
+const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
+/// Of pods that are tried; none is made.
+const POD: &str = "steadfast-install-check";
+/// Namespaces of model servers that are looked at.
+const TARGETS_MAX: usize = 50;
+/// Pods of one of them.
+const PODS_MAX: u32 = 500;
+
+/// A namespace, as far as it can be seen.
+pub(super) enum Seen {
+    There(Box<Namespace>),
+    Absent,
+    Unknown(String),
+}
+
+impl Seen {
+    /// What cannot be seen is taken to be there: what is tried in it then tells.
+    pub const fn is_there(&self) -> bool {
+        !matches!(self, Self::Absent)
+    }
+}
+
+pub(super) async fn get(client: &Client, name: &str) -> Seen {
+    match Api::<Namespace>::all(client.clone()).get_opt(name).await {
+        Ok(Some(namespace)) => Seen::There(Box::new(namespace)),
+        Ok(None) => Seen::Absent,
+        Err(error) => Seen::Unknown(words(&error)),
+    }
+}
+
+/// Whether the pods of the controller, and of the node agent, would be let in.
+pub(super) async fn of_controller(client: &Client, seen: &Seen, objects: &[DynamicObject], options: &Options) -> Vec<Finding> {
+    let name = &options.namespace;
+    let namespace = match seen {
+        Seen::Absent => return vec![Finding::ok("namespace", format!("{name} is not there yet: it is made with the installation"))],
+        Seen::Unknown(why) => {
+            return vec![Finding::warning("namespace", format!("{name} could not be looked at: {why}"), "ask as somebody who may get namespaces")];
+        }
+        Seen::There(namespace) => namespace,
+    };
+    let level = namespace.labels().get(ENFORCE).map(String::as_str);
+    if options.node_agent
+        && let Some(level) = level.filter(|level| *level != "privileged")
+    {
+        return vec![Finding::blocked(
+            "namespace",
+            format!("{name} enforces PodSecurity level {level}, which refuses the node agent: it uses its node's network"),
+            format!("kubectl label namespace {name} {ENFORCE}=privileged --overwrite, or leave the node agent out"),
+        )];
+    }
+    if !may(client, "create", "", "pods", Some(name)).await.unwrap_or(false) {
+        return vec![Finding::warning(
+            "namespace",
+            format!("whether {name} lets the controller's pods in could not be tried: you may not create pods there"),
+            "look at its quotas and limits: the controller asks for no limit on CPU",
+        )];
+    }
+    let workloads = objects.iter().filter(|object| object.types.as_ref().is_some_and(|types| ["Deployment", "DaemonSet"].contains(&types.kind.as_str())));
+    let mut findings = Vec::new();
+    for workload in workloads {
+        let mut pod = workload.data["spec"]["template"].clone();
+        // Its account is made with it.
+        pod["spec"]["serviceAccountName"] = "default".into();
+        if let Err(error) = admit(client, name, pod).await {
+            findings.push(Finding::blocked(
+                "namespace",
+                format!("{name} would refuse the pods of {}: {}", workload.name_any(), words(&error)),
+                "change that rule, give the namespace a LimitRange with defaults, or take another namespace (--namespace)",
+            ));
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("namespace", format!("{name} is there and lets the controller's pods in")));
+    }
+    findings
+}
+
+/// Tries a pod. Its name and labels are ours, so that no webhook of an earlier installation takes it for a server.
+async fn admit(client: &Client, namespace: &str, mut pod: Value) -> Result<(), kube::Error> {
+    pod["metadata"]["name"] = POD.into();
+    pod["metadata"]["labels"][INJECT_LABEL] = "false".into();
+    let pod: Pod = serde_json::from_value(pod).map_err(kube::Error::SerdeError)?;
+    let parameters = PostParams { dry_run: true, ..PostParams::default() };
+    Api::namespaced(client.clone(), namespace).create(&parameters, &pod).await.map(drop)
+}
+
+pub(super) async fn of_targets(client: &Client, options: &Options) -> Vec<Finding> {
+    let mut targets = Vec::new();
+    if options.targets.is_empty() {
+        match Api::<Namespace>::all(client.clone()).list(&ListParams::default()).await {
+            Ok(all) => targets.extend(all.items.into_iter().filter(|namespace| {
+                namespace.labels().get(INJECT_LABEL).is_some_and(|asks| asks == "true")
+                    || namespace.labels().get(FAULTS_LABEL).is_some_and(|allowed| allowed == FAULTS_ALLOWED)
+            })),
+            Err(error) => {
+                return vec![Finding::warning(
+                    "targets",
+                    format!("namespaces could not be listed: {}", words(&error)),
+                    "name those of your model servers: --target NAME",
+                )];
+            }
+        }
+    }
+    let mut findings = Vec::new();
+    for name in &options.targets {
+        match get(client, name).await {
+            Seen::There(namespace) => targets.push(*namespace),
+            Seen::Absent => findings.push(Finding::warning("targets", format!("there is no namespace {name}"), format!("kubectl create namespace {name}"))),
+            Seen::Unknown(why) => {
+                findings.push(Finding::warning("targets", format!("{name} could not be looked at: {why}"), "ask as somebody who may get namespaces"));
+            }
+        }
+    }
+    if targets.len() > TARGETS_MAX {
+        findings.push(Finding::warning(
+            "targets",
+            format!("{} namespaces opt in; {TARGETS_MAX} were looked at", targets.len()),
+            "name those that matter: --target NAME",
+        ));
+        targets.truncate(TARGETS_MAX);
+    }
+    if targets.is_empty() && findings.is_empty() {
+        findings.push(Finding::ok("targets", "no namespace opts in yet; --target NAME looks at one before it does"));
+    }
+    for target in &targets {
+        findings.extend(of_target(client, &target.name_any(), &options.namespace).await);
+    }
+    findings
+}
+
+async fn of_target(client: &Client, name: &str, system: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match may(client, "create", "", "pods", Some(name)).await {
+        Ok(true) => findings.push(sidecar(client, name).await),
+        Ok(false) => findings.push(Finding::warning(
+            "targets",
+            format!("whether {name} lets the sidecar in could not be tried: you may not create pods there"),
+            "ask somebody who may, or look at its quotas and limits: the sidecar asks for no limit on CPU",
+        )),
+        Err(error) => findings.push(Finding::warning("targets", format!("rights in {name} could not be asked for: {}", words(&error)), "ask again")),
+    }
+    if let Ok(policies) = Api::<NetworkPolicy>::namespaced(client.clone(), name).list(&ListParams::default()).await {
+        let egress: Vec<String> = policies.items.iter().filter(|policy| narrows_egress(policy)).map(ResourceExt::name_any).collect();
+        if !egress.is_empty() {
+            findings.push(Finding::warning(
+                "targets",
+                format!("network policies of {name} say whom its pods may dial: {}", egress.join(", ")),
+                format!("let pods with sidecars dial namespace {system}, port 4193, or no policy and no verdict reaches them"),
+            ));
+        }
+    }
+    if let Ok(pods) = Api::<Pod>::namespaced(client.clone(), name).list(&ListParams::default().limit(PODS_MAX)).await {
+        findings.extend(skipped(name, &pods.items));
+    }
+    findings
+}
+
+fn narrows_egress(policy: &NetworkPolicy) -> bool {
+    let spec = policy.spec.clone().unwrap_or_default();
+    spec.policy_types.iter().flatten().any(|kind| kind == "Egress") || spec.egress.is_some()
+}
+
+/// A server as the restricted standard wants it, with limits enough for every quota that asks for some.
+fn server() -> Pod {
+    let pod = json!({
+        "metadata": { "name": POD, "labels": { INJECT_LABEL: "true" } },
+        "spec": {
+            "securityContext": { "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": { "type": "RuntimeDefault" } },
+            "containers": [{
+                "name": "server", "image": POD, "ports": [{ "name": "http", "containerPort": 8000 }],
+                "resources": { "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "cpu": "200m", "memory": "256Mi" } },
+                "securityContext": { "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] } },
+            }],
+        },
+    });
+    serde_json::from_value(pod).unwrap_or_default()
+}
+
+/// The same pod with the sidecar in it.
+fn injected() -> Option<Value> {
+    let pod = server();
+    let Decision::Inject(plan) = decide(&pod, POD, &BTreeMap::new(), false) else { return None };
+    let settings = SidecarSettings {
+        image: POD.to_owned(),
+        image_pull_policy: None,
+        controller: None,
+        resources: SidecarResources::default(),
+        leave_seconds: 0,
+        redirect: None,
+    };
+    let mut value = serde_json::to_value(&pod).ok()?;
+    json_patch::patch(&mut value, &patch(&pod, &plan, &settings)).ok()?;
+    Some(value)
+}
+
+async fn sidecar(client: &Client, name: &str) -> Finding {
+    let Some(with) = injected() else { return Finding::warning("targets", "no pod could be made up to try", "this is a mistake in this program") };
+    let Err(refused) = admit(client, name, with).await else {
+        return Finding::ok("targets", format!("{name} lets a pod with the sidecar in"));
+    };
+    let alone = serde_json::to_value(server()).unwrap_or_default();
+    match admit(client, name, alone).await {
+        Ok(()) => Finding::blocked(
+            "targets",
+            format!("{name} lets a small pod in, but not with the sidecar: {}", words(&refused)),
+            "give the namespace a LimitRange with defaults for containers, or change the chart's proxy.cpu, proxy.memory and proxy.memoryLimit",
+        ),
+        Err(error) => Finding::warning(
+            "targets",
+            format!("{name} refuses a small pod even without the sidecar: {}", words(&error)),
+            "look whether that concerns your model servers; the sidecar asks for 50m of CPU and 64Mi of memory, 256Mi at most, and no privilege",
+        ),
+    }
+}
+
+/// Pods that are there and would not have the sidecar, by reason.
+fn skipped(namespace: &str, pods: &[Pod]) -> Vec<Finding> {
+    let asks = BTreeMap::from([(INJECT_LABEL.to_owned(), "true".to_owned())]);
+    let mut reasons: BTreeMap<&'static str, (usize, String, String)> = BTreeMap::new();
+    for pod in pods {
+        if let Decision::Skip(skip) = decide(pod, namespace, &asks, false) {
+            reasons.entry(skip.reason()).or_insert_with(|| (0, pod.name_any(), skip.to_string())).0 += 1;
+        }
+    }
+    let finding = |(reason, (count, example, why)): (&str, (usize, String, String))| {
+        let (message, next) = why.split_once(": ").unwrap_or((&why, "leave them without"));
+        Finding::warning("targets", format!("{count} pods of {namespace} would be left without the sidecar ({reason}), such as {example}: {message}"), next)
+    };
+    reasons.into_iter().map(finding).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pod_that_is_tried_has_the_sidecar() {
+        let pod = injected().expect("it can be injected");
+        assert_eq!(pod["spec"]["initContainers"][0]["name"], "steadfast-proxy");
+        assert_eq!(pod["spec"]["initContainers"][0]["resources"]["limits"]["cpu"], Value::Null);
+    }
+
+    #[test]
+    fn pods_that_would_be_skipped_are_told_by_reason_with_what_would_be_right() {
+        let pod = |spec: Value| -> Pod { serde_json::from_value(json!({ "metadata": { "name": "p" }, "spec": spec })).unwrap() };
+        let taken = json!({ "containers": [{ "name": "a", "ports": [{ "name": "http", "containerPort": 8000 }, { "containerPort": 4179 }] }] });
+        let host = json!({ "hostNetwork": true, "containers": [{ "name": "a" }] });
+        let good = json!({ "containers": [{ "name": "a", "ports": [{ "name": "http", "containerPort": 8000 }] }] });
+        let findings = skipped("models", &[pod(taken), pod(host.clone()), pod(host), pod(good)]);
+        assert_eq!(findings.len(), 2, "{findings:?}");
+        assert!(findings[0].message.starts_with("2 pods") && findings[0].message.contains("HostNetwork"), "{findings:?}");
+        assert!(findings[1].message.contains("4179") && findings[1].next.as_deref().is_some_and(|next| next.contains("another port")), "{findings:?}");
+    }
+}
