@@ -20,6 +20,10 @@ demo:
 case-study-on-a-cluster:
     STEADFAST_CASE_STUDY=full cargo test --test cluster -- --nocapture the_case_study
 
+# How far the marks of 50 killed pods and of 5 nodes without power are from the truth, on a real cluster on this machine (root). 15 minutes.
+truth:
+    STEADFAST_TRUTH=full cargo test --test cluster -- --nocapture truth::
+
 # Where the build's time goes.
 timings:
     cargo build --release --timings
@@ -45,3 +49,11 @@ statistics:
 # How many sidecars one controller carries: CPU, memory and how fast policies travel, up to 10,000. Takes 5 minutes; needs 25,000 open files for each of two processes.
 scale:
     cargo run --release -p steadfast-bench-scale
+
+# What 5,000 pods of others cost the controller, on a real cluster on this machine (root). Two minutes.
+watched-pods:
+    STEADFAST_SCALE=full cargo test --test cluster -- --nocapture scale::
+
+# Write deploy/manifests/ anew after a change in deploy/chart (Helm: `tests/cluster/cluster build` makes one).
+manifests:
+    STEADFAST_WRITE_MANIFESTS=1 STEADFAST_REQUIRE_HELM=1 cargo test -q --test chart plain_manifests

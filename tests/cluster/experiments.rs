@@ -85,8 +85,18 @@ pub(crate) fn run(cluster: &Cluster, space: &Namespace<'_>, text: &str) -> Ended
     run_into(cluster, space, text, &folder.path().join("report"))
 }
 
+/// With these variables.
+pub(crate) fn run_with(cluster: &Cluster, space: &Namespace<'_>, text: &str, variables: &[(&str, &str)]) -> Ended {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    ran(cluster, space, text, &folder.path().join("report"), variables)
+}
+
 /// With the report in a folder that stays.
 pub(crate) fn run_into(cluster: &Cluster, space: &Namespace<'_>, text: &str, report: &Path) -> Ended {
+    ran(cluster, space, text, report, &[])
+}
+
+fn ran(cluster: &Cluster, space: &Namespace<'_>, text: &str, report: &Path, variables: &[(&str, &str)]) -> Ended {
     let folder = tempfile::TempDir::new().expect("a folder");
     let file = folder.path().join("test.yaml");
     std::fs::write(&file, text).expect("the file is written");
@@ -95,6 +105,7 @@ pub(crate) fn run_into(cluster: &Cluster, space: &Namespace<'_>, text: &str, rep
         .args(["run", "--platform", "kubernetes", "--namespace", space.name(), "--report-dir"])
         .arg(report)
         .arg(&file)
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .output()
         .expect("steadfast runs");
@@ -172,6 +183,18 @@ fn what_cannot_be_run_is_refused_with_what_would_be_right() {
     let said = refused(&test("case", "  baseline: 1s\n  steps: [{name: lost, nodeFailure: {nodes: {mode: one}}, for: 2h}]\n"));
     assert!(said.contains("spec.steps[0].nodeFailure.for") && said.contains("1h or less"), "{said}");
     assert!(space.list("resiliencetests").is_empty(), "what was refused is not left behind");
+    // Nobody can speak for a pod without a sidecar: that is told at once.
+    let leave_out = r#"{"spec":{"template":{"metadata":{"labels":{"steadfast.dev/inject":"false"}}}}}"#;
+    space.kubectl(&["patch", "deployment/digits", "--patch", leave_out]).expect("patched");
+    space.kubectl(&["rollout", "status", "deployment/digits", "--timeout=90s"]).expect("rolled out");
+    let pods = space.wait_ready("app=digits", 1);
+    let ended = run(&cluster, &space, &test("bare", good));
+    assert!(
+        ended.code == Some(3) && ended.said.contains(&format!("selects pods without a sidecar: {}; delete them", pods[0])),
+        "{:?} {}",
+        ended.code,
+        ended.said
+    );
 }
 
 #[test]

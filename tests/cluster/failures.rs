@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -18,10 +18,10 @@ use crate::{
 };
 
 /// Every node has opted in, until this is dropped.
-struct NodesAllowed<'a>(&'a Cluster);
+pub(crate) struct NodesAllowed<'a>(&'a Cluster);
 
 impl<'a> NodesAllowed<'a> {
-    fn new(cluster: &'a Cluster) -> Self {
+    pub(crate) fn new(cluster: &'a Cluster) -> Self {
         cluster.kubectl(&["label", "nodes", "--all", "--overwrite", "steadfast.dev/faults=allowed"]).expect("labelled");
         Self(cluster)
     }
@@ -34,7 +34,7 @@ impl Drop for NodesAllowed<'_> {
 }
 
 /// What failures change, as it is now: taints and cordons of nodes, replicas and images of the target.
-fn changeable(cluster: &Cluster, space: &Namespace<'_>) -> Vec<Value> {
+pub(crate) fn changeable(cluster: &Cluster, space: &Namespace<'_>) -> Vec<Value> {
     let mut nodes = cluster.list("nodes");
     nodes.sort_by_key(|node| node["metadata"]["name"].to_string());
     let deployment = space.get("deployment/digits").expect("there");
@@ -48,7 +48,7 @@ fn changeable(cluster: &Cluster, space: &Namespace<'_>) -> Vec<Value> {
 }
 
 /// What runs keep in the controller's namespace while something is in force.
-fn kept(cluster: &Cluster, installed: &Installed<'_>) -> Vec<String> {
+pub(crate) fn kept(cluster: &Cluster, installed: &Installed<'_>) -> Vec<String> {
     let list = |what: &str, selector: &str| {
         let args = ["--namespace", &installed.system, "get", what, "--selector", selector, "-o", "name"];
         cluster.kubectl(&args).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>()
@@ -56,7 +56,7 @@ fn kept(cluster: &Cluster, installed: &Installed<'_>) -> Vec<String> {
     [list("configmaps", "steadfast.dev/ledger"), list("nodefaults", ""), list("pods", "steadfast.dev/burner")].concat()
 }
 
-fn eventually_as_before(cluster: &Cluster, installed: &Installed<'_>, space: &Namespace<'_>, before: &[Value], seconds: u64) {
+pub(crate) fn eventually_as_before(cluster: &Cluster, installed: &Installed<'_>, space: &Namespace<'_>, before: &[Value], seconds: u64) {
     space.wait(seconds, &format!("a cluster as it was before: {before:?}\n{}", installed.state()), || {
         (kept(cluster, installed).is_empty() && changeable(cluster, space) == before).then_some(())
     });
@@ -135,7 +135,7 @@ fn a_leader_that_is_killed_or_told_to_stop_in_any_failure_leaves_nothing() {
         ("cut", "nodeFailure: {nodes: {mode: one}, by: agent}, for: 20s", true),
         ("stop", "scale: {replicas: 1}, for: 5m", false),
     ] {
-        space.wait_ready("app=digits", 3);
+        space.wait_injected("app=digits", 3);
         let text = test(name, &format!("  baseline: 1s\n  steps: [{{name: {name}, {step}}}]\n"));
         space.apply(&text);
         space.wait(60, &format!("{name} in force\n{}", installed.state()), || {
@@ -164,34 +164,48 @@ fn a_leader_that_is_killed_or_told_to_stop_in_any_failure_leaves_nothing() {
         space.kubectl(&["delete", &format!("resiliencetest/{name}")]).expect("deleted");
     }
     // Removing the chart takes everything back first.
-    space.wait_ready("app=digits", 3);
+    space.wait_injected("app=digits", 3);
     space.apply(&test("removed", "  baseline: 1s\n  steps: [{name: scale, scale: {replicas: 1}, for: 5m}]\n"));
     space.wait(60, "one replica", || (changeable(&cluster, &space) != before).then_some(()));
     drop(installed);
     assert_eq!(changeable(&cluster, &space), before, "the chart is gone, and the cluster as it was");
 }
 
+/// Which node was switched off, from when until when, in nanoseconds of CLOCK_MONOTONIC.
+type Switched = Arc<Mutex<Vec<(String, u64, u64)>>>;
+
 /// Somebody who can switch nodes, as a cloud's API would be: `POST {"node": …, "action": …}` switches the node of this machine's cluster.
-struct PowerStation {
+pub(crate) struct PowerStation {
     address: String,
+    switched: Switched,
 }
 
 impl PowerStation {
-    fn start(cluster: &Cluster) -> Self {
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}/switch", self.address)
+    }
+
+    pub(crate) fn switched(&self) -> Vec<(String, u64, u64)> {
+        self.switched.lock().expect("nobody panics with it").clone()
+    }
+
+    pub(crate) fn start(cluster: &Cluster) -> Self {
+        let switched = Switched::default();
+        let told = Arc::clone(&switched);
         let listener = cluster.inside(|| TcpListener::bind("10.77.0.254:0").expect("an address that pods reach"));
         let address = listener.local_addr().expect("bound").to_string();
         let tool = Arc::new(root().join("tests/cluster/cluster"));
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let tool = Arc::clone(&tool);
-                thread::spawn(move || serve(stream, &tool));
+                let (tool, told) = (Arc::clone(&tool), Arc::clone(&told));
+                thread::spawn(move || serve(stream, &tool, &told));
             }
         });
-        Self { address }
+        Self { address, switched }
     }
 }
 
-fn serve(stream: TcpStream, tool: &std::path::Path) {
+fn serve(stream: TcpStream, tool: &std::path::Path, switched: &Switched) {
     let mut reader = BufReader::new(&stream);
     let mut length = 0;
     loop {
@@ -210,7 +224,11 @@ fn serve(stream: TcpStream, tool: &std::path::Path) {
     let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
     let node = asked["node"].as_str().and_then(|node| node.strip_prefix('n')).unwrap_or_default().to_owned();
     let action = asked["action"].as_str().unwrap_or_default();
+    let from = crate::truth::now();
     let done = std::process::Command::new(tool).args([if action == "off" { "off" } else { "restore" }, &node]).status().is_ok_and(|status| status.success());
+    if done && action == "off" {
+        switched.lock().expect("nobody panics with it").push((format!("n{node}"), from, crate::truth::now()));
+    }
     let status = if done { "204 No Content" } else { "500 Internal Server Error" };
     let _ = (&stream).write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").as_bytes());
 }
@@ -228,7 +246,7 @@ fn the_case_study_runs_on_a_cluster_with_a_node_that_loses_its_power() {
     let nodes = cluster.nodes();
     let _power: Vec<_> = nodes.iter().filter_map(|node| cluster.power(node)).collect();
     let station = PowerStation::start(&cluster);
-    let installed = install_with(&cluster, &["failures.nodes=true", &format!("powerHook.url=http://{}/switch", station.address)]);
+    let installed = install_with(&cluster, &["failures.nodes=true", &format!("powerHook.url={}", station.url())]);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("case-study", ASKS);
     golden_set(&space, "recommender");

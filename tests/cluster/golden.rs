@@ -24,7 +24,7 @@ const SPEC: &str = "selector: {matchLabels: {app: digits}}
   verdict: {detect: 10%}
   readiness: {gate: true, maxUnavailable: 34%}";
 
-fn digits_set() -> GoldenSet {
+pub(crate) fn digits_set() -> GoldenSet {
     set::read(root().join("golden-sets/sets/digits")).expect("the set of this repository")
 }
 
@@ -93,7 +93,7 @@ fn apply_set(space: &Namespace<'_>, set: &GoldenSet) {
 }
 
 /// Pods with the label `app: digits` that serve `model`, `serve` being more arguments of the server.
-fn servers(name: &str, replicas: usize, model: &str, serve: &str, more: &str) -> String {
+pub(crate) fn servers(name: &str, replicas: usize, model: &str, serve: &str, more: &str) -> String {
     format!(
         "apiVersion: apps/v1
 kind: Deployment
@@ -137,12 +137,12 @@ fn serving(space: &Namespace<'_>) -> Vec<String> {
     names
 }
 
-fn status(space: &Namespace<'_>) -> Value {
+pub(crate) fn status(space: &Namespace<'_>) -> Value {
     space.get("goldenset/digits").map(|set| set["status"].clone()).unwrap_or_default()
 }
 
 /// Reason of one of the set's conditions.
-fn reason(status: &Value, kind: &str) -> String {
+pub(crate) fn reason(status: &Value, kind: &str) -> String {
     let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
     conditions.iter().find(|condition| condition["type"] == kind).and_then(|condition| condition["reason"].as_str()).unwrap_or_default().to_owned()
 }

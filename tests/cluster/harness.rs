@@ -86,6 +86,13 @@ impl Shared {
     }
 }
 
+impl Alone {
+    /// For threads that a test joins before it ends.
+    pub(crate) const fn everywhere(&self) -> &'static Cluster {
+        self.cluster
+    }
+}
+
 impl Deref for Shared {
     type Target = Cluster;
     fn deref(&self) -> &Cluster {
@@ -240,6 +247,17 @@ impl Cluster {
         })
     }
 
+    /// Nobody reaches the API server, which goes on beside them; `None`, said on standard error, on a cluster that cannot be cut from here.
+    #[track_caller]
+    pub(crate) fn cut_api(&self) -> Option<ApiCut> {
+        if self.kubeconfig.is_some() {
+            eprintln!("not run: the API server of this cluster cannot be cut off from here");
+            return None;
+        }
+        output(Command::new(tool()).args(["cut", "api"]), None).unwrap_or_else(|why| panic!("{why}"));
+        Some(ApiCut)
+    }
+
     /// The switches of a node; `None`, said on standard error, on a cluster whose nodes cannot be switched from here.
     pub(crate) fn power(&self, node: &str) -> Option<Power<'_>> {
         if self.kubeconfig.is_some() {
@@ -248,6 +266,17 @@ impl Cluster {
         }
         let number = node.strip_prefix('n').unwrap_or_else(|| panic!("nodes are n1, n2 …, not {node:?}")).to_owned();
         Some(Power { cluster: self, node: node.to_owned(), number })
+    }
+}
+
+/// The control plane's cable is unplugged until this is dropped.
+pub(crate) struct ApiCut;
+
+impl Drop for ApiCut {
+    fn drop(&mut self) {
+        if let Err(why) = output(Command::new(tool()).args(["join", "api"]), None) {
+            if thread::panicking() { eprintln!("{why}") } else { panic!("{why}") }
+        }
     }
 }
 
@@ -390,6 +419,21 @@ impl<'a> Namespace<'a> {
             let pods = items(self.kubectl(&["get", "pods", "--selector", selector, "-o", "json"]));
             let ready = pods.iter().all(|pod| condition(pod, "Ready").as_deref() == Some("True") && pod["metadata"]["deletionTimestamp"].is_null());
             (ready && pods.len() == count).then(|| names(&pods))
+        })
+    }
+
+    /// The same of pods with sidecars. The webhook fails open: a pod that was made while it was out of reach is deleted here, as its Event advises.
+    pub(crate) fn wait_injected(&self, selector: &str, count: usize) -> Vec<String> {
+        self.wait(2 * PODS_READY, &format!("{count} Ready pods of {selector} with sidecars"), || {
+            let pods = items(self.kubectl(&["get", "pods", "--selector", selector, "-o", "json"]));
+            let here: Vec<Value> = pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect();
+            let bare: Vec<Value> = here.iter().filter(|pod| pod["metadata"]["annotations"]["steadfast.dev/injected"].is_null()).cloned().collect();
+            for name in names(&bare) {
+                eprintln!("{name} has no sidecar");
+                let _ = self.kubectl(&["delete", "pod", &name, "--wait=false"]);
+            }
+            let ready = here.iter().all(|pod| condition(pod, "Ready").as_deref() == Some("True"));
+            (bare.is_empty() && ready && here.len() == count).then(|| names(&here))
         })
     }
 

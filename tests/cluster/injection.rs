@@ -22,7 +22,7 @@ fn injected(yaml: &str) -> String {
         .expect("manifests with the sidecar")
 }
 
-fn service(space: &Namespace<'_>, name: &str) -> SocketAddr {
+pub(crate) fn service(space: &Namespace<'_>, name: &str) -> SocketAddr {
     let address = space.get(&format!("service/{name}")).expect("it was applied")["spec"]["clusterIP"].as_str().expect("an address").to_owned();
     format!("{address}:80").parse().expect("an address")
 }
@@ -38,7 +38,7 @@ fn endpoint_ports(space: &Namespace<'_>, name: &str) -> Vec<u64> {
     slices.iter().filter(ready).flat_map(|slice| slice["ports"].as_array().cloned().unwrap_or_default()).filter_map(|port| port["port"].as_u64()).collect()
 }
 
-fn ask(to: SocketAddr) -> Result<(), String> {
+pub(crate) fn ask(to: SocketAddr) -> Result<(), String> {
     let fail = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).map_err(fail("connect"))?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(fail("timeout"))?;
@@ -52,13 +52,13 @@ fn ask(to: SocketAddr) -> Result<(), String> {
 type Asked = (Duration, Result<(), String>);
 
 /// Users of a Service, each request on a connection of its own, until they are stopped.
-struct Users {
+pub(crate) struct Users {
     stop: Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<Vec<Asked>>>,
 }
 
 impl Users {
-    fn start(cluster: &'static Cluster, to: SocketAddr) -> Self {
+    pub(crate) fn start(cluster: &'static Cluster, to: SocketAddr) -> Self {
         let stop = Arc::<AtomicBool>::default();
         let began = Instant::now();
         let user = |_| {
@@ -78,7 +78,7 @@ impl Users {
     }
 
     /// How many requests were answered, and those that were not.
-    fn stop(mut self) -> (usize, Vec<(Duration, String)>) {
+    pub(crate) fn stop(mut self) -> (usize, Vec<(Duration, String)>) {
         self.stop.store(true, Ordering::Release);
         let asked: Vec<_> = self.threads.drain(..).flat_map(|thread| thread.join().expect("a user")).collect();
         let good = asked.iter().filter(|(_, result)| result.is_ok()).count();

@@ -64,6 +64,14 @@ fn state(cluster: &Cluster, system: &str) -> String {
 }
 
 impl Installed<'_> {
+    /// `helm upgrade` of what is there, with more values; waits until it is rolled out.
+    #[track_caller]
+    pub(crate) fn upgrade(&self, values: &[&str]) {
+        let mut args = vec!["upgrade", "steadfast", "deploy/chart", "--reuse-values", "--wait", "--timeout", "180s"];
+        args.extend(values.iter().flat_map(|value| ["--set", value]));
+        helm(self.cluster, &self.system, &args).unwrap_or_else(|why| panic!("{why}\n{}", self.state()));
+    }
+
     /// What the pods of the controller said, for tests that fail.
     pub(crate) fn state(&self) -> String {
         state(self.cluster, &self.system)

@@ -15,12 +15,14 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
+    client::Resumption,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use serde_json::{Value, json};
 use tokio_rustls::TlsConnector;
 
 use crate::{
+    experiments::digits,
     harness::{Cluster, IMAGE, Namespace, STEADFAST, cluster_alone, output, root},
     install::{Installed, install},
 };
@@ -32,7 +34,7 @@ fn quantile(sorted: &[Duration], q: f64) -> Duration {
     sorted[((sorted.len() - 1) as f64 * q).round() as usize]
 }
 
-/// Answers of the webhook at `address`, asked as the API server asks: by TLS, on one connection, one after the other.
+/// Answers of the webhook at `address`, asked as the API server asks: by TLS, each on a connection of its own, one after the other.
 async fn ask(
     address: &str,
     name: String,
@@ -42,15 +44,17 @@ async fn ask(
     steadfast_controller::http::provide();
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(trust);
-    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    let stream = tokio::net::TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let stream = TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name.clone())?, stream).await?;
-    let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
+    let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    let (tls, server) = (TlsConnector::from(Arc::new(config)), ServerName::try_from(name.clone())?);
     let mut took = Vec::with_capacity(ADMISSIONS);
     for _ in 0..ADMISSIONS {
         let began = Instant::now();
+        let stream = tokio::net::TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let stream = tls.connect(server.clone(), stream).await?;
+        let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
         let request =
             http::Request::post("/inject/namespace").header("host", &name).header("content-type", "application/json").body(Full::new(review.clone()))?;
         let answer = send.send_request(request).await?.into_body().collect().await?.to_bytes();
@@ -234,4 +238,91 @@ fn own_share() -> Vec<Duration> {
         took
     };
     (0..20).map(once).collect()
+}
+
+/// Policies that are armed one after the other.
+const POLICIES: usize = 20;
+const POLICY: &str = "{apiVersion: steadfast.dev/v1alpha1, kind: FaultPolicy, metadata: {name: slow}, spec: {selector: {matchLabels: {app: digits}}, expiresAfter: 1m, \
+                      budget: {concurrent: 10, share: 100%}, rules: [{match: {model: digits}, faults: [{delay: {fixed: 300ms}}]}]}}";
+
+#[test]
+fn a_policy_reaches_its_sidecars_within_a_tenth_of_a_second() {
+    let Some(cluster) = cluster_alone() else { return };
+    if cluster.is_elsewhere() {
+        eprintln!("not run: addresses of this cluster cannot be dialled from here");
+        return;
+    }
+    let installed = install(&cluster);
+    let space = cluster.namespace_with("armed", "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed");
+    digits(&space, 1);
+    let service = space.kubectl(&["get", "service/digits", "-o", "jsonpath={.spec.clusterIP}"]).expect("a Service");
+    let address = format!("{}:80", service.trim());
+    let mut watch = cluster
+        .command("kubectl")
+        .args(["--namespace", space.name(), "get", "faultpolicies", "--watch", "--output-watch-events", "-o", "jsonpath={.type}{\"\\n\"}"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("kubectl");
+    let lines = BufReader::new(watch.stdout.take().expect("its output"));
+    let (tell, made) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        for _ in lines.lines().map_while(Result::ok).filter(|line| line == "ADDED") {
+            let _ = tell.send(Instant::now());
+        }
+    });
+    // Until it watches, which it does not tell.
+    thread::sleep(Duration::from_secs(1));
+    let mut took: Vec<Duration> = (0..POLICIES)
+        .map(|_| {
+            let slow = Arc::new(std::sync::Mutex::new(None));
+            let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let (found, enough, to) = (Arc::clone(&slow), Arc::clone(&over), address.clone());
+            thread::scope(|scope| {
+                let users = scope.spawn(|| {
+                    cluster.inside(move || {
+                        while !enough.load(std::sync::atomic::Ordering::Relaxed) {
+                            let began = Instant::now();
+                            let asked = ask_once(&to);
+                            if asked.is_some() && began.elapsed() >= Duration::from_millis(250) {
+                                *found.lock().expect("nobody panics with it") = Some(began);
+                                return;
+                            }
+                            thread::sleep(Duration::from_millis(2));
+                        }
+                    });
+                });
+                space.apply(POLICY);
+                let began = Instant::now();
+                while !users.is_finished() && began.elapsed() < Duration::from_secs(20) {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                over.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            let made = made.recv_timeout(Duration::from_secs(5)).expect("the watch tells of the policy");
+            let slow = slow.lock().expect("nobody panics with it").unwrap_or_else(|| panic!("never armed\n{}", installed.state()));
+            space.kubectl(&["delete", "faultpolicy/slow"]).expect("deleted");
+            space.wait(20, "quick answers", || {
+                cluster.inside(|| {
+                    let began = Instant::now();
+                    ask_once(&address).filter(|()| began.elapsed() < Duration::from_millis(250))
+                })
+            });
+            slow.saturating_duration_since(made)
+        })
+        .collect();
+    let _ = watch.kill();
+    let _ = watch.wait();
+    took.sort_unstable();
+    let (p50, max) = (quantile(&took, 0.5), quantile(&took, 1.0));
+    println!("from the API server's word of a policy to the first request that it touched, {POLICIES} policies: p50 {p50:?}, max {max:?}");
+    assert!(p50 <= Duration::from_millis(100), "{p50:?}");
+}
+
+fn ask_once(address: &str) -> Option<()> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    stream.write_all(b"GET /v2/models/digits HTTP/1.1\r\nHost: digits\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.starts_with("HTTP/1.1 200").then_some(())
 }

@@ -3,6 +3,8 @@
 //! With root and the built tool (`tests/cluster/cluster build`) the tests start a cluster on this machine and leave it up; `tests/cluster/cluster down` ends it.
 //! `STEADFAST_TEST_KUBECONFIG=FILE` names another one (kind, k3d, a cloud); whatever needs the power switch of a node then says that it did not run.
 
+mod certificates;
+mod checks;
 mod experiments;
 mod failures;
 mod golden;
@@ -10,11 +12,21 @@ mod harness;
 mod injection;
 mod install;
 mod latency;
+mod lost;
+mod manifests;
 mod meshes;
+mod redirect;
 mod resources;
+mod scale;
 mod schedules;
+mod scope;
 mod security;
 mod serving;
+mod sources;
 mod templates;
+mod truth;
+mod tutorial;
+mod upgrade;
+mod watches;
 mod webhook;
 mod workloads;

@@ -12,8 +12,11 @@ use crate::{
 };
 
 fn may(cluster: &Cluster, who: &str, namespace: &str, verb: &str, what: &str) -> bool {
+    // After a slash kubectl expects a name.
+    let (resource, part) = what.split_once('/').unwrap_or((what, ""));
+    let part = format!("--subresource={part}");
     // The answer is also its exit status.
-    cluster.kubectl(&["auth", "can-i", verb, what, "--namespace", namespace, "--as", who]).is_ok()
+    cluster.kubectl(&["auth", "can-i", verb, resource, &part, "--namespace", namespace, "--as", who]).is_ok()
 }
 
 #[test]
@@ -50,6 +53,17 @@ fn nobody_has_a_right_that_was_not_asked_for() {
             ("delete", "pods", false),
         ] {
             assert_eq!(may(&cluster, &agent, &installed.system, verb, what), wanted, "the agent, values {values:?}: {verb} {what}");
+        }
+    }
+    // Pods that read golden sets are made where that is granted, and nowhere else.
+    {
+        let ungranted = cluster.namespace("ungranted");
+        let installed = install_with(&cluster, &[&format!("goldenSets.readerNamespaces={{{}}}", space.name())]);
+        let controller = format!("system:serviceaccount:{}:steadfast-controller", installed.system);
+        for (namespace, verb, what, wanted) in
+            [(&space, "create", "pods", true), (&space, "get", "secrets", false), (&space, "create", "pods/exec", false), (&ungranted, "create", "pods", false)]
+        {
+            assert_eq!(may(&cluster, &controller, namespace.name(), verb, what), wanted, "readers, in {}: {verb} {what}", namespace.name());
         }
     }
     // People, by Kubernetes' own roles.

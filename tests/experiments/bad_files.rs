@@ -63,7 +63,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "baseline: 5s",
         "baselin: 5s",
-        "15:3: spec.baselin: unknown field `baselin`, expected one of suspend, target, local, load, golden, baseline, steps, stable, hypothesis, halt, rounds, seed",
+        "15:3: spec.baselin: unknown field `baselin`, expected one of suspend, target, local, load, golden, baseline, steps, window, stable, hypothesis, halt, rounds, seed",
     ),
     ("delay: 500ms", "delay: 0s", "17:64: spec.steps[0].networkLatency.delay: 0s is too short: write more than zero, such as 500ms"),
     (
@@ -136,6 +136,11 @@ const BAD: &[(&str, &str, &str)] = &[
         "  load: [{name: users, rate: 100/s, inputs: {goldenSet: digits}}]\n",
         "",
         "20:21: spec.hypothesis[0].availability: is what users see, and `load` has none: add one, such as {name: users, rate: 200/s, inputs: {goldenSet: recommender}}\n21:16: spec.hypothesis[1].latency: is what users see, and `load` has none: add one, such as {name: users, rate: 200/s, inputs: {goldenSet: recommender}}\n22:25: spec.halt[0].availability: is what users see, and `load` has none: add one",
+    ),
+    (
+        "  baseline: 5s\n",
+        "  baseline: 5s\n  window: 1m\n",
+        "16:11: spec.window: 1m: windows are for tests without steps, which watch on: take `window` out, or the steps",
     ),
     ("kind: ResilienceTest", "kind: Pod", "2:7: kind: unknown variant `Pod`, expected one of ResilienceTest"),
 ];

@@ -264,6 +264,28 @@ fn an_interrupted_run_writes_what_it_saw_leaves_nothing_and_exits_3() {
 }
 
 #[test]
+fn without_steps_it_watches_until_it_is_told_to_end_and_tells_of_what_nobody_planned() {
+    let mut run = Run::start(&experiment("watch", "", "  stable: {within: 60s, hold: 1s}\n  hypothesis: [{availability: {atLeast: 10%}}]\n"), &[]);
+    run.wait_for("watching");
+    let started = Started::by(run.pid());
+    let serves = |pid: &&u32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.split(|byte| *byte == 0).nth(1) == Some(b"serve"));
+    let server = *started.processes.iter().find(serves).expect("a model server");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(server as i32), Signal::SIGKILL).expect("it is there");
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    run.signal(Signal::SIGINT);
+    let ended = run.ended();
+    let report = ended.report();
+    assert_sound(&report);
+    assert_eq!((ended.code, report.verdict.outcome), (Some(0), RunOutcome::Pass), "to end it is no failure: {}", ended.all());
+    let outages: Vec<_> = report.outages.iter().map(|outage| (outage.fault, outage.censored)).collect();
+    assert_eq!(outages, [(None, false)], "{report:?}");
+    assert!(report.outages[0].marks.get(Mark::FirstCorrectPrediction).is_some() && report.phases.len() == 1, "{report:?}");
+    started.assert_gone();
+    ended.assert_no_files();
+}
+
+#[test]
 fn a_killed_runner_leaves_no_process_no_port_and_no_file() {
     let mut run = Run::start(&experiment("killed-runner", "", LONG), &[]);
     run.wait_for("slow on");
@@ -296,8 +318,9 @@ fn a_dry_run_writes_every_default_and_the_plan_and_starts_nothing() {
 #[test]
 fn a_report_is_drawn_again_from_its_json() {
     let sample = tempfile::TempDir::new().expect("a folder");
-    let spec = "  baseline: 1s\n  hypothesis: [{availability: {atLeast: 99%}}]\n";
-    let ended = Run::start(&experiment("redrawn", "", spec), &[]).ended();
+    let step = "{name: slow, networkLatency: {pods: {mode: one}, delay: 5ms}, for: 1s}";
+    let spec = format!("  baseline: 1s\n  steps: [{step}]\n  stable: {{within: 20s, hold: 1s}}\n  hypothesis: [{{availability: {{atLeast: 99%}}}}]\n");
+    let ended = Run::start(&experiment("redrawn", "", &spec), &[]).ended();
     assert_eq!(ended.code, Some(0), "{}", ended.all());
     let page = sample.path().join("again.html");
     let drawn = Command::new(STEADFAST).arg("report").arg(ended.folder.path().join("report/report.json")).arg("--html").arg(&page).output().expect("it runs");

@@ -4,31 +4,25 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     net::SocketAddr,
-    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, combinators::BoxBody};
-use hyper::{
-    body::{Body, Frame, Incoming},
-    server::conn::http1,
-    service::service_fn,
-};
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use steadfast_api::{
     golden::{Outcome, Verdict},
-    sidecar::{SidecarReport, What},
+    sidecar::{PROTOCOL_HEADER, SidecarReport, What},
 };
 use steadfast_golden_sets::{GoldenSet, oip};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpListener,
     sync::mpsc,
 };
@@ -41,19 +35,40 @@ struct Controller {
     reports: Arc<Mutex<Vec<(Instant, SidecarReport)>>>,
     /// Reports to refuse before the next is taken.
     refuse: Arc<AtomicUsize>,
+    /// Speaks a protocol that no sidecar knows.
+    other_protocol: Arc<AtomicBool>,
     policies: mpsc::Sender<String>,
     /// What it holds, by digest.
     sets: Arc<Mutex<HashMap<String, Bytes>>>,
 }
 
-struct Lines(mpsc::Receiver<String>);
-
-impl Body for Lines {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(cx).map(|line| line.map(|line| Ok(Frame::data(Bytes::from(line + "\n")))))
+/// One connection, as the controller leads it.
+async fn live(
+    upgrade: hyper::upgrade::OnUpgrade,
+    policies: Arc<tokio::sync::Mutex<mpsc::Receiver<String>>>,
+    kept: Arc<Mutex<Vec<(Instant, SidecarReport)>>>,
+    refuse: Arc<AtomicUsize>,
+) {
+    let (hear, mut tell) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
+    let (mut reports, mut policies) = (BufReader::new(hear).lines(), policies.lock().await);
+    loop {
+        let line = tokio::select! {
+            report = reports.next_line() => {
+                let Ok(Some(report)) = report else { return };
+                if refuse.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok() {
+                    let _ = tell.write_all(b"{\"refused\":\"not now\"}\n").await;
+                    return;
+                }
+                let report: SidecarReport = serde_json::from_str(&report).unwrap();
+                let sequence = report.sequence;
+                kept.lock().unwrap().push((Instant::now(), report));
+                format!("{{\"acknowledged\":{sequence}}}")
+            }
+            line = policies.recv() => line.expect("the test lives"),
+        };
+        if tell.write_all((line + "\n").as_bytes()).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -62,45 +77,51 @@ impl Controller {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (policies, stream) = mpsc::channel(8);
-        let (reports, refuse, stream) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicUsize>::default(), Arc::new(Mutex::new(Some(stream))));
+        let (reports, refuse, stream) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicUsize>::default(), Arc::new(tokio::sync::Mutex::new(stream)));
         let sets = Arc::<Mutex<HashMap<String, Bytes>>>::default();
         let (kept, refusing, held) = (Arc::clone(&reports), Arc::clone(&refuse), Arc::clone(&sets));
+        let other_protocol = Arc::<AtomicBool>::default();
+        let other = Arc::clone(&other_protocol);
         tokio::spawn(async move {
             while let Ok((connection, _)) = listener.accept().await {
                 let (kept, refusing, stream, held) = (Arc::clone(&kept), Arc::clone(&refusing), Arc::clone(&stream), Arc::clone(&held));
+                let other = Arc::clone(&other);
                 tokio::spawn(async move {
                     let service = service_fn(move |request: Request<Incoming>| {
                         let (kept, refusing, stream, held) = (Arc::clone(&kept), Arc::clone(&refusing), Arc::clone(&stream), Arc::clone(&held));
+                        let other = other.load(Ordering::Acquire);
                         async move {
                             assert_eq!(request.headers()["authorization"], "Bearer secret");
-                            if request.uri().path() == "/v1alpha1/policies" {
-                                assert_eq!(request.uri().query(), Some("uid=uid-1"));
-                                let stream = stream.lock().unwrap().take().expect("one connection for policies");
-                                return Ok::<Response<BoxBody<Bytes, Infallible>>, Infallible>(Response::new(Lines(stream).boxed()));
+                            if other {
+                                let mut response = Response::new(Full::<Bytes>::default());
+                                *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
+                                response.headers_mut().insert(PROTOCOL_HEADER, http::HeaderValue::from_static("7"));
+                                return Ok(response);
+                            }
+                            if request.uri().path() == "/v1alpha1/connection" {
+                                assert!(request.uri().query() == Some("uid=uid-1") && request.headers()["upgrade"] == "steadfast-sidecar");
+                                tokio::spawn(live(hyper::upgrade::on(request), stream, kept, refusing));
+                                let mut response = Response::new(Full::default());
+                                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                                response.headers_mut().insert("connection", http::HeaderValue::from_static("upgrade"));
+                                response.headers_mut().insert("upgrade", http::HeaderValue::from_static("steadfast-sidecar"));
+                                return Ok::<_, Infallible>(response);
                             }
                             if let Some(digest) = request.uri().path().strip_prefix("/v1alpha1/golden-sets/") {
                                 let tar = held.lock().unwrap().get(digest).cloned();
                                 let status = if tar.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
-                                let mut response = Response::new(Full::from(tar.unwrap_or_default()).boxed());
+                                let mut response = Response::new(Full::from(tar.unwrap_or_default()));
                                 *response.status_mut() = status;
                                 return Ok(response);
                             }
-                            let body = request.into_body().collect().await.unwrap().to_bytes();
-                            let mut response = Response::new(Full::default().boxed());
-                            if refusing.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok() {
-                                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-                            } else {
-                                let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-                                kept.lock().unwrap().extend(lines.map(|line| (Instant::now(), serde_json::from_slice(line).unwrap())));
-                            }
-                            Ok(response)
+                            panic!("nobody asks for {}", request.uri());
                         }
                     });
-                    let _ = http1::Builder::new().serve_connection(TokioIo::new(connection), service).await;
+                    let _ = http1::Builder::new().serve_connection(TokioIo::new(connection), service).with_upgrades().await;
                 });
             }
         });
-        Self { address, reports, refuse, policies, sets }
+        Self { address, reports, refuse, other_protocol, policies, sets }
     }
 
     fn sidecar(&self, upstream: SocketAddr, flags: &[&str]) -> Sidecar {
@@ -134,7 +155,7 @@ async fn policies_come_down_and_what_happened_goes_up_without_a_gap() {
     let abort = r#"{"name":"down","spec":{"expiresAfter":"1h","budget":{"concurrent":9,"share":"100%"},"rules":[{"faults":[{"abort":{"httpStatus":503}}]}]}}"#;
     let sent = Instant::now();
     controller.policies.send(line(3, abort)).await.unwrap();
-    let (told, ()) = controller.told("armed", |what| matches!(what, What::Policy { generation: 3, armed: true }).then_some(())).await;
+    let (told, ()) = controller.told("armed", |what| matches!(what, What::Policy { generation: 3, armed: true, .. }).then_some(())).await;
     assert!(told - sent < Duration::from_millis(250), "{:?}", told - sent);
     assert_eq!(ask(&client(), get(&sidecar.url("/"), &[])).await.status, 503);
     // The next two are never taken; everything must come again.
@@ -143,7 +164,7 @@ async fn policies_come_down_and_what_happened_goes_up_without_a_gap() {
     controller.policies.send("not json".into()).await.unwrap();
     assert_eq!(ask(&client(), get(&sidecar.url("/"), &[])).await.status, 503, "an older generation or a bad line disarmed");
     controller.policies.send(line(4, "")).await.unwrap();
-    controller.told("disarmed", |what| matches!(what, What::Policy { generation: 4, armed: false }).then_some(())).await;
+    controller.told("disarmed", |what| matches!(what, What::Policy { generation: 4, armed: false, .. }).then_some(())).await;
     assert_eq!(ask(&client(), get(&sidecar.url("/"), &[])).await.status, 200);
     let counted = |what: &What| match what {
         What::Requests(window) if window.injected.iter().any(|count| count.policy == "down" && count.count >= 1) => Some(window.responses.len()),
@@ -156,6 +177,46 @@ async fn policies_come_down_and_what_happened_goes_up_without_a_gap() {
     let (_, first) = &reports[0];
     assert_eq!((first.pod.name.as_str(), first.pod.uid.as_str(), first.pod.node.as_str()), ("pod-1", "uid-1", "node-1"));
     assert!(reports.iter().all(|(_, report)| report.dropped == 0 && report.evidence.iter().all(|evidence| evidence.at_ns <= report.sent_ns)));
+}
+
+#[tokio::test]
+async fn a_newer_controller_is_followed_as_far_as_it_is_understood() {
+    let server = Server::start().await;
+    let controller = Controller::start().await;
+    let sidecar = controller.sidecar(server.address, &[]);
+    let policy = |name: &str, more: &str| {
+        format!(r#"{{"name":"{name}","spec":{{"expiresAfter":"1h","budget":{{"concurrent":9,"share":"100%"}},"rules":[{{"faults":[{more}]}}]}}}}"#)
+    };
+    let line = |generation: u64, policies: &str| format!(r#"{{"generation":{generation},"mood":"good","policies":[{policies}]}}"#);
+    controller.policies.send(r#"{"greeting":{"release":"9.0"}}"#.into()).await.unwrap();
+    let (known, newer) = (policy("known", r#"{"abort":{"httpStatus":503}}"#), policy("newer", r#"{"teleport":{"to":"moon"}}"#));
+    controller.policies.send(line(3, &format!("{newer},{known}"))).await.unwrap();
+    let refused = |what: &What| match what {
+        What::Policy { generation: 3, armed: true, refused } => Some(refused.clone()),
+        _ => None,
+    };
+    assert_eq!(controller.told("what is in force, and what is not", refused).await.1, ["newer"]);
+    assert_eq!(ask(&client(), get(&sidecar.url("/"), &[])).await.status, 503, "what is understood is armed");
+    assert_eq!(sidecar.metric("steadfast_controller_not_understood", &[]).await, 2, "a greeting and a policy");
+    controller.policies.send(line(4, "")).await.unwrap();
+    controller.told("disarmed", |what| matches!(what, What::Policy { generation: 4, armed: false, .. }).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_controller_of_another_protocol_is_left_alone_and_traffic_goes_on() {
+    let server = Server::start().await;
+    let controller = Controller::start().await;
+    controller.other_protocol.store(true, Ordering::Release);
+    let sidecar = controller.sidecar(server.address, &[]);
+    for _ in 0..20 {
+        assert_eq!(ask(&client(), get(&sidecar.url("/"), &[])).await.status, 200);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(sidecar.metric("steadfast_controller_connected", &[]).await, 0);
+    assert!(controller.reports.lock().unwrap().is_empty());
+    // Once it was upgraded, everything goes on by itself.
+    controller.other_protocol.store(false, Ordering::Release);
+    controller.told("ready", |what| matches!(what, What::Upstream { ready: true }).then_some(())).await;
 }
 
 /// A server that knows the set's answers by heart. Not ready before `ready`; `wrong` makes its answers wrong, `broken` gives none.
@@ -350,24 +411,19 @@ async fn a_controller_that_fell_silent_is_dialled_again_and_what_is_armed_stays(
             let dialled = dialled.clone();
             tokio::spawn(async move {
                 let mut head = vec![0; 4096];
-                let read = connection.read(&mut head).await.unwrap_or(0);
-                if !head[..read].starts_with(b"GET /v1alpha1/policies") {
-                    let _ = connection.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await;
-                    return;
-                }
+                assert!(connection.read(&mut head).await.unwrap_or(0) > 0);
                 let abort = r#"{"name":"down","spec":{"expiresAfter":"1h","budget":{"concurrent":9,"share":"100%"},"rules":[{"faults":[{"abort":{"httpStatus":503}}]}]}}"#;
                 let snapshot = format!("{{\"generation\":7,\"epoch\":\"e\",\"policies\":[{abort}]}}\n");
-                let _ = connection
-                    .write_all(format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{snapshot}\r\n", snapshot.len()).as_bytes())
-                    .await;
+                let head_and_line = format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: steadfast-sidecar\r\n\r\n{snapshot}");
+                let _ = connection.write_all(head_and_line.as_bytes()).await;
                 let _ = dialled.send(Instant::now()).await;
-                let _ = connection.read(&mut head).await;
+                while connection.read(&mut head).await.is_ok_and(|read| read > 0) {}
             });
         }
     });
     let sidecar = Sidecar::start_with_token(server.address, &["--controller", &url, "--pod-uid", "uid-1"], "secret");
     let first = dials.recv().await.unwrap();
     let second = tokio::time::timeout(Duration::from_secs(30), dials.recv()).await.expect("it dials again").unwrap();
-    assert!((Duration::from_secs(19)..Duration::from_secs(26)).contains(&(second - first)), "{:?}", second - first);
+    assert!((Duration::from_secs(2)..Duration::from_secs(8)).contains(&(second - first)), "{:?}", second - first);
     assert_eq!(ask(&client(), get(&sidecar.url("/"), &[])).await.status, 503);
 }

@@ -4,6 +4,7 @@ mod check;
 mod enrol;
 mod process;
 mod servers;
+mod stores;
 
 use std::path::{Path, PathBuf};
 

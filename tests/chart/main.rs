@@ -1,0 +1,184 @@
+//! Is the chart what it says, and are the plain manifests what it renders?
+//!
+//! Helm is looked for in PATH, among the programs of the test cluster (`tests/cluster/cluster build`), or named by `HELM`; without it these tests say that they did
+//! not run, unless `STEADFAST_REQUIRE_HELM=1`.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Oldest version that the chart takes, and the one of the test cluster.
+const OLDEST: &str = "1.29.0";
+const NEWEST: &str = "1.34.0";
+/// Where the plain manifests put it.
+const NAMESPACE: &str = "steadfast-system";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What Helm says to `helm template`; `None`: there is no Helm, and it was said.
+fn try_template(more: &[&str]) -> Option<Result<String, String>> {
+    let built = env::var("CLUSTER_DIR").unwrap_or_else(|_| "/var/tmp/steadfast-cluster".to_owned());
+    let candidates = [env::var("HELM").ok().map(PathBuf::from), Some(PathBuf::from("helm")), Some(Path::new(&built).join("bin/helm"))];
+    for helm in candidates.into_iter().flatten() {
+        let mut command = Command::new(&helm);
+        command.args(["template", "steadfast", "deploy/chart", "--namespace", NAMESPACE, "--no-hooks"]).args(more).current_dir(root());
+        match command.output() {
+            Ok(ran) if ran.status.success() => return Some(Ok(String::from_utf8(ran.stdout).expect("YAML is UTF-8"))),
+            Ok(ran) => return Some(Err(String::from_utf8_lossy(&ran.stderr).into_owned())),
+            Err(_) => {}
+        }
+    }
+    assert!(env::var("STEADFAST_REQUIRE_HELM").as_deref() != Ok("1"), "STEADFAST_REQUIRE_HELM=1, and there is no helm");
+    println!("not run: there is no helm; `tests/cluster/cluster build` makes one");
+    None
+}
+
+fn template(more: &[&str]) -> Option<String> {
+    let mut args = vec!["--kube-version", NEWEST];
+    args.extend(more);
+    try_template(&args).map(|rendered| rendered.unwrap_or_else(|why| panic!("{why}")))
+}
+
+/// Objects of a rendered chart.
+fn objects(rendered: &str) -> impl Iterator<Item = &str> {
+    rendered.split("\n---\n").filter(|object| object.contains("\nkind: "))
+}
+
+fn of_kind<'a>(rendered: &'a str, kind: &str) -> Vec<&'a str> {
+    let line = format!("\nkind: {kind}\n");
+    objects(rendered).filter(|object| object.contains(&line)).collect()
+}
+
+/// As it is published: nobody's release, so not Helm's.
+fn plain(rendered: &str) -> String {
+    let line = |line: &&str| !line.trim_start().starts_with("app.kubernetes.io/managed-by:");
+    rendered.lines().filter(line).flat_map(|line| [line.trim_end(), "\n"]).collect()
+}
+
+#[test]
+fn plain_manifests_are_what_the_chart_renders() {
+    let head = "# Made from deploy/chart by `just manifests`; change the chart.\n";
+    let namespace = format!("---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n");
+    let crds = ["--show-only", "templates/crds.yaml"];
+    let agent = ["--show-only", "templates/agent.yaml", "--set", "nodeAgent.enabled=true"];
+    for (file, first, values) in [
+        ("crds.yaml", "", &crds[..]),
+        ("steadfast.yaml", namespace.as_str(), &["--set", "crds.install=false"]),
+        // In a folder of its own: `kubectl apply -f deploy/manifests` must not bring what is privileged.
+        ("opt-in/node-agent.yaml", "", &agent),
+    ] {
+        let Some(rendered) = template(values) else { return };
+        let wanted = format!("{head}{first}{}", plain(&rendered));
+        let path = root().join("deploy/manifests").join(file);
+        if env::var_os("STEADFAST_WRITE_MANIFESTS").is_some() {
+            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            fs::write(&path, &wanted).expect("written");
+        }
+        let published = fs::read_to_string(&path).unwrap_or_default();
+        assert!(published == wanted, "{} is not what the chart renders: write it anew with `just manifests`", path.display());
+    }
+}
+
+#[test]
+fn before_kubernetes_1_30_no_pod_is_given_a_hook_that_its_api_server_refuses_and_before_1_29_nothing_is_installed() {
+    let Some(newest) = template(&[]) else { return };
+    assert!(newest.contains("--leave-seconds=5"));
+    let oldest = try_template(&["--kube-version", OLDEST]).expect("helm is there").expect("1.29 is enough");
+    assert!(oldest.contains("--leave-seconds=0"));
+    // As clouds write theirs.
+    let cloud = try_template(&["--kube-version", "v1.29.7-gke.1008000"]).expect("helm is there").expect("1.29 is enough");
+    assert!(cloud.contains("--leave-seconds=0"));
+    let refused = try_template(&["--kube-version", "1.28.9"]).expect("helm is there").expect_err("native sidecars came with 1.29");
+    assert!(refused.contains("kubeVersion"), "{refused}");
+}
+
+#[test]
+fn with_named_namespaces_the_cluster_wide_role_is_left_with_what_has_no_namespace() {
+    let Some(everywhere) = template(&[]) else { return };
+    let named = template(&["--set", "watchNamespaces={models,vision}"]).expect("helm is there");
+    let cluster_role = |rendered: &str| {
+        let roles = of_kind(rendered, "ClusterRole");
+        (*roles.iter().find(|role| role.contains("name: steadfast-controller\n")).expect("the controller's")).to_owned()
+    };
+    for right in ["pods", "configmaps", "events", "resiliencetests", "deployments", "endpointslices", "services"] {
+        let resource = format!("resources: [{right}");
+        assert!(cluster_role(&everywhere).contains(&resource), "{right}");
+        assert!(!cluster_role(&named).contains(&resource), "{right} cluster-wide, though namespaces are named");
+    }
+    for right in ["namespaces", "nodes", "tokenreviews", "mutatingwebhookconfigurations"] {
+        assert!(cluster_role(&named).contains(right), "{right}");
+    }
+    for namespace in ["models", "vision"] {
+        for kind in ["Role", "RoleBinding"] {
+            let here = of_kind(&named, kind).into_iter().filter(|role| role.contains(&format!("namespace: {namespace}\n"))).count();
+            assert_eq!(here, 1, "{kind} in {namespace}");
+        }
+    }
+    assert!(named.contains("--watch-namespaces=models,vision") && !everywhere.contains("--watch-namespaces"));
+    let webhook = of_kind(&named, "MutatingWebhookConfiguration").concat();
+    assert_eq!(webhook.matches(r#"operator: In, values: ["models","vision"]"#).count(), 2, "{webhook}");
+}
+
+#[test]
+fn values_that_contradict_each_other_are_refused_with_what_would_be_right() {
+    let with = |values: &str| try_template(&["--kube-version", NEWEST, "--set", "watchNamespaces={models}", "--set", values]);
+    for values in ["failures.nodes=true", "nodeAgent.enabled=true", "powerHook.url=http://hook"] {
+        let Some(refused) = with(values) else { return };
+        assert!(refused.as_ref().is_err_and(|why| why.contains("watchNamespaces") && why.contains("leave")), "{values}: {refused:?}");
+    }
+    let own = with(&format!("watchNamespaces={{{NAMESPACE}}}")).expect("helm is there");
+    assert!(own.is_err_and(|why| why.contains("own namespace")));
+}
+
+#[test]
+fn a_network_policy_is_made_when_it_is_asked_for_and_lets_in_what_each_port_is_for() {
+    let Some(without) = template(&[]) else { return };
+    assert!(of_kind(&without, "NetworkPolicy").is_empty());
+    let with = template(&["--set", "networkPolicy.enabled=true", "--set", "networkPolicy.metricsFrom[0].podSelector.matchLabels.app=prometheus"])
+        .expect("helm is there");
+    let policies = of_kind(&with, "NetworkPolicy");
+    let [policy] = policies[..] else { panic!("{} policies", policies.len()) };
+    let controller = of_kind(&with, "Deployment").concat();
+    for port in ["webhook", "sidecars", "metrics"] {
+        assert!(policy.contains(&format!("ports: [{{port: {port}}}]")) && controller.contains(&format!("name: {port}, containerPort")), "{port}");
+    }
+    assert!(policy.contains("app: prometheus") && policy.contains("policyTypes: [Ingress]"), "{policy}");
+}
+
+#[test]
+fn the_dockerfile_makes_each_image_that_the_chart_names_of_files_that_are_there() {
+    let read = |file: &str| fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let (dockerfile, values, toolchain) = (read("deploy/Dockerfile"), read("deploy/chart/values.yaml"), read("rust-toolchain.toml"));
+    for image in values.lines().filter_map(|line| line.trim().strip_prefix("repository: ")) {
+        let target = image.strip_prefix("steadfast-").unwrap_or(image);
+        assert!(dockerfile.contains(&format!(" AS {target}\n")), "no stage makes {image}");
+        assert!(dockerfile.contains(&format!("--target {target} -t {image}:{}", env!("CARGO_PKG_VERSION"))), "its head does not say how {image} is built");
+    }
+    let channel = toolchain.lines().find_map(|line| line.strip_prefix("channel = ")).expect("a channel").trim_matches('"');
+    assert!(
+        dockerfile.contains(&format!("FROM rust:{channel}-")) && dockerfile.contains(&format!("RUSTUP_TOOLCHAIN={channel}")),
+        "another toolchain than {channel}"
+    );
+    for line in dockerfile.lines().filter(|line| line.starts_with("COPY ") && !line.contains("--from")) {
+        let source = line.split(' ').nth(1).expect("a source");
+        assert!(root().join(source).exists(), "{line}");
+    }
+    // Whatever is built is let through to it.
+    let (ignored, workspace) = (read("deploy/Dockerfile.dockerignore"), read("Cargo.toml"));
+    let members = workspace.lines().find_map(|line| line.strip_prefix("members = ")).expect("members");
+    for member in members.trim_matches(['[', ']']).split(", ").map(|member| member.trim_matches('"')) {
+        let folder = member.split('/').next().expect("a folder");
+        assert!(ignored.contains(&format!("\n!{folder}\n")), "{folder} is kept from Docker");
+    }
+}
+
+#[test]
+fn the_libraries_beside_a_program_are_those_that_it_names() {
+    let listed = Command::new(root().join("deploy/libraries")).arg(env!("CARGO_BIN_EXE_steadfast")).output().expect("it runs");
+    let listed = String::from_utf8(listed.stdout).expect("UTF-8");
+    assert!(listed.lines().any(|line| line.contains("libc.so")) && listed.lines().all(|line| Path::new(line).is_file()), "{listed}");
+}

@@ -1,0 +1,133 @@
+//! The command line or the API server is lost while something is in force: it ends all the same, and the cluster is as it was.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    process::Stdio,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    experiments::{ASKS, digits, test},
+    failures::{NodesAllowed, changeable, eventually_as_before, kept},
+    harness::{Cluster, Namespace, STEADFAST, cluster_alone},
+    install::install_with,
+};
+
+/// How long the model server's own answer takes, by the Service, without the API server.
+fn takes(cluster: &Cluster, address: &str) -> Option<Duration> {
+    cluster.inside(|| {
+        let began = Instant::now();
+        let mut stream = TcpStream::connect_timeout(&address.parse().ok()?, Duration::from_secs(2)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        stream.write_all(b"GET /v2/models/digits HTTP/1.1\r\nHost: digits\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.starts_with("HTTP/1.1 200").then(|| began.elapsed())
+    })
+}
+
+fn service(space: &Namespace<'_>) -> String {
+    let address = space.kubectl(&["get", "service/digits", "-o", "jsonpath={.spec.clusterIP}"]).expect("a Service");
+    format!("{}:80", address.trim())
+}
+
+#[test]
+fn a_run_whose_command_line_is_killed_ends_by_itself() {
+    let Some(cluster) = cluster_alone() else { return };
+    let installed = install_with(&cluster, &["failures.nodes=true"]);
+    let _allowed = NodesAllowed::new(&cluster);
+    let space = cluster.namespace_with("orphan", ASKS);
+    digits(&space, 2);
+    let before = changeable(&cluster, &space);
+    let steps = [
+        ("slow", "networkLatency: {pods: {mode: all}, delay: 700ms}, for: 4s"),
+        ("held", "podHoldDown: {pods: {mode: one}}, for: 4s"),
+        ("cordoned", "cordon: {nodes: {mode: all}}, for: 4s"),
+        ("scaled", "scale: {replicas: 1}, for: 4s"),
+        ("killed", "podKill: {pods: {mode: one}}"),
+    ];
+    for (name, step) in steps {
+        space.wait_ready("app=digits", 2);
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let file = folder.path().join("test.yaml");
+        let text = test(name, &format!("  baseline: 1s\n  steps: [{{name: {name}, {step}}}]\n  stable: {{within: 60s, hold: 2s}}\n"));
+        std::fs::write(&file, text).expect("written");
+        let mut command = cluster.command(STEADFAST);
+        command.args(["run", "--platform", "kubernetes", "--namespace", space.name()]).arg(&file).current_dir(folder.path());
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("steadfast runs");
+        let of_this = || space.list("resiliencetests").into_iter().find(|object| object["metadata"]["name"].as_str().is_some_and(|it| it.starts_with(name)));
+        space.wait(60, &format!("{name} in force\n{}", installed.state()), || {
+            let status = of_this()?["status"].clone();
+            status["live"]["phase"].as_str().is_some_and(|phase| ["Fault", "Recovery"].contains(&phase)).then_some(())
+        });
+        child.kill().expect("killed");
+        child.wait().expect("it was there");
+        let status = space.wait(90, &format!("the end of {name}\n{}", installed.state()), || {
+            let status = of_this()?["status"].clone();
+            (status["phase"] == "Finished").then_some(status)
+        });
+        assert!(status["verdict"] == "pass" && status["report"].is_object(), "{name}: nobody missed it: {status:#}");
+        eventually_as_before(&cluster, &installed, &space, &before, 20);
+    }
+}
+
+#[test]
+fn what_is_in_force_ends_without_the_api_server_or_as_soon_as_it_is_back() {
+    let Some(cluster) = cluster_alone() else { return };
+    let installed = install_with(&cluster, &["failures.nodes=true"]);
+    let _allowed = NodesAllowed::new(&cluster);
+    let space = cluster.namespace_with("cut", ASKS);
+    digits(&space, 2);
+    let (before, service) = (changeable(&cluster, &space), service(&space));
+    let slow = || takes(&cluster, &service).is_some_and(|took| took >= Duration::from_millis(700));
+    let quick = || takes(&cluster, &service).is_some_and(|took| took < Duration::from_millis(700));
+
+    // In sidecars: their own clocks end it, 30 s after its time, whoever is there to tell them.
+    space.apply(&test("slow", "  baseline: 1s\n  steps: [{name: slow, networkLatency: {pods: {mode: all}, delay: 700ms}, for: 5s}]\n"));
+    space.wait(60, &format!("a slow network\n{}", installed.state()), || slow().then_some(()));
+    let Some(cut) = cluster.cut_api() else { return };
+    let began = Instant::now();
+    while !quick() {
+        assert!(began.elapsed() < Duration::from_secs(50), "slow for {:?} without the API server", began.elapsed());
+        thread::sleep(Duration::from_millis(500));
+    }
+    println!("slow: over {:.1} s after the API server was cut off", began.elapsed().as_secs_f64());
+    // Nobody leads any more by now, and the runs of lost leaders are ended by the next one.
+    thread::sleep(Duration::from_secs(25).saturating_sub(began.elapsed()));
+    drop(cut);
+    finished(&space, "slow", &installed.state());
+
+    // Of nodes and workloads: whoever leads next takes it back.
+    for (name, step) in [("cordon", "cordon: {nodes: {mode: all}}, for: 5m"), ("scale", "scale: {replicas: 1}, for: 5m")] {
+        space.wait_injected("app=digits", 2);
+        space.apply(&test(name, &format!("  baseline: 1s\n  steps: [{{name: {name}, {step}}}]\n")));
+        space.wait(60, &format!("{name} in force\n{}", installed.state()), || (!kept(&cluster, &installed).is_empty()).then_some(()));
+        let Some(cut) = cluster.cut_api() else { return };
+        thread::sleep(Duration::from_secs(25));
+        drop(cut);
+        let began = Instant::now();
+        eventually_as_before(&cluster, &installed, &space, &before, 90);
+        println!("{name}: as before {:.1} s after the API server was back", began.elapsed().as_secs_f64());
+        finished(&space, name, &installed.state());
+    }
+
+    // A short loss is survived: the run goes on.
+    space.wait_injected("app=digits", 2);
+    let spec = "  baseline: 4s\n  steps: [{name: slow, networkLatency: {pods: {mode: all}, delay: 300ms}, for: 8s}]\n  stable: {within: 60s, hold: 2s}\n";
+    space.apply(&test("short", spec));
+    space.wait(60, "the fault", || (space.get("resiliencetest/short")?["status"]["live"]["phase"] == "Fault").then_some(()));
+    let Some(cut) = cluster.cut_api() else { return };
+    thread::sleep(Duration::from_secs(3));
+    drop(cut);
+    let status = finished(&space, "short", &installed.state());
+    assert_eq!(status["verdict"], "pass", "{status:#}");
+}
+
+fn finished(space: &Namespace<'_>, name: &str, state: &str) -> serde_json::Value {
+    space.wait(120, &format!("the end of {name}\n{state}"), || {
+        let status = space.get(&format!("resiliencetest/{name}"))?["status"].clone();
+        (status["phase"] == "Finished").then_some(status)
+    })
+}

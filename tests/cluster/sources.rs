@@ -1,0 +1,256 @@
+//! Golden sets that lie in claims, images and object stores: read by a pod in their namespace, and only where that was granted.
+
+use std::{net::TcpStream, path::Path, process::Child, time::Duration};
+
+use serde_json::Value;
+use steadfast_golden_sets::set::{self, archive};
+
+use crate::{
+    experiments::{run, run_with, test},
+    golden::{digits_set, reason, servers, status},
+    harness::{Cluster, Namespace, cluster_alone},
+    install::{helm, install_with},
+};
+
+const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed, pod-security.kubernetes.io/enforce: restricted";
+/// Where pods of the cluster on this machine reach this machine.
+const HERE: &str = "10.77.0.254";
+
+/// A folder that is there on every node, since they share this machine's disk; readable for everybody.
+fn folder() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("opened");
+    folder
+}
+
+/// A volume over a folder, and the claim `models` on it; the volume goes on drop.
+struct Volume<'a> {
+    cluster: &'a Cluster,
+    name: String,
+}
+
+impl<'a> Volume<'a> {
+    fn new(space: &Namespace<'a>, folder: &Path) -> Self {
+        let name = format!("{}-models", space.name());
+        space.apply(&format!(
+            "apiVersion: v1
+kind: PersistentVolume
+metadata: {{name: {name}}}
+spec:
+  capacity: {{storage: 1Gi}}
+  accessModes: [ReadOnlyMany]
+  storageClassName: ''
+  claimRef: {{namespace: {space}, name: models}}
+  hostPath: {{path: {folder}, type: Directory}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: models}}
+spec: {{accessModes: [ReadOnlyMany], storageClassName: '', volumeName: {name}, resources: {{requests: {{storage: 1Gi}}}}}}
+",
+            space = space.name(),
+            folder = folder.display()
+        ));
+        Self { cluster: space.cluster(), name }
+    }
+}
+
+impl Drop for Volume<'_> {
+    fn drop(&mut self) {
+        let _ = self.cluster.kubectl(&["delete", "persistentvolume", &self.name, "--wait=false"]);
+    }
+}
+
+/// The GoldenSet `digits` with this source, and perhaps a digest.
+fn apply(space: &Namespace<'_>, source: &str, digest: &str) {
+    let digest = if digest.is_empty() { String::new() } else { format!("\n  digest: '{digest}'") };
+    space.apply(&format!(
+        "apiVersion: steadfast.dev/v1alpha1\nkind: GoldenSet\nmetadata: {{name: digits}}\nspec:\n  selector: {{matchLabels: {{app: digits}}}}\n  source: {source}{digest}\n  schedule: {{every: 200ms, share: 100%}}\n  verdict: {{detect: 10%}}\n"
+    ));
+}
+
+fn readers(space: &Namespace<'_>) -> Vec<String> {
+    space.pods("steadfast.dev/part=golden-reader")
+}
+
+fn message(status: &Value) -> String {
+    let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+    conditions.iter().find(|condition| condition["type"] == "Ready").and_then(|condition| condition["message"].as_str()).unwrap_or_default().to_owned()
+}
+
+/// Waits for this reason of the condition Ready about the object as it is now, and for the reader to be gone; returns what was said.
+#[track_caller]
+fn comes_to(space: &Namespace<'_>, wanted: &str) -> String {
+    let generation = space.get("goldenset/digits").expect("it is there")["metadata"]["generation"].clone();
+    let said = space.wait(60, &format!("the reason {wanted}, but {:#}", status(space)), || {
+        let status = status(space);
+        (status["observedGeneration"] == generation && reason(&status, "Ready") == wanted).then(|| message(&status))
+    });
+    if wanted != "SourceReading" {
+        space.wait(20, "no reader", || readers(space).is_empty().then_some(()));
+    }
+    said
+}
+
+#[test]
+fn a_set_in_a_claim_is_read_by_a_pod_that_goes_again_and_is_replayed() {
+    let Some(cluster) = cluster_alone() else { return };
+    if cluster.is_elsewhere() {
+        eprintln!("not run: the nodes of this cluster do not share this machine's disk");
+        return;
+    }
+    let (space, elsewhere) = (cluster.namespace_with("claims", ASKS), cluster.namespace_with("ungranted", ASKS));
+    let installed = install_with(&cluster, &[&format!("goldenSets.readerNamespaces={{{}}}", space.name())]);
+    let digits = digits_set();
+    let digest = digits.digest().to_string();
+    let folder = folder();
+    set::write(&digits, folder.path().join("digits")).expect("written");
+    std::fs::write(folder.path().join("digits.tar"), archive::pack(&digits).expect("packed")).expect("written");
+    let _volumes = (Volume::new(&space, folder.path()), Volume::new(&elsewhere, folder.path()));
+    space.apply(&servers("web", 1, "/golden-sets/digits", "", ""));
+    space.wait_ready("app=digits", 1);
+
+    for path in ["digits", "digits.tar"] {
+        apply(&space, &format!("{{persistentVolumeClaim: {{claimName: models, path: {path}}}}}"), &digest);
+        comes_to(&space, "Replaying");
+        assert_eq!(status(&space)["digest"], digest.as_str(), "{}", installed.state());
+    }
+    space.wait(60, "a verdict", || (status(&space)["verdict"] == "Pass").then_some(()));
+    // What a run replays and sends comes from the same place.
+    let ended = run(
+        &cluster,
+        &space,
+        &test(
+            "claim",
+            "  golden: [{set: digits, every: 100ms}]\n  baseline: 4s\n  steps: [{name: slow, networkLatency: {pods: {mode: all}, delay: 20ms}, for: 2s}]\n",
+        ),
+    );
+    let report = ended.report.unwrap_or_else(|| panic!("{}\n{}", ended.said, installed.state()));
+    assert!(report.total.consistency.ratio == Some(1.0) && report.pods[0].golden.iter().any(|point| point.matched > 0), "{:?}", report.total);
+
+    apply(&space, "{persistentVolumeClaim: {claimName: models, path: nothing}}", "");
+    assert!(comes_to(&space, "SourceBroken").contains("no such file or folder"));
+    apply(&space, "{persistentVolumeClaim: {claimName: models, path: digits}}", &format!("sha256:{}", "0".repeat(64)));
+    assert!(comes_to(&space, "DigestMismatch").contains(&digest));
+    apply(&space, "{image: {reference: 'registry.example/set:1'}}", "");
+    let said = comes_to(&space, "SourceNotSupported");
+    assert!(said.contains("ImageVolume") && said.contains("1.33"), "{said}");
+
+    // A reader that waits is told of, and goes with its set.
+    apply(&space, "{persistentVolumeClaim: {claimName: later, path: digits}}", "");
+    comes_to(&space, "SourceReading");
+    space.wait(30, "the scheduler's words", || message(&status(&space)).contains("\"later\" not found").then_some(()));
+    assert_eq!(readers(&space).len(), 1);
+    space.kubectl(&["delete", "goldenset/digits"]).expect("deleted");
+    space.wait(20, "no reader", || readers(&space).is_empty().then_some(()));
+
+    apply(&elsewhere, "{persistentVolumeClaim: {claimName: models, path: digits}}", &digest);
+    assert!(comes_to(&elsewhere, "SourceNotAllowed").contains("goldenSets.readerNamespaces"));
+}
+
+/// An S3 server over a folder that pods can reach; ended on drop.
+pub(crate) struct Store {
+    child: Child,
+    pub(crate) port: u16,
+}
+
+impl Store {
+    /// `None`: there is no program, or pods cannot reach this machine.
+    pub(crate) fn start(cluster: &Cluster, folder: &Path) -> Option<Self> {
+        let program = std::env::var("STEADFAST_S3_SERVER").ok().filter(|_| !cluster.is_elsewhere());
+        let Some(program) = program else {
+            assert!(std::env::var("STEADFAST_REQUIRE_S3_SERVER").as_deref() != Ok("1"), "STEADFAST_REQUIRE_S3_SERVER=1, and STEADFAST_S3_SERVER names none");
+            eprintln!("not run: STEADFAST_S3_SERVER names no versitygw that pods could reach; tests/run installs it");
+            return None;
+        };
+        let port = 17_070;
+        let mut command = cluster.command(&program);
+        command.args(["--access", "steadfast", "--secret", "right-secret", "--port", &format!("{HERE}:{port}"), "posix", "--nometa"]).arg(folder);
+        let store = Self { child: command.stdout(std::process::Stdio::null()).spawn().expect("the store starts"), port };
+        for _ in 0..200 {
+            if cluster.inside(|| TcpStream::connect((HERE, port)).is_ok()) {
+                return Some(store);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("the store never listened");
+    }
+
+    /// A Secret with what it takes to ask it.
+    pub(crate) fn secret(&self, name: &str, key: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\nstringData: {{AWS_ENDPOINT: 'http://{HERE}:{}', AWS_ALLOW_HTTP: 'true', AWS_REGION: us-east-1, AWS_ACCESS_KEY_ID: steadfast, AWS_SECRET_ACCESS_KEY: {key}}}\n",
+            self.port
+        )
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn sets_are_read_from_and_reports_kept_in_an_object_store_with_the_keys_of_a_secret() {
+    let Some(cluster) = cluster_alone() else { return };
+    let digits = digits_set();
+    let buckets = folder();
+    std::fs::create_dir_all(buckets.path().join("models")).expect("made");
+    std::fs::create_dir_all(buckets.path().join("reports")).expect("made");
+    set::write(&digits, buckets.path().join("models/digits")).expect("written");
+    let Some(store) = Store::start(&cluster, buckets.path()) else { return };
+    let space = cluster.namespace_with("objects", ASKS);
+    let readers = format!("goldenSets.readerNamespaces={{{}}}", space.name());
+    let installed = install_with(&cluster, &[&readers]);
+    let secret = store.secret("reports", "right-secret").replace("metadata: {", &format!("metadata: {{namespace: {}, ", installed.system));
+    cluster.apply(&secret);
+    let reports = [
+        "upgrade",
+        "steadfast",
+        "deploy/chart",
+        "--reuse-values",
+        "--set",
+        "reports.url=s3://reports/steadfast,reports.secret=reports",
+        "--wait",
+        "--timeout",
+        "120s",
+    ];
+    helm(&cluster, &installed.system, &reports).expect("upgraded");
+    space.apply(&store.secret("right", "right-secret"));
+    space.apply(&store.secret("wrong", "wrong-secret"));
+    space.apply(&servers("web", 1, "/golden-sets/digits", "", ""));
+    space.wait_ready("app=digits", 1);
+
+    let source = |secret: &str| format!("{{objectStore: {{url: 's3://models/digits', secretName: {secret}}}}}");
+    apply(&space, &source("wrong"), "");
+    assert!(comes_to(&space, "SourceBroken").contains("SignatureDoesNotMatch"));
+    apply(&space, &source("right"), &digits.digest().to_string());
+    comes_to(&space, "Replaying");
+
+    let text = test("kept", "  baseline: 4s\n  steps: [{name: slow, networkLatency: {pods: {mode: all}, delay: 20ms}, for: 2s}]\n");
+    space.apply(&text);
+    let ended = space.wait(60, &format!("the end of a run\n{}", installed.state()), || {
+        let test = space.get("resiliencetest/kept")?;
+        (test["status"]["phase"] == "Finished").then(|| test["status"]["report"].clone())
+    });
+    let address = ended["address"].as_str().unwrap_or_else(|| panic!("{ended}\n{}", installed.state()));
+    let file = address.strip_prefix("s3://").map(|rest| buckets.path().join(rest)).unwrap_or_else(|| panic!("{address}"));
+    let mut report = String::new();
+    let packed = std::fs::File::open(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(packed), &mut report).expect("unpacked");
+    assert_eq!(set::sha256(report.as_bytes()).to_string(), ended["digest"].as_str().expect("a digest"));
+    // Whoever runs from outside fetches it with keys of his own, and without them is told where it lies.
+    let endpoint = format!("http://{HERE}:{}", store.port);
+    let with = |key: &str| {
+        let variables = [("AWS_ENDPOINT", endpoint.as_str()), ("AWS_ALLOW_HTTP", "true"), ("AWS_REGION", "us-east-1"), ("AWS_ACCESS_KEY_ID", "steadfast")];
+        let variables: Vec<_> = variables.into_iter().chain([("AWS_SECRET_ACCESS_KEY", key)]).collect();
+        run_with(&cluster, &space, &text, &variables)
+    };
+    let refused = with("wrong-secret");
+    assert!(refused.report.is_none() && refused.said.contains("s3://reports/steadfast/") && refused.said.contains("AWS_ACCESS_KEY_ID"), "{}", refused.said);
+    let fetched = with("right-secret");
+    assert!(fetched.report.is_some_and(|report| report.total.availability.attempted > 0), "{}", fetched.said);
+}

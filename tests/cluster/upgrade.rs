@@ -1,0 +1,70 @@
+//! From one version to the next: the controller is rolled out anew under load, no request is lost, what is armed stays, and the new one is in charge.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    harness::{Namespace, cluster_alone},
+    injection::{Users, ask, service},
+    install::install,
+};
+
+const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed";
+const SLOW: &str = "apiVersion: steadfast.dev/v1alpha1
+kind: FaultPolicy
+metadata: {name: slow}
+spec:
+  selector: {matchLabels: {app: recommender}}
+  expiresAfter: 10m
+  budget: {concurrent: 100, share: 100%}
+  rules: [{match: {model: recommender}, faults: [{delay: {fixed: 300ms}}]}]
+";
+
+fn standing(space: &Namespace<'_>) -> Option<String> {
+    Some(space.get("faultpolicy/slow")?["status"]["conditions"][0]["reason"].as_str()?.to_owned())
+}
+
+#[test]
+fn an_upgrade_under_load_loses_no_request_and_what_is_armed_stays_armed() {
+    let Some(cluster) = cluster_alone() else { return };
+    if cluster.is_elsewhere() {
+        eprintln!("not run: addresses of this cluster cannot be dialled from here");
+        return;
+    }
+    let installed = install(&cluster);
+    let space = cluster.namespace_with("upgrade", ASKS);
+    let pods = space.recommender("recommender", 2, "");
+    let to = service(&space, "recommender");
+    space.apply(SLOW);
+    space.wait(20, "a policy in force", || (standing(&space)? == "Armed").then_some(()));
+    let controllers = || {
+        let names = cluster.kubectl(&["--namespace", &installed.system, "get", "pods", "--selector", "app.kubernetes.io/name=steadfast", "-o", "name"]);
+        let mut names: Vec<String> = names.expect("listed").lines().map(str::to_owned).collect();
+        names.sort();
+        names
+    };
+    let before = controllers();
+
+    let users = Users::start(cluster.everywhere(), to);
+    // A value that changes the pods of the controller, as another image would.
+    installed.upgrade(&["resources.requests.cpu=51m"]);
+    // Whoever led has handed over by then, or the Lease has run out.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(20) {
+        let asked = Instant::now();
+        cluster.inside(|| ask(to)).expect("an answer");
+        assert!(asked.elapsed() >= Duration::from_millis(300), "what was armed stays, whoever leads");
+    }
+    let (good, failed) = users.stop();
+    println!("{good} requests answered during and after the upgrade");
+    assert!(good > 50, "{good}");
+    assert_eq!(failed, []);
+    assert!(controllers().iter().all(|pod| !before.contains(pod)), "every pod of the controller is a new one");
+    assert_eq!(space.pods("app=recommender"), pods, "and every sidecar the old one");
+    // The new controller is in charge of the old sidecars.
+    space.kubectl(&["delete", "faultpolicy/slow"]).expect("deleted");
+    space.wait(30, "quick answers", || {
+        let asked = Instant::now();
+        cluster.inside(|| ask(to)).expect("an answer");
+        (asked.elapsed() < Duration::from_millis(250)).then_some(())
+    });
+}
