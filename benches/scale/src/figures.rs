@@ -96,7 +96,7 @@ fn draw(file: &Path, rows: &[Row]) -> Drawn {
     let panels = whole.split_evenly((1, 3));
     let of = |what: fn(&Row) -> f64| rows.iter().map(|row| (row.sidecars as f64, what(row))).collect::<Vec<_>>();
     panel(&panels[0], "CPU of the controller, cores", CPU_GOAL_CORES, &[("one report a second each", of(|row| row.cpu_cores), BLUE)])?;
-    panel(&panels[1], "Memory of the controller (RSS), MB", RSS_GOAL_MB, &[("two TLS connections each", of(|row| row.rss_mb), BLUE)])?;
+    panel(&panels[1], "Memory of the controller (RSS), MB", RSS_GOAL_MB, &[("one TLS connection each", of(|row| row.rss_mb), BLUE)])?;
     let policies = [("for one, p50", of(|row| row.policy_one_p50_ms), BLUE), ("for all at once, p50", of(|row| row.policy_all_p50_ms), RGBColor(0, 128, 90))];
     panel(&panels[2], "A policy reaches a sidecar, ms", POLICY_GOAL_MS, &policies)?;
     whole.present()?;

@@ -1,4 +1,4 @@
-//! How many sidecars does one controller carry? Simulated ones speak the real protocol (TLS, HTTP/1.1, JSON lines; a stream of policies and a report a second each) with
+//! How many sidecars does one controller carry? Simulated ones speak the real protocol (TLS, JSON lines; policies down and a report a second up) with
 //! the controller's own server, hub and ingest in a process of its own; its CPU, its memory and the time that a policy takes to reach a sidecar are measured at growing numbers.
 //!
 //! What a cluster adds is not in it: TokenReviews (once per token and sidecar), watches over pods, and reconcilers. Sidecars prove themselves by one secret, as on one machine.
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
 
 fn bench(args: &Args) -> Result<(), Failure> {
     let most = args.sidecars.iter().copied().max().unwrap_or(0);
-    process::allow_files(2 * most as u64 + FILES_BESIDE)?;
+    process::allow_files(most as u64 + FILES_BESIDE)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(io("no runtime"))?;
     let rows = runtime.block_on(measure(args))?;
     figures::write(&args.out, &rows)?;

@@ -1,5 +1,5 @@
-//! One simulated sidecar: a connection on which policies come, and one on which a report goes up each second, as `proxy::control` does it. What it says is the protocol
-//! byte for byte; what it does not have is a data path.
+//! One simulated sidecar: a connection on which policies come and a report goes up each second, as `proxy::control` does it. What it says is the protocol byte for byte;
+//! what it does not have is a data path.
 
 use std::{
     sync::{
@@ -15,7 +15,9 @@ use rustls::{
 };
 use steadfast_api::{
     policy::{Origin, PolicySnapshot},
-    sidecar::{Evidence, PROTOCOL_HEADER, PROTOCOL_MAJOR, PodIdentity, RequestWindow, ResponseCount, SidecarReport, What},
+    sidecar::{
+        Answer, CONNECTION_PATH, CONNECTION_UPGRADE, Evidence, PROTOCOL_HEADER, PROTOCOL_MAJOR, PodIdentity, RequestWindow, ResponseCount, SidecarReport, What,
+    },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -67,9 +69,12 @@ impl Target {
         self.connector.connect(self.name.clone(), stream).await
     }
 
-    /// Head of a request, without its end.
-    fn head(&self, method_and_path: &str) -> String {
-        format!("{method_and_path} HTTP/1.1\r\nhost: {NAME}\r\nauthorization: Bearer {}\r\n{PROTOCOL_HEADER}: {PROTOCOL_MAJOR}\r\n", self.token)
+    /// What makes a connection a sidecar's own.
+    fn head(&self, uid: &str) -> String {
+        format!(
+            "GET {CONNECTION_PATH}?uid={uid} HTTP/1.1\r\nhost: {NAME}\r\nauthorization: Bearer {}\r\n{PROTOCOL_HEADER}: {PROTOCOL_MAJOR}\r\nconnection: upgrade\r\nupgrade: {CONNECTION_UPGRADE}\r\n\r\n",
+            self.token
+        )
     }
 }
 
@@ -92,7 +97,7 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    /// Returns once so many have had their first report taken.
+    /// Returns once so many are connected.
     pub(crate) async fn connected(&self, count: usize, within_each_step: Duration) -> Result<(), Failure> {
         loop {
             let changed = self.changed.notified();
@@ -110,7 +115,7 @@ impl Totals {
         self.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Reports and streams that failed.
+    /// Connections that failed.
     pub(crate) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
@@ -127,15 +132,20 @@ impl Sidecar {
     /// Never returns while the controller is there. `handshake` is given back once it is connected.
     pub(crate) async fn live(self, handshake: OwnedSemaphorePermit) {
         let ended = async {
-            let mut policies = self.target.dial().await?;
-            let request = format!("{}\r\n", self.target.head(&format!("GET /v1alpha1/policies?uid={}", uid(self.number))));
-            policies.write_all(request.as_bytes()).await?;
-            let mut reports = self.target.dial().await?;
-            self.report(&mut reports, 1, Instant::now()).await?;
-            drop(handshake);
-            self.totals.connected.fetch_add(1, Ordering::Release);
-            self.totals.changed.notify_one();
-            tokio::try_join!(self.follow(policies), self.report_for_ever(reports)).map(drop)
+            let mut stream = self.target.dial().await?;
+            stream.write_all(self.target.head(&uid(self.number)).as_bytes()).await?;
+            let mut lines = Vec::with_capacity(1024);
+            // What comes with the head is a line already.
+            let head = loop {
+                if stream.read_buf(&mut lines).await? == 0 || lines.len() > ANSWER_MAX || !lines.starts_with(b"HTTP/1.1 101") {
+                    return Err(std::io::Error::other(format!("no connection, but {:?}", String::from_utf8_lossy(&lines))));
+                }
+                if let Some(end) = lines.windows(4).position(|four| four == b"\r\n\r\n") {
+                    break end + 4;
+                }
+            };
+            lines.drain(..head);
+            self.talk(stream, lines, handshake).await
         };
         if let Err(why) = ended.await {
             // The first few say what is wrong; at the end of the bench all of them end.
@@ -145,19 +155,31 @@ impl Sidecar {
         }
     }
 
-    async fn report_for_ever(&self, mut stream: TlsStream<TcpStream>) -> std::io::Result<()> {
-        let born = Instant::now();
+    /// A report each second, and whatever comes.
+    async fn talk(&self, mut stream: TlsStream<TcpStream>, mut pending: Vec<u8>, handshake: OwnedSemaphorePermit) -> std::io::Result<()> {
+        drop(handshake);
+        self.totals.connected.fetch_add(1, Ordering::Release);
+        self.totals.changed.notify_one();
+        let (born, mut sequence) = (Instant::now(), 1);
         // Spread over the second, as sidecars that started at their own time are.
         let mut every = interval_at(born + EVERY.mul_f64(rand::random::<f64>()), EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        for sequence in 2.. {
-            every.tick().await;
-            self.report(&mut stream, sequence, born).await?;
+        stream.write_all(&self.report(sequence, born)?).await?;
+        loop {
+            self.take(&mut pending)?;
+            tokio::select! {
+                read = stream.read_buf(&mut pending) => if read? == 0 {
+                    return Err(std::io::Error::other("the controller ended the connection"));
+                },
+                _ = every.tick() => {
+                    sequence += 1;
+                    stream.write_all(&self.report(sequence, born)?).await?;
+                }
+            }
         }
-        Ok(())
     }
 
-    async fn report(&self, stream: &mut TlsStream<TcpStream>, sequence: u64, born: Instant) -> std::io::Result<()> {
+    fn report(&self, sequence: u64, born: Instant) -> std::io::Result<Vec<u8>> {
         let sent_ns = born.elapsed().as_nanos() as u64 + 1;
         let window = RequestWindow {
             window_ns: EVERY.as_nanos() as u64,
@@ -179,42 +201,27 @@ impl Sidecar {
             evidence: vec![Evidence { at_ns: sent_ns, what: What::Requests(window) }],
             dropped: 0,
         };
-        let line = serde_json::to_string(&report)?;
-        let head = self.target.head("POST /v1alpha1/reports");
-        let request = format!("{head}content-type: application/jsonl\r\ncontent-length: {}\r\n\r\n{line}\n", line.len() + 1);
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::with_capacity(256);
-        while !answer.ends_with(b"\r\n\r\n") {
-            if stream.read_buf(&mut answer).await? == 0 || answer.len() > ANSWER_MAX {
-                return Err(std::io::Error::other(format!("no answer to a report, but {:?}", String::from_utf8_lossy(&answer))));
-            }
-        }
-        if !answer.starts_with(b"HTTP/1.1 204") {
-            return Err(std::io::Error::other(format!("a report was answered {:?}", String::from_utf8_lossy(&answer))));
-        }
-        self.totals.acknowledged.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        let mut line = serde_json::to_vec(&report)?;
+        line.push(b'\n');
+        Ok(line)
     }
 
-    /// Each snapshot comes as one chunk with one line.
-    async fn follow(&self, mut stream: TlsStream<TcpStream>) -> std::io::Result<()> {
-        let mut pending = Vec::with_capacity(1024);
-        loop {
-            if stream.read_buf(&mut pending).await? == 0 {
-                return Err(std::io::Error::other("the stream of policies ended"));
-            }
-            let at = clock::now();
-            while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = pending.drain(..=end).collect();
-                // Heads, lengths of chunks and heartbeats are no snapshots.
-                if !line.starts_with(b"{") {
-                    continue;
-                }
-                let snapshot: PolicySnapshot = serde_json::from_slice(&line)?;
-                if let Some(policy) = snapshot.policies.into_iter().next() {
-                    let _ = self.told.send(Heard { policy: policy.name, at });
+    /// Takes the lines that are whole.
+    fn take(&self, pending: &mut Vec<u8>) -> std::io::Result<()> {
+        let at = clock::now();
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            match serde_json::from_slice(&line) {
+                Ok(Answer::Acknowledged(_)) => drop(self.totals.acknowledged.fetch_add(1, Ordering::Relaxed)),
+                Ok(Answer::Refused(why)) => return Err(std::io::Error::other(why)),
+                Err(_) => {
+                    let snapshot: PolicySnapshot = serde_json::from_slice(&line)?;
+                    if let Some(policy) = snapshot.policies.into_iter().next() {
+                        let _ = self.told.send(Heard { policy: policy.name, at });
+                    }
                 }
             }
         }
+        Ok(())
     }
 }
