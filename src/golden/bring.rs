@@ -79,6 +79,6 @@ async fn send(controller: &Controller, kind: &'static str, body: Bytes) -> Resul
     if status.is_success() {
         return Ok(());
     }
-    let words = Limited::new(answer.into_body(), WORDS_MAX).collect().await.map(|words| words.to_bytes()).unwrap_or_default();
+    let words = Limited::new(answer.into_body(), WORDS_MAX).collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     Err((status, format!("the controller answered {status}: {}", String::from_utf8_lossy(&words))))
 }

@@ -154,12 +154,12 @@ impl Cable {
         }
         Ok(cable)
     }
+}
 
-    fn at(&self, place: &str, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", place, program]).stdin(Stdio::null());
-        command
-    }
+fn at(place: &str, program: &str) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", place, program]).stdin(Stdio::null());
+    command
 }
 
 impl Drop for Cable {
@@ -190,7 +190,7 @@ fn both_families_are_redirected_and_loopback_is_not() {
     // Two servers that answer with the path of their folder: which of them, tells who was reached.
     let serve = |set: &str, port: &str| {
         let folder = crate::harness::root().join("golden-sets/sets").join(set);
-        let mut command = cable.at(&cable.inside, STEADFAST);
+        let mut command = at(&cable.inside, STEADFAST);
         command.arg("serve").arg(folder).args(["--host", "::", "--port", port]).stderr(Stdio::null());
         Ends(command.spawn().expect("it starts"))
     };
@@ -199,7 +199,7 @@ fn both_families_are_redirected_and_loopback_is_not() {
         let models = ["digits", "recommender"];
         let asks = |model: &str| {
             let url = format!("http://{host}:{port}/v2/models/{model}");
-            output(cable.at(place, "curl").args(["--silent", "--fail", "--globoff", "--max-time", "2", &url]), None).is_ok()
+            output(at(place, "curl").args(["--silent", "--fail", "--globoff", "--max-time", "2", &url]), None).is_ok()
         };
         models.into_iter().find(|model| asks(model))
     };
@@ -214,7 +214,7 @@ fn both_families_are_redirected_and_loopback_is_not() {
     let rules = ["redirect", "--route", "8000=4180", "--probes", "4200=8000"];
     // Twice is as once.
     for _ in 0..2 {
-        output(cable.at(&inside, STEADFAST).args(rules), None).expect("rules");
+        output(at(&inside, STEADFAST).args(rules), None).expect("rules");
     }
     for host in ["192.0.2.1", "[2001:db8::1]"] {
         assert_eq!(reached(&outside, host, 8000), Some("recommender"), "users of {host} reach the sidecar");

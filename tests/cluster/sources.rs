@@ -237,7 +237,7 @@ fn sets_are_read_from_and_reports_kept_in_an_object_store_with_the_keys_of_a_sec
         (test["status"]["phase"] == "Finished").then(|| test["status"]["report"].clone())
     });
     let address = ended["address"].as_str().unwrap_or_else(|| panic!("{ended}\n{}", installed.state()));
-    let file = address.strip_prefix("s3://").map(|rest| buckets.path().join(rest)).unwrap_or_else(|| panic!("{address}"));
+    let file = buckets.path().join(address.strip_prefix("s3://").unwrap_or_else(|| panic!("{address}")));
     let mut report = String::new();
     let packed = std::fs::File::open(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(packed), &mut report).expect("unpacked");
