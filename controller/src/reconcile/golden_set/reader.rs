@@ -1,4 +1,4 @@
-//! Reader pods: short-lived pods in a GoldenSet's namespace that mount what the controller cannot, and bring the set over the sidecars' connection.
+//! Reader pods: short-lived pods in a GoldenSet's namespace that mount what the controller cannot, and bring the set to the sidecars' port.
 //!
 //! A reader has no right of any kind: a token that proves which pod it is, its volume (read only) or its Secret, and nobody dials it. It is the GoldenSet's own object,
 //! ends by kubelet's deadline and is removed as soon as it has spoken; one that a controller left behind is removed by the next before it makes another. Names
