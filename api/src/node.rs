@@ -6,10 +6,13 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::Span;
+use crate::{Span, fault::Delay};
 
 /// The longest that a node may be asked to suffer.
 pub const LASTS_MAX: Span = Span::from_secs(3600);
+
+/// The longest that a packet may be asked to wait, jitter and all.
+pub const LATENCY_MAX: Span = Span::from_secs(10);
 
 /// `NodeFault.spec`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -35,6 +38,8 @@ pub enum NodeFaultKind {
     Partition {},
     /// What the node itself (its kubelet, and pods in its network) sends to the API server is dropped. The kernel forgets the rule by its own timer.
     KubeletCut {},
+    /// Every packet that comes by an uplink of the node waits. The kernel forgets the rule by its own timer unless the agent goes on.
+    Latency(Delay),
     /// The main process of this container is killed, once.
     ContainerKill {
         pod_uid: String,
@@ -48,6 +53,7 @@ impl NodeFaultKind {
         match self {
             Self::Partition {} => "partition",
             Self::KubeletCut {} => "kubelet cut",
+            Self::Latency(_) => "latency",
             Self::ContainerKill { .. } => "container kill",
         }
     }

@@ -343,7 +343,8 @@ impl Action {
     }
 }
 
-/// Every request to the chosen pods, or to the pods of the chosen nodes, arrives late. Exactly one of `nodes` and `pods`.
+/// Every request to the chosen pods, or to the pods of the chosen nodes, arrives late; or, `by: agent`, every packet that comes to the chosen nodes. Exactly one of
+/// `nodes` and `pods`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NetworkLatency {
@@ -354,6 +355,27 @@ pub struct NetworkLatency {
     pub delay: Span,
     #[serde(default, skip_serializing_if = "Span::is_zero")]
     pub jitter: Span,
+    #[serde(default, skip_serializing_if = "LatencyBy::is_sidecar")]
+    pub by: LatencyBy,
+}
+
+/// Who adds latency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum LatencyBy {
+    /// The sidecars, to the requests of users.
+    #[default]
+    Sidecar,
+    /// The node agent, to everything that comes to a node by its network: requests, answers from elsewhere, and what the cluster has to say to its kubelet. It heals
+    /// itself by the kernel's own timer.
+    Agent,
+}
+
+impl LatencyBy {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    pub const fn is_sidecar(&self) -> bool {
+        matches!(self, Self::Sidecar)
+    }
 }
 
 impl NetworkLatency {

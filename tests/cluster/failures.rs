@@ -83,6 +83,7 @@ fn nodes_workloads_and_containers_fail_with_proof_and_are_put_back() {
     - {name: cut off, nodeFailure: {nodes: {mode: one}, by: agent}, for: 8s}
     - {name: no kubelet, nodeFailure: {nodes: {mode: one}, by: kubelet}, for: 4s}
     - {name: drained, drain: {nodes: {mode: one}}, for: 4s}
+    - {name: slow node, networkLatency: {nodes: {mode: one}, delay: 300ms, by: agent}, for: 6s}
   stable: {within: 90s, hold: 2s}
   hypothesis: [{availability: {atLeast: 50%}}]
 ",
@@ -102,6 +103,7 @@ fn nodes_workloads_and_containers_fail_with_proof_and_are_put_back() {
         ("cut off", "packets were dropped"),
         ("no kubelet", "packets were dropped"),
         ("drained", "evicted"),
+        ("slow node", "packets waited, 30"),
     ] {
         assert!(proofs.iter().any(|(fault, evidence)| fault == name && evidence.contains(proof)), "{name}: {proofs:#?}");
     }
@@ -113,8 +115,44 @@ fn nodes_workloads_and_containers_fail_with_proof_and_are_put_back() {
     );
     let cut = report.outages.iter().find(|outage| outage.fault == Some(of("cut off"))).unwrap_or_else(|| panic!("{:?}", report.outages));
     assert!(cut.routing_outage_ms.is_some_and(|outage| (4_000.0..40_000.0).contains(&outage)), "users met nobody there: {cut:?}");
+    let slow = report.phases.iter().find(|phase| phase.name.starts_with("slow node")).unwrap_or_else(|| panic!("{:?}", report.phases));
+    assert!((300.0..900.0).contains(&slow.service.latency.p99_ms), "users of the slow node waited: {:?}", slow.service.latency);
     assert!(report.run.left_behind.is_empty(), "{:?}", report.run.left_behind);
     eventually_as_before(&cluster, &installed, &space, &before, 30);
+}
+
+#[test]
+fn a_slow_node_is_fast_again_when_its_agent_is_killed() {
+    let Some(cluster) = cluster_alone() else { return };
+    let installed = install_with(&cluster, &["nodeAgent.enabled=true"]);
+    let _allowed = NodesAllowed::new(&cluster);
+    let space = cluster.namespace_with("slow", ASKS);
+    digits(&space, 3);
+    space.apply(&test("slow", "  baseline: 1s\n  steps: [{name: slow, networkLatency: {nodes: {mode: one}, delay: 400ms, by: agent}, for: 60s}]\n"));
+    let of = |field: &str| cluster.kubectl(&["--namespace", &installed.system, "get", "nodefaults", "-o", &format!("jsonpath={{.items[*].{field}}}")]);
+    let node = space.wait(60, &format!("a slow node\n{}", installed.state()), || {
+        (of("status.phase").ok()?.trim() == "InForce").then(|| of("spec.node").expect("a node").trim().to_owned())
+    });
+    let pods = space.list("pods");
+    let pod = pods.iter().find(|pod| pod["spec"]["nodeName"] == node.as_str()).unwrap_or_else(|| panic!("a pod on {node}: {pods:?}"));
+    let address = format!("{}:4180", pod["status"]["podIP"].as_str().expect("an address"));
+    // A connection takes one round trip.
+    let dial = || {
+        let began = Instant::now();
+        let dialled = cluster.inside(|| TcpStream::connect_timeout(&address.parse().expect("an address"), Duration::from_secs(1)).is_ok());
+        dialled.then(|| began.elapsed())
+    };
+    space.wait(5, "a slow connection", || dial().filter(|took| (400..700).contains(&took.as_millis())));
+    let agents =
+        ["--namespace", &installed.system, "get", "pods", "-l", "steadfast.dev/part=agent", "-o", "name", "--field-selector", &format!("spec.nodeName={node}")];
+    let agent = cluster.kubectl(&agents).expect("agents").trim().to_owned();
+    let began = Instant::now();
+    cluster.kubectl(&["--namespace", &installed.system, "delete", &agent, "--grace-period=0", "--force"]).expect("deleted");
+    space.wait(20, "a fast connection", || dial().filter(|took| took.as_millis() < 200));
+    println!("fast {:.1} s after the agent was killed", began.elapsed().as_secs_f64());
+    space.kubectl(&["delete", "resiliencetest/slow"]).expect("deleted");
+    space.wait(60, &format!("nothing kept\n{}", installed.state()), || kept(&cluster, &installed).is_empty().then_some(()));
+    assert!(dial().is_some_and(|took| took.as_millis() < 200), "and stays so");
 }
 
 #[test]

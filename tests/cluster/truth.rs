@@ -41,8 +41,8 @@ use crate::{
     install::install_with,
 };
 
-/// 100 requests a second over three pods: each is asked so often.
-const INTERVAL_MS: f64 = 30.0;
+/// 50 requests a second over three pods: each is asked so often.
+const INTERVAL_MS: f64 = 60.0;
 /// Where a sidecar listens for users, as the kernel writes it.
 const SIDECAR_PORT: &str = ":1054 ";
 const LISTENS: &str = " 0A ";
@@ -356,7 +356,7 @@ fn hold(rounds: usize, step: &str, what: &str) {
     let space = cluster.namespace_with("truth", ASKS);
     servers(&space, folder.path());
     let spec = format!("  baseline: 3s\n  steps: [{step}]\n  stable: {{within: 3m, hold: 2s}}\n  rounds: {rounds}\n  seed: 5\n");
-    let text = test("truth", &spec).replace("rate: 50/s", "rate: 100/s");
+    let text = test("truth", &spec);
     let (report, mut table) = measure(&cluster, &space, folder.path(), &text, &station);
     assert!(report.outages.len() >= rounds && report.recovery.censored == 0, "{:?}", report.verdict);
     let wrong = table.judge(what);

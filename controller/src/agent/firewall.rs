@@ -2,12 +2,14 @@
 //!
 //! Programmed through `nft`, as kube-proxy does. Outside the table nothing is touched, and without elements its rules match nothing.
 
-use std::{collections::BTreeSet, fmt::Write as _, fs, net::SocketAddr, process::Stdio, time::Duration};
+use std::{collections::BTreeSet, fmt::Write as _, fs, net::SocketAddr, process::Stdio, sync::PoisonError, time::Duration};
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Api, Client};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
+
+use super::latency::{self, Counts, Waited};
 
 const TABLE: &str = "steadfast";
 const NFT_WITHIN: Duration = Duration::from_secs(5);
@@ -36,10 +38,18 @@ pub(super) enum Cut {
     ApiServer(Vec<SocketAddr>),
 }
 
+/// What was in force until it was taken away.
+pub(super) struct Cleared {
+    /// Packets, since the first cut began.
+    pub dropped: u64,
+    pub waited: Waited,
+}
+
 pub(super) struct Firewall {
     uplinks: Vec<String>,
     api_servers: Vec<SocketAddr>,
     client: Client,
+    waited: Counts,
 }
 
 impl Firewall {
@@ -56,11 +66,15 @@ impl Firewall {
             return Err(format!("--uplinks: {odd:?} is not the name of a device, such as eth0"));
         }
         nft(&["list", "tables"], "").await?;
-        Ok(Self { uplinks, api_servers, client })
+        Ok(Self { uplinks, api_servers, client, waited: Counts::default() })
     }
 
     pub(super) fn uplinks(&self) -> &[String] {
         &self.uplinks
+    }
+
+    pub(super) const fn waited(&self) -> &Counts {
+        &self.waited
     }
 
     /// Where kubelets find the API server: what was named, and the endpoints of the Service kubernetes.
@@ -82,14 +96,15 @@ impl Firewall {
         nft(&["-f", "-"], &script(cut, &self.uplinks, lasts)).await.map(drop)
     }
 
-    /// Ends every cut. Returns how many packets were dropped since the first of them began.
-    pub(super) async fn clear(&self) -> u64 {
+    /// Ends every cut and every delay.
+    pub(super) async fn clear(&self) -> Cleared {
+        latency::clear().await;
         let dropped = nft(&["-j", "list", "table", "inet", TABLE], "").await.map_or(0, |listed| packets(&listed));
         // Made first, so that there is something to delete.
         if let Err(error) = nft(&["-f", "-"], &format!("table inet {TABLE}\ndelete table inet {TABLE}\n")).await {
             tracing::error!(error, "the cuts cannot be taken away; the kernel's timers will");
         }
-        dropped
+        Cleared { dropped, waited: *self.waited.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 }
 

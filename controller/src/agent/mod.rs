@@ -1,17 +1,19 @@
-//! The node agent: the one privileged part, opt-in, a DaemonSet. It does what `NodeFault` objects of its own node ask for, and nothing else: cuts the node off
-//! ([`firewall`]), cuts its kubelet off, or kills a container ([`process`]).
+//! The node agent: the one privileged part, opt-in, a DaemonSet. It does what `NodeFault` objects of its own node ask for, and nothing else: cuts the node or its
+//! kubelet off ([`firewall`]), makes what comes to the node wait ([`latency`]), or kills a container ([`process`]).
 //!
 //! ```text
 //! Pending ──▶ InForce ──▶ Healed        InForce is written before the cut, because a node without network can say nothing;
 //!        └──▶ Refused                   Healed after the kernel's own timer, or sooner where the object says `ended` or is deleted
 //! ```
 //!
-//! Nothing outlives its time whatever becomes of this process: the cut is a set element that the kernel forgets by itself. An agent that starts anew takes away
+//! Nothing outlives its time whatever becomes of this process: what drops packets, or leads them here, is a set element that the kernel forgets by itself. An agent that starts anew takes away
 //! what an earlier one left, except cuts that still have an object that wants them.
 
 mod firewall;
+mod latency;
 mod process;
 pub mod redirect;
+mod tap;
 
 use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
@@ -22,10 +24,17 @@ use kube::{
     runtime::watcher,
 };
 use serde_json::json;
-use steadfast_api::node::{LASTS_MAX, NodeFaultKind, NodeFaultPhase, NodeFaultSpec, NodeFaultStatus};
+use steadfast_api::{
+    Span,
+    fault::Delay,
+    node::{LASTS_MAX, LATENCY_MAX, NodeFaultKind, NodeFaultPhase, NodeFaultSpec, NodeFaultStatus},
+};
 use tokio::{sync::Notify, task::JoinHandle, time::sleep};
 
-use self::firewall::{Cut, Firewall};
+use self::{
+    firewall::{Cleared, Cut, Firewall},
+    latency::Latency,
+};
 use crate::reconcile::{
     resource::{MANAGER, NodeFault},
     watched::Watched,
@@ -150,8 +159,8 @@ impl Agent {
     /// In force, and nobody here is at it: asked to end, or begun by an agent that is no more.
     async fn heal(&self, object: &NodeFault) {
         let Ok(spec) = object.spec.get() else { return };
-        let dropped = self.firewall.clear().await;
-        tell(&self.api(), &object.name_any(), NodeFaultPhase::Healed, healed(spec, dropped)).await;
+        let cleared = self.firewall.clear().await;
+        tell(&self.api(), &object.name_any(), NodeFaultPhase::Healed, healed(spec, &cleared)).await;
     }
 }
 
@@ -159,8 +168,39 @@ fn phase(object: &NodeFault) -> NodeFaultPhase {
     object.status.as_ref().map(|status| status.phase).unwrap_or_default()
 }
 
-fn healed(spec: &NodeFaultSpec, dropped: u64) -> String {
-    format!("{} of node {}: healed; {dropped} packets were dropped", spec.fault.name(), spec.node)
+fn healed(spec: &NodeFaultSpec, cleared: &Cleared) -> String {
+    let seen = match spec.fault {
+        NodeFaultKind::Latency(_) => cleared.waited.words(),
+        _ => format!("{} packets were dropped", cleared.dropped),
+    };
+    format!("{} of node {}: healed; {seen}", spec.fault.name(), spec.node)
+}
+
+/// What is done for as long as the fault lasts.
+enum Act {
+    Cut(Cut),
+    Delay(Latency),
+}
+
+impl Act {
+    fn delay(firewall: &Firewall, delay: &Delay) -> Result<Self, String> {
+        let most = Span::new(delay.fixed.get().saturating_add(delay.jitter.get()));
+        if most > LATENCY_MAX {
+            return Err(format!("spec.fault.latency: {most} is longer than {LATENCY_MAX}"));
+        }
+        Latency::new(firewall.uplinks(), delay, firewall.waited()).map(Self::Delay)
+    }
+
+    async fn hold(&self, firewall: &Firewall, lasts: Duration) -> Result<(), String> {
+        match self {
+            Self::Cut(cut) => {
+                firewall.cut(cut, lasts).await?;
+                sleep(lasts).await;
+                Ok(())
+            }
+            Self::Delay(latency) => latency.hold(lasts).await,
+        }
+    }
 }
 
 async fn carry_out(api: &Api<NodeFault>, firewall: &Firewall, name: &str, spec: NodeFaultSpec) {
@@ -176,28 +216,34 @@ async fn carry_out(api: &Api<NodeFault>, firewall: &Firewall, name: &str, spec: 
         Ok(_) => return refuse(format!("spec.notAfter: {} is past", spec.not_after)).await,
         Err(error) => return refuse(format!("spec.notAfter: {error}")).await,
     }
-    let cut = match &spec.fault {
+    let act = match &spec.fault {
         NodeFaultKind::ContainerKill { pod_uid, container_id } => {
             return match process::kill_container(pod_uid, container_id) {
                 Ok(words) => tell(api, name, NodeFaultPhase::Healed, words).await,
                 Err(why) => refuse(why).await,
             };
         }
-        NodeFaultKind::Partition {} => Cut::Node,
-        NodeFaultKind::KubeletCut {} => Cut::ApiServer(firewall.api_servers().await),
+        NodeFaultKind::Partition {} => Ok(Act::Cut(Cut::Node)),
+        NodeFaultKind::KubeletCut {} => match firewall.api_servers().await {
+            addresses if addresses.is_empty() => Err("no address of the API server is known: name them with --api-servers".to_owned()),
+            addresses => Ok(Act::Cut(Cut::ApiServer(addresses))),
+        },
+        NodeFaultKind::Latency(delay) => Act::delay(firewall, delay),
     };
-    if matches!(&cut, Cut::ApiServer(addresses) if addresses.is_empty()) {
-        return refuse("no address of the API server is known: name them with --api-servers".to_owned()).await;
-    }
+    let act = match act {
+        Ok(act) => act,
+        Err(why) => return refuse(why).await,
+    };
     tell(api, name, NodeFaultPhase::InForce, format!("{} of node {} begins, for {}", spec.fault.name(), spec.node, spec.lasts)).await;
-    if let Err(why) = firewall.cut(&cut, spec.lasts.get()).await {
+    tracing::warn!(name, fault = spec.fault.name(), lasts = %spec.lasts, "begins");
+    let held = act.hold(firewall, spec.lasts.get()).await;
+    let cleared = firewall.clear().await;
+    if let Err(why) = held {
         return refuse(why).await;
     }
-    tracing::warn!(name, fault = spec.fault.name(), lasts = %spec.lasts, "in force");
-    sleep(spec.lasts.get()).await;
-    let dropped = firewall.clear().await;
-    tracing::warn!(name, dropped, "healed");
-    tell(api, name, NodeFaultPhase::Healed, healed(&spec, dropped)).await;
+    let words = healed(&spec, &cleared);
+    tracing::warn!(name, words, "healed");
+    tell(api, name, NodeFaultPhase::Healed, words).await;
 }
 
 /// Until the API server has heard it, or an hour.

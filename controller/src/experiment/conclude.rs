@@ -13,7 +13,7 @@ use steadfast_api::{
         FaultWindow, GoldenPoint, GoldenVerdictPoint, Machine, Phase, PhaseKind, PlatformTimers, PodReport, PodState, PodStretch, ProbeTimers, Report, Run,
         RunVerdict, SCHEMA, Service,
     },
-    test::{Action, During, Local, NodeFailureBy, Step},
+    test::{Action, During, LatencyBy, Local, NodeFailureBy, Step},
 };
 
 use super::{
@@ -202,8 +202,10 @@ fn window(step: &Step, fault: &FaultSpan, clock: &Clock<'_>) -> FaultWindow {
 
 fn describe(action: &Action) -> String {
     match action {
-        Action::NetworkLatency(latency) if latency.jitter.is_zero() => format!("{} added to every request", latency.delay),
-        Action::NetworkLatency(latency) => format!("{} and up to {} more added to every request", latency.delay, latency.jitter),
+        Action::NetworkLatency(latency) => {
+            let more = if latency.jitter.is_zero() { String::new() } else { format!(" and up to {} more", latency.jitter) };
+            format!("{}{more} added to every {}", latency.delay, if latency.by == LatencyBy::Agent { "packet that came to the node" } else { "request" })
+        }
         Action::PodKill(kill) if kill.grace_period.is_zero() => "killed at once".to_owned(),
         Action::PodKill(kill) => format!("deleted, with {} to finish", kill.grace_period),
         Action::NetworkLoss(loss) => format!("{} of the requests lost", loss.share),

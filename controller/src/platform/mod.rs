@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Instant};
 
 use steadfast_api::{
     Percent, Span,
-    fault::Fault,
+    fault::{Delay, Fault},
     report::PlatformTimers,
     test::{Action, NodeFailureBy, TaintEffect},
 };
@@ -116,6 +116,12 @@ pub enum Order {
         by: NodeFailureBy,
         lasts: Span,
     },
+    /// Everything that comes to nodes by their network arrives late, for `lasts`.
+    DelayNodes {
+        nodes: Vec<String>,
+        delay: Delay,
+        lasts: Span,
+    },
     /// Burn CPU on nodes.
     Burn {
         nodes: Vec<String>,
@@ -170,6 +176,7 @@ impl Order {
             Self::Requests { .. } => "requests",
             Self::Kill { .. } => "podKill",
             Self::LoseNodes { .. } => "nodeFailure",
+            Self::DelayNodes { .. } => "networkLatency",
             Self::Burn { .. } | Self::BurnPods { .. } => "cpuPressure",
             Self::HoldDown { .. } => "podHoldDown",
             Self::Evict { .. } => "evict",

@@ -7,8 +7,12 @@ use std::{
 
 use steadfast_api::{
     Percent, Span,
+    node::{LASTS_MAX, LATENCY_MAX},
     policy::{GOLDEN_SETS_MAX, LabelSelector},
-    test::{Action, During, Halt, Hypothesis, Local, NodeFailure, NodeFailureBy, RecoveredAt, ResilienceTest, ResilienceTestSpec, Selection, Step},
+    test::{
+        Action, During, Halt, Hypothesis, LatencyBy, Local, NetworkLatency, NodeFailure, NodeFailureBy, RecoveredAt, ResilienceTest, ResilienceTestSpec,
+        Selection, Step,
+    },
 };
 
 use super::{
@@ -18,7 +22,7 @@ use super::{
 use crate::observe::requests::Requests;
 
 /// An agent heals a node by itself no later than this.
-const NODE_FAILURE_MAX: Span = steadfast_api::node::LASTS_MAX;
+const NODE_FAILURE_MAX: Span = LASTS_MAX;
 
 /// Something wrong at a field: what stands there, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -239,7 +243,7 @@ impl Check<'_> {
             self.selection(&format!("{field}.pods"), selection, pods, "pods");
         }
         match &step.action {
-            Action::NetworkLatency(action) => self.more_than_zero(&format!("{field}.delay"), action.delay, "500ms"),
+            Action::NetworkLatency(action) => self.latency(field, action, step.duration),
             Action::NetworkLoss(action) => self.share(&format!("{field}.share"), action.share, "5%"),
             Action::CpuPressure(action) => self.share(&format!("{field}.load"), action.load, "90%"),
             Action::Corrupt(action) => {
@@ -274,6 +278,23 @@ impl Check<'_> {
         {
             let field = which.map_or_else(|| field.to_owned(), |which| format!("{field}.{which}"));
             self.wrong(field, why);
+        }
+    }
+
+    fn latency(&mut self, field: &str, action: &NetworkLatency, lasts: Span) {
+        self.more_than_zero(&format!("{field}.delay"), action.delay, "500ms");
+        if action.by == LatencyBy::Sidecar {
+            return;
+        }
+        if action.pods.is_some() {
+            self.wrong(format!("{field}.by"), "the agent delays what comes to whole nodes: choose `nodes`, or leave `by` out".to_owned());
+        }
+        let most = Span::new(action.delay.get().saturating_add(action.jitter.get()));
+        if most > LATENCY_MAX {
+            self.wrong(format!("{field}.delay"), format!("{most} with its jitter is too long for packets to wait: write {LATENCY_MAX} or less"));
+        }
+        if lasts > NODE_FAILURE_MAX {
+            self.wrong(format!("{field}.for"), format!("{lasts} is too long for a node's network to be slow: write {NODE_FAILURE_MAX} or less"));
         }
     }
 
@@ -385,6 +406,9 @@ const fn not_local(action: &Action) -> Option<(Option<&'static str>, &'static st
         Action::ContainerKill(_) => "the local platform kills whole pods: write podKill",
         Action::Rollout(_) => "the local platform runs processes and has no images: write corrupt for a bad model",
         Action::Cordon(_) | Action::Taint(_) => "the local platform's scheduler knows no cordons and taints: write nodeFailure or podKill",
+        Action::NetworkLatency(NetworkLatency { by: LatencyBy::Agent, .. }) => {
+            return Some((Some("by"), "one machine has no node agents: leave `by` out, and sidecars add the latency"));
+        }
         Action::NodeFailure(NodeFailure { by: NodeFailureBy::Agent | NodeFailureBy::Power | NodeFailureBy::Kubelet, .. }) => {
             return Some((Some("by"), "the local platform has one way only for a node to fail: leave `by` out"));
         }

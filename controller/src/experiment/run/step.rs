@@ -6,7 +6,7 @@ use steadfast_api::{
     Percent, Span,
     fault::{Abort, Corrupt, Fault, HttpAbort},
     report::PhaseKind,
-    test::{Action, Selection, Step},
+    test::{Action, LatencyBy, Selection, Step},
 };
 
 use super::{Conductor, Ending, FaultSpan, lock};
@@ -133,6 +133,7 @@ fn order(step: &Step, nodes: &[String], pods: &[String]) -> Order {
     let (nodes, pods) = (nodes.to_vec(), pods.to_vec());
     let abort = || Fault::Abort(Abort { http_status: HttpAbort::UNAVAILABLE });
     match &step.action {
+        Action::NetworkLatency(latency) if latency.by == LatencyBy::Agent => Order::DelayNodes { nodes, delay: latency.as_delay(), lasts: step.duration },
         Action::NetworkLatency(latency) => Order::Requests { pods, nodes, fault: Fault::Delay(latency.as_delay()), share: Percent::HUNDRED },
         Action::NetworkLoss(loss) => Order::Requests { pods, nodes, fault: abort(), share: loss.share },
         Action::NetworkPartition(_) => Order::Requests { pods, nodes, fault: abort(), share: Percent::HUNDRED },

@@ -26,7 +26,7 @@ use kube::{
 use steadfast_api::{
     Span,
     node::NodeFaultKind,
-    test::{Action, NodeFailureBy, TaintEffect},
+    test::{Action, LatencyBy, NodeFailureBy, TaintEffect},
 };
 use tokio::task::JoinHandle;
 
@@ -92,6 +92,7 @@ pub(super) struct Target<'a> {
 pub(super) async fn choosable(means: &Means, action: &Action, nodes: Vec<String>) -> Result<Vec<String>, FailureError> {
     let (guarded, harms, takes) = match action {
         Action::NodeFailure(_) | Action::Drain(_) => (true, true, true),
+        Action::NetworkLatency(latency) if latency.by == LatencyBy::Agent => (true, true, true),
         Action::Taint(taint) => (true, taint.effect == TaintEffect::NoExecute, taint.effect == TaintEffect::NoExecute),
         Action::CpuPressure(_) => (true, true, false),
         Action::Cordon(_) => (true, false, false),
@@ -104,7 +105,10 @@ pub(super) async fn choosable(means: &Means, action: &Action, nodes: Vec<String>
     let mut refused = None;
     for node in nodes {
         let verdict = if takes && node == means.node {
-            Err(FailureError::new(format!("node {node}"), "holds the controller that leads, and with it the users of this run: it is never taken away"))
+            Err(FailureError::new(
+                format!("node {node}"),
+                "holds the controller that leads, and with it the users of this run: no failure takes it away or slows its network",
+            ))
         } else {
             guard::node(means, &node, harms).await
         };
@@ -127,6 +131,7 @@ pub(super) async fn carry_out(means: &Arc<Means>, ledger: &Ledger, target: &Targ
     let mut making = Making { means, ledger, target, expires_after, failure };
     let made = match order {
         Order::LoseNodes { nodes, by, lasts } => making.lose(&nodes, by, lasts).await,
+        Order::DelayNodes { nodes, delay, lasts } => making.ask_agents(&nodes, NodeFaultKind::Latency(delay), lasts).await,
         Order::Burn { nodes, load } => {
             let named: Vec<(String, String)> = nodes.iter().enumerate().map(|(index, node)| (format!("{}-{index}", target.prefix), node.clone())).collect();
             let written = making.write(named.iter().map(|(pod, node)| ClusterChange::Burner { pod: pod.clone(), node: node.clone() }).collect()).await;
@@ -203,16 +208,20 @@ impl Making<'_> {
             }
             _ => None,
         };
-        let means = Arc::clone(self.means);
         if let Some(hook) = power {
             self.write(nodes.iter().map(|node| ClusterChange::PoweredOff { node: node.clone() }).collect()).await?;
             self.failure.since = Instant::now();
             let switched: Vec<_> = nodes.iter().map(|node| hook.switch(node, false)).collect();
             return join_all(switched).await.into_iter().collect();
         }
+        let fault = if by == NodeFailureBy::Kubelet { NodeFaultKind::KubeletCut {} } else { NodeFaultKind::Partition {} };
+        self.ask_agents(nodes, fault, lasts).await
+    }
+
+    async fn ask_agents(&mut self, nodes: &[String], fault: NodeFaultKind, lasts: Span) -> Result<(), FailureError> {
+        let means = Arc::clone(self.means);
         let named: Vec<(String, &String)> = nodes.iter().enumerate().map(|(index, node)| (format!("{}-{index}", self.target.prefix), node)).collect();
         self.write(named.iter().map(|(name, node)| ClusterChange::NodeFault { node: (*node).clone(), name: name.clone() }).collect()).await?;
-        let fault = if by == NodeFailureBy::Kubelet { NodeFaultKind::KubeletCut {} } else { NodeFaultKind::Partition {} };
         let asked: Vec<_> = named.iter().map(|(name, node)| node_faults::ask(&means.client, &means.namespace, name, node, fault.clone(), lasts)).collect();
         let said: Vec<String> = join_all(asked).await.into_iter().collect::<Result<_, _>>()?;
         self.failure.since = Instant::now();
