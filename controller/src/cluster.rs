@@ -102,6 +102,9 @@ pub struct Args {
     /// Seconds for which an injected server without a preStop hook goes on before it is told to stop; 0: no such hook.
     #[arg(long, value_name = "SECONDS", default_value_t = LEAVE_SECONDS, value_parser = clap::value_parser!(u32).range(..=600))]
     pub leave_seconds: u32,
+    /// Seconds for which no other replica takes over from a leader that fell silent; it renews its Lease seven times meanwhile.
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u32).range(5..=300))]
+    pub lease_duration_seconds: u32,
     /// Port of the webhook.
     #[arg(long, value_name = "PORT", default_value_t = 9443)]
     pub webhook_port: u16,
@@ -241,7 +244,7 @@ async fn lead(args: Args) -> Result<(), ClusterError> {
     ready.send_replace(true);
     tracing::info!(namespace = args.namespace, webhook = args.webhook_port, "answers for pods");
 
-    let candidate = Candidate::new(client.clone(), &args.namespace, &args.lease, &args.name);
+    let candidate = Candidate::new(client.clone(), &args.namespace, &args.lease, &args.name, Duration::from_secs(args.lease_duration_seconds.into()));
     // Leads until what it had begun is ended, and hands the lead over only then.
     let (done, is_done) = watch::channel(false);
     let stopping = stopped.clone();

@@ -16,19 +16,14 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// How long nobody else takes over from a leader that fell silent.
-const DURATION: Duration = Duration::from_secs(15);
-/// A leader that could not renew for so long leads no more.
-const RENEW_WITHIN: Duration = Duration::from_secs(10);
-const RETRY: Duration = Duration::from_secs(2);
-const ASK_WITHIN: Duration = Duration::from_secs(5);
-
 /// One replica's part in it. Wants `get`, `create` and `update` on the Lease.
 #[derive(Clone, Debug)]
 pub struct Candidate {
     leases: Api<Lease>,
     name: String,
     identity: String,
+    /// How long nobody else takes over from a leader that fell silent.
+    duration: Duration,
 }
 
 /// The lease as it was last seen, and since when unchanged.
@@ -38,22 +33,35 @@ struct Seen {
 }
 
 impl Candidate {
-    /// For the Lease `name` of `namespace`. `identity` is this replica's alone, such as its pod's name.
-    pub fn new(client: Client, namespace: &str, name: &str, identity: &str) -> Self {
-        Self { leases: Api::namespaced(client, namespace), name: name.to_owned(), identity: identity.to_owned() }
+    /// For the Lease `name` of `namespace`, which runs out after `duration` (whole seconds). `identity` is this replica's alone, such as its pod's name.
+    pub fn new(client: Client, namespace: &str, name: &str, identity: &str, duration: Duration) -> Self {
+        Self { leases: Api::namespaced(client, namespace), name: name.to_owned(), identity: identity.to_owned(), duration }
+    }
+
+    fn retry(&self) -> Duration {
+        self.duration * 2 / 15
+    }
+
+    fn ask_within(&self) -> Duration {
+        self.duration / 3
+    }
+
+    /// A leader that could not renew for so long leads no more: an answer that is waited for meanwhile comes before the lease has run out.
+    fn renew_within(&self) -> Duration {
+        self.duration * 2 / 3
     }
 
     /// Stands for election until this replica leads.
     pub async fn win(&self) {
         let mut seen: Option<Seen> = None;
         loop {
-            match timeout(ASK_WITHIN, self.stand(&mut seen)).await {
+            match timeout(self.ask_within(), self.stand(&mut seen)).await {
                 Ok(Ok(true)) => return,
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "the Lease cannot be read or written"),
                 Err(_) => tracing::warn!("the API server does not answer about the Lease"),
             }
-            sleep(RETRY).await;
+            sleep(self.retry()).await;
         }
     }
 
@@ -62,7 +70,7 @@ impl Candidate {
         let mut renewed = Instant::now();
         loop {
             tokio::select! {
-                () = sleep(RETRY) => {}
+                () = sleep(self.retry()) => {}
                 // The sender is gone: nobody will tell us any more.
                 stopped = stop.wait_for(|stop| *stop) => {
                     if stopped.is_ok() {
@@ -71,14 +79,14 @@ impl Candidate {
                     return "it was told to stop".to_owned();
                 }
             }
-            match timeout(ASK_WITHIN, self.renew()).await {
+            match timeout(self.ask_within(), self.renew()).await {
                 Ok(Ok(None)) => renewed = Instant::now(),
                 Ok(Ok(Some(other))) => return format!("{other} leads"),
                 Ok(Err(error)) => tracing::warn!(%error, "the Lease could not be renewed"),
                 Err(_) => tracing::warn!("the API server does not answer about the Lease"),
             }
-            if renewed.elapsed() > RENEW_WITHIN {
-                return format!("the Lease could not be renewed for {RENEW_WITHIN:?}");
+            if renewed.elapsed() > self.renew_within() {
+                return format!("the Lease could not be renewed for {:?}", self.renew_within());
             }
         }
     }
@@ -93,7 +101,7 @@ impl Candidate {
         }
         let spec = lease.spec.clone().unwrap_or_default();
         let free = spec.holder_identity.as_deref().is_none_or(str::is_empty);
-        let duration = spec.lease_duration_seconds.map_or(DURATION, |seconds| Duration::from_secs(seconds.unsigned_abs().into()));
+        let duration = spec.lease_duration_seconds.map_or(self.duration, |seconds| Duration::from_secs(seconds.unsigned_abs().into()));
         let ours = spec.holder_identity.as_deref() == Some(&self.identity);
         let run_out = seen.as_ref().is_some_and(|seen| seen.since.elapsed() > duration);
         if !(free || ours || run_out) {
@@ -128,7 +136,7 @@ impl Candidate {
             self.leases.replace(&self.name, &PostParams::default(), &Lease { spec: Some(free), ..lease }).await.map(drop)
         };
         // Otherwise it runs out by itself.
-        if let Ok(Err(error)) = timeout(ASK_WITHIN, handed_back).await {
+        if let Ok(Err(error)) = timeout(self.ask_within(), handed_back).await {
             tracing::info!(%error, "the Lease could not be handed back");
         }
     }
@@ -136,7 +144,7 @@ impl Candidate {
     fn spec(&self, before: Option<&LeaseSpec>) -> LeaseSpec {
         LeaseSpec {
             holder_identity: Some(self.identity.clone()),
-            lease_duration_seconds: Some(DURATION.as_secs() as i32),
+            lease_duration_seconds: Some(self.duration.as_secs() as i32),
             acquire_time: Some(now()),
             renew_time: Some(now()),
             lease_transitions: Some(before.and_then(|before| before.lease_transitions).map_or(0, |transitions| transitions.saturating_add(1))),

@@ -158,7 +158,7 @@ fn a_slow_node_is_fast_again_when_its_agent_is_killed() {
 #[test]
 fn a_leader_that_is_killed_or_told_to_stop_in_any_failure_leaves_nothing() {
     let Some(cluster) = cluster_alone() else { return };
-    let installed = install_with(&cluster, &["nodeAgent.enabled=true", "failures.nodes=true"]);
+    let installed = install_with(&cluster, &["nodeAgent.enabled=true", "failures.nodes=true", "leaderElection.leaseDurationSeconds=6"]);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("killed", ASKS);
     digits(&space, 3);
@@ -170,7 +170,8 @@ fn a_leader_that_is_killed_or_told_to_stop_in_any_failure_leaves_nothing() {
         ("rollout", "rollout: {container: server, image: steadfast.test/none:1}, for: 5m", true),
         ("scale", "scale: {replicas: 1}, for: 5m", true),
         ("burn", "cpuPressure: {nodes: {mode: one}, load: 20%}, for: 5m", true),
-        ("cut", "nodeFailure: {nodes: {mode: one}, by: agent}, for: 20s", true),
+        ("cut", "nodeFailure: {nodes: {mode: one}, by: agent}, for: 12s", true),
+        ("slow", "networkLatency: {nodes: {mode: one}, delay: 200ms, by: agent}, for: 12s", true),
         ("stop", "scale: {replicas: 1}, for: 5m", false),
     ] {
         space.wait_injected("app=digits", 3);

@@ -20,7 +20,7 @@ use rand::RngExt;
 use steadfast_api::fault::Delay;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use super::{
@@ -34,7 +34,7 @@ const HELD_MAX: usize = 48 << 20;
 /// An element that is not written again. So long packets are lost when this process is killed.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(2);
 const WRITTEN_EVERY: Duration = Duration::from_millis(500);
-/// From the end of the rule to the end of the device: packets that are on their way to it.
+/// The device stays so much longer, for packets that are led to it until the rule is gone.
 const LAST_ONES: Duration = Duration::from_millis(200);
 
 /// What became of the packets.
@@ -47,11 +47,22 @@ pub(super) struct Waited {
 }
 
 impl Waited {
+    /// A packet that went on, after so long; or was lost.
+    fn add(&mut self, waited: Option<Duration>) {
+        let Some(waited) = waited else {
+            self.lost += 1;
+            return;
+        };
+        self.packets += 1;
+        self.total += waited;
+        self.longest = self.longest.max(waited);
+    }
+
     pub(super) fn words(self) -> String {
         let mean = u32::try_from(self.packets).ok().filter(|packets| *packets > 0).map_or(Duration::ZERO, |packets| self.total / packets);
         let ms = |span: Duration| span.as_secs_f64() * 1e3;
         format!(
-            "{} packets waited, {:.1} ms on average and {:.1} ms at most; {} were lost for want of memory",
+            "{} packets waited, {:.1} ms on average and {:.1} ms at most; {} were lost for want of room",
             self.packets,
             ms(mean),
             ms(self.longest),
@@ -62,7 +73,7 @@ impl Waited {
 
 pub(super) type Counts = Arc<Mutex<Waited>>;
 
-/// Devices that delay, and no rule yet that leads to them. Once it is dropped they go, as soon as nothing waits in them.
+/// Devices in which packets wait, and no rule yet that leads to them. Once it is dropped nothing waits any more, and they go.
 pub(super) struct Latency {
     uplinks: Vec<String>,
     _over: watch::Sender<()>,
@@ -141,59 +152,84 @@ struct Held {
     frame: Box<[u8]>,
 }
 
-/// Until `ended`, and until nothing waits.
+/// Until `ended`; whatever waits then waits no longer.
 async fn pump(tap: Tap, delay: Delay, counts: Counts, mut ended: watch::Receiver<()>) {
     let mut buffer = vec![0; FRAME_MAX];
     let mut held: VecDeque<Held> = VecDeque::new();
     let mut bytes = 0;
-    // No frame comes any more after this.
-    let mut last: Option<Instant> = None;
     loop {
         let goes = held.front().map(|held| held.goes);
-        if goes.is_none() && last.is_some_and(|last| last <= Instant::now()) {
-            return;
-        }
-        let wakes = goes.or(last);
         tokio::select! {
             biased;
-            () = async { sleep_until(wakes.unwrap_or_else(Instant::now)).await }, if wakes.is_some() => {}
-            _ = ended.changed(), if last.is_none() => last = Some(Instant::now() + LAST_ONES),
+            _ = ended.changed() => break,
+            () = async { sleep_until(goes.unwrap_or_else(Instant::now)).await }, if goes.is_some() => {}
             read = tap.read(&mut buffer) => {
-                let Ok(length) = read else {
-                    tracing::error!("the device that delays is gone");
-                    return;
-                };
+                let Ok(length) = read else { return gone() };
                 if bytes + length > HELD_MAX {
-                    counts.lock().unwrap_or_else(PoisonError::into_inner).lost += 1;
+                    counts.lock().unwrap_or_else(PoisonError::into_inner).add(None);
                     continue;
                 }
                 bytes += length;
                 let came = Instant::now();
-                let waits = if last.is_some() { Duration::ZERO } else { draw(&delay) };
                 // What comes in order goes in order.
-                let goes = (came + waits).max(held.back().map_or(came, |held| held.goes));
+                let goes = (came + draw(&delay)).max(held.back().map_or(came, |held| held.goes));
                 held.push_back(Held { came, goes, frame: buffer[..length].into() });
             }
         }
         let now = Instant::now();
         while let Some(first) = held.pop_front_if(|first| first.goes <= now) {
             bytes -= first.frame.len();
-            // The kernel has no room: as on a network, it is lost.
+            // The kernel may have no room: as on a network, it is lost.
             let arrived = tap.write(&first.frame).is_ok();
+            let waited = first.came.elapsed();
             let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-            if arrived {
-                let waited = first.came.elapsed();
-                counts.packets += 1;
-                counts.total += waited;
-                counts.longest = counts.longest.max(waited);
-            } else {
-                counts.lost += 1;
-            }
+            counts.add(arrived.then_some(waited));
         }
     }
+    for held in held {
+        let _ = tap.write(&held.frame);
+    }
+    let last = Instant::now() + LAST_ONES;
+    while let Ok(read) = timeout_at(last, tap.read(&mut buffer)).await {
+        let Ok(length) = read else { return gone() };
+        let _ = tap.write(&buffer[..length]);
+    }
+}
+
+fn gone() {
+    tracing::error!("the device in which packets wait is gone");
 }
 
 fn draw(delay: &Delay) -> Duration {
     let jitter = delay.jitter.get();
     delay.fixed.get() + if jitter.is_zero() { Duration::ZERO } else { jitter.mul_f64(rand::rng().random::<f64>()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leads_to_a_device_is_forgotten_by_itself() {
+        let uplinks = ["eth0".to_owned(), "eth1".to_owned()];
+        let rules = rules(&uplinks);
+        assert!(rules.contains("device \"eth1\"") && rules.contains("iifname @late meta protocol { ip, ip6 } fwd to \"steadfast2\""), "{rules}");
+        assert!(!rules.contains("add element"), "{rules}");
+        let elements = elements(&uplinks, Duration::from_millis(1500));
+        assert_eq!(elements.matches("timeout 1500ms").count(), 2, "{elements}");
+    }
+
+    #[test]
+    fn packets_wait_as_long_as_asked_and_are_counted() {
+        let span = |text: &str| text.parse().unwrap();
+        let delay = Delay { fixed: span("300ms"), jitter: span("20ms") };
+        let drawn: Vec<Duration> = (0..1000).map(|_| draw(&delay)).collect();
+        assert!(drawn.iter().all(|wait| (300..=320).contains(&wait.as_millis())) && drawn.iter().max() > drawn.iter().min(), "{drawn:?}");
+        let mut waited = Waited::default();
+        waited.add(Some(Duration::from_millis(300)));
+        waited.add(Some(Duration::from_millis(310)));
+        waited.add(None);
+        assert_eq!(waited.words(), "2 packets waited, 305.0 ms on average and 310.0 ms at most; 1 were lost for want of room");
+        assert!(Waited::default().words().starts_with("0 packets waited, 0.0 ms"));
+    }
 }

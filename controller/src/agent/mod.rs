@@ -90,6 +90,8 @@ pub fn run(args: Args) -> Result<(), AgentError> {
             _ = terminate.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
         }
+        // The device to which it leads goes with this process; cuts go on by themselves.
+        latency::clear().await;
         Ok(())
     })
 }

@@ -53,6 +53,8 @@ impl Tap {
             return Err(invalid("is no Ethernet device"));
         }
         let address = hardware_address(&of("address")?).ok_or_else(|| invalid("has no Ethernet address"))?;
+        // One that forwards what comes by its network forwards what comes late.
+        let forwarding = fs::read_to_string(Path::new("/proc/sys/net/ipv4/conf").join(like).join("forwarding")).is_ok_and(|value| value.trim() == "1");
         let mtu: u32 = of("mtu")?.parse().map_err(|_| invalid("has no MTU"))?;
         let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open("/dev/net/tun");
         let file = file.map_err(|error| io::Error::new(error.kind(), format!("/dev/net/tun: {error}")))?;
@@ -66,9 +68,11 @@ impl Tap {
         let route = Route::open()?;
         let told = |what: &'static str| move |error: io::Error| io::Error::new(error.kind(), format!("{what} of device {name} cannot be set: {error}"));
         // Answers leave by another device than what they answer came by, and that is meant.
-        let reverse_path = nested(IFLA_AF_SPEC, &nested(AF_INET, &nested(IFLA_INET_CONF, &attribute(IPV4_DEVCONF_RP_FILTER, &0_u32.to_ne_bytes()))));
-        let ethernet = [attribute(IFLA_ADDRESS, &address), attribute(IFLA_MTU, &mtu.to_ne_bytes()), reverse_path].concat();
-        route.link(index, 0, &ethernet).map_err(told("address, MTU and reverse path"))?;
+        let settings = [(IPV4_DEVCONF_RP_FILTER, 0), (IPV4_DEVCONF_FORWARDING, u32::from(forwarding))];
+        let settings: Vec<u8> = settings.into_iter().flat_map(|(which, value)| attribute(which, &value.to_ne_bytes())).collect();
+        let settings = nested(IFLA_AF_SPEC, &nested(AF_INET, &nested(IFLA_INET_CONF, &settings)));
+        let ethernet = [attribute(IFLA_ADDRESS, &address), attribute(IFLA_MTU, &mtu.to_ne_bytes()), settings].concat();
+        route.link(index, 0, &ethernet).map_err(told("address, MTU and settings"))?;
         let no_address = nested(IFLA_AF_SPEC, &nested(AF_INET6, &attribute(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE])));
         // Where there is no IPv6 there is nothing to be told.
         let _ = route.link(index, 0, &no_address);
@@ -116,6 +120,7 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_MTU: u16 = 4;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET_CONF: u16 = 1;
+const IPV4_DEVCONF_FORWARDING: u16 = 1;
 const IPV4_DEVCONF_RP_FILTER: u16 = 8;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
