@@ -187,8 +187,8 @@ mod tests {
     #[test]
     fn attributes_are_as_long_as_they_say_and_begin_at_multiples_of_four() {
         assert_eq!(attribute(8, &[1]), [&5_u16.to_ne_bytes()[..], &8_u16.to_ne_bytes(), &[1, 0, 0, 0]].concat());
-        let outer = nested(26, &attribute(2, &[1, 2, 3, 4]));
-        assert_eq!((outer.len(), u16::from_ne_bytes([outer[0], outer[1]]), u16::from_ne_bytes([outer[2], outer[3]])), (12, 12, 26 | 0x8000));
+        let outer = nested(IFLA_AF_SPEC, &attribute(2, &[1, 2, 3, 4]));
+        assert_eq!((outer.len(), u16::from_ne_bytes([outer[0], outer[1]]), u16::from_ne_bytes([outer[2], outer[3]])), (12, 12, IFLA_AF_SPEC | NESTED));
     }
 
     #[test]
