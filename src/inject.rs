@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// CPU that the sidecar requests.
     #[arg(long, value_name = "QUANTITY", default_value = "50m")]
     cpu: String,
+    /// CPU that the sidecar requests and is limited to in pods of the class Guaranteed; in others there is no limit.
+    #[arg(long, value_name = "QUANTITY", default_value = "1")]
+    cpu_limit: String,
     /// Memory that the sidecar requests.
     #[arg(long, value_name = "QUANTITY", default_value = "64Mi")]
     memory: String,
@@ -69,7 +72,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
         },
         _ => None,
     };
-    let resources = SidecarResources { cpu: args.cpu, memory: args.memory, memory_limit: args.memory_limit };
+    let resources = SidecarResources { cpu: args.cpu, cpu_limit: args.cpu_limit, memory: args.memory, memory_limit: args.memory_limit };
     let image_pull_policy = args.image_pull_policy;
     let redirect = args.redirect_image.map(|image| RedirectSettings { image, image_pull_policy: image_pull_policy.clone() });
     let settings = SidecarSettings { image: args.image, image_pull_policy, controller, resources, leave_seconds: args.leave_seconds, redirect };
@@ -84,6 +87,8 @@ pub(crate) fn main(args: Args) -> ExitCode {
         let what = match note.what {
             Done::Injected(ports) => format!("injected: {}", ports.join(", ")),
             Done::Named { port, name } => format!("targets port {port} by its name now, {name}: a number would go past the sidecar"),
+            Done::Unnamed { port, why } => format!("goes on leading to number {port}, past the sidecar: {why}"),
+            Done::UnknownKind => "not injected: its pods are made by an operator that is not known here; label them steadfast.dev/inject: \"true\" in it, and the webhook injects them".to_owned(),
             Done::Already => "has the sidecar already".to_owned(),
             Done::Declined => "declines by its label".to_owned(),
             Done::Skipped(why) => format!("not injected: {why}"),

@@ -32,6 +32,7 @@ use tokio::{
 use crate::{
     events::Events,
     http::{self, BadCertificate, Identity},
+    install::version,
     leader::Candidate,
     metrics::Metrics,
     objects::{Objects, ObjectsError},
@@ -93,13 +94,16 @@ pub struct Args {
     /// CPU that each sidecar requests.
     #[arg(long, value_name = "QUANTITY", default_value = "50m")]
     pub proxy_cpu: String,
+    /// CPU that a sidecar requests and is limited to in pods of the class Guaranteed; in others there is no limit.
+    #[arg(long, value_name = "QUANTITY", default_value = "1")]
+    pub proxy_cpu_limit: String,
     /// Memory that each sidecar requests.
     #[arg(long, value_name = "QUANTITY", default_value = "64Mi")]
     pub proxy_memory: String,
     /// Memory beyond which a sidecar is killed.
     #[arg(long, value_name = "QUANTITY", default_value = "256Mi")]
     pub proxy_memory_limit: String,
-    /// Seconds for which an injected server without a preStop hook goes on before it is told to stop; 0: no such hook.
+    /// Seconds for which an injected server without a preStop hook goes on before it is told to stop; 0: no such hook, as on Kubernetes before 1.30, which has none.
     #[arg(long, value_name = "SECONDS", default_value_t = LEAVE_SECONDS, value_parser = clap::value_parser!(u32).range(..=600))]
     pub leave_seconds: u32,
     /// Seconds for which no other replica takes over from a leader that fell silent; it renews its Lease seven times meanwhile.
@@ -216,6 +220,14 @@ async fn lead(args: Args) -> Result<(), ClusterError> {
         shown = source.first() => shown,
         _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
     };
+    let mut args = args;
+    tokio::select! {
+        sleeps = hooks_sleep(&client) => if !sleeps {
+            tracing::info!("this Kubernetes has no preStop hook that sleeps: servers without one of their own stop at once");
+            args.leave_seconds = 0;
+        },
+        _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
+    }
     let identity = Identity::new(&shown.certificate, &shown.key)?;
     let settings = Arc::new(ArcSwap::from_pointee(settings(&args, &shown.authorities)));
     tokio::spawn({
@@ -274,6 +286,17 @@ async fn lead(args: Args) -> Result<(), ClusterError> {
     Err(ClusterError::LeadLost(lost))
 }
 
+/// Whether a preStop hook may sleep. An API server that does not know such hooks refuses the pod.
+async fn hooks_sleep(client: &Client) -> bool {
+    loop {
+        match client.apiserver_version().await {
+            Ok(version) => return version::hooks_sleep(&version),
+            Err(error) => tracing::warn!(%error, "the API server does not tell its version; asked again soon"),
+        }
+        sleep(RETRY).await;
+    }
+}
+
 /// What the leader alone does. Returns when it cannot, or when it was told to stop and its run has ended.
 async fn duties(
     args: &Args,
@@ -328,7 +351,7 @@ async fn duties(
         reports,
     });
     let schedules = Schedules::new(client.clone(), Arc::clone(&pods), metrics.clone(), events.clone());
-    let injection = Injection::new(client.clone(), Arc::clone(&pods), args.redirect_image.is_some(), metrics, events);
+    let injection = Injection::new(client.clone(), Arc::clone(&pods), &args.namespace, args.redirect_image.is_some(), metrics, events);
     let for_ever = async { tokio::join!(serving, policies.run(), golden_sets.run(), schedules.run(), injection.run(), forget(&pods, &sidecars.ingest),) };
     tokio::select! {
         () = tests.run() => {}
@@ -438,7 +461,12 @@ fn settings(args: &Args, authorities: &str) -> SidecarSettings {
             url: format!("https://{}.{}.svc:{}", args.sidecar_service, args.namespace, args.sidecar_port),
             ca: authorities.to_owned(),
         }),
-        resources: SidecarResources { cpu: args.proxy_cpu.clone(), memory: args.proxy_memory.clone(), memory_limit: args.proxy_memory_limit.clone() },
+        resources: SidecarResources {
+            cpu: args.proxy_cpu.clone(),
+            cpu_limit: args.proxy_cpu_limit.clone(),
+            memory: args.proxy_memory.clone(),
+            memory_limit: args.proxy_memory_limit.clone(),
+        },
         leave_seconds: args.leave_seconds,
         redirect: args.redirect_image.clone().map(|image| RedirectSettings { image, image_pull_policy: args.proxy_image_pull_policy.clone() }),
     }

@@ -62,10 +62,7 @@ impl Metrics {
                 &registry,
                 IntGaugeVec::new(opts("steadfast_pods_missing_sidecar", "Pods that ask for the sidecar and run without it."), &["namespace"]),
             ),
-            bypassing: kept(
-                &registry,
-                IntGauge::new("steadfast_services_bypassing_sidecar", "Services whose target port is a number, so that users go past the sidecar."),
-            ),
+            bypassing: kept(&registry, IntGauge::new("steadfast_services_bypassing_sidecar", "Services by which users go past the sidecar.")),
             events_dropped: kept(&registry, IntCounter::new("steadfast_events_dropped_total", "Events that were not told for want of room.")),
             sidecars_connected: kept(&registry, IntGauge::new("steadfast_sidecars_connected", "Sidecars that listen to this replica.")),
             not_understood: kept(

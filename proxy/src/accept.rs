@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use http::{Request, Version};
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
@@ -24,6 +26,7 @@ use tokio::{
     sync::Notify,
     time::Sleep,
 };
+use tower::ServiceExt;
 
 use crate::{
     config::UNSPECIFIED,
@@ -161,19 +164,35 @@ fn serve(worker: &Rc<Worker>, builder: &Rc<auto::Builder<LocalExec>>, stream: Tc
     let open = worker.connections.enter();
     worker.meter.metrics.connections.inc();
     tokio::task::spawn_local(async move {
-        let service = TowerToHyperService::new(stack::stack(Rc::clone(&worker), peer.ip().to_canonical(), route));
+        // Told when a request has come by HTTP/2.
+        let streams = Rc::new(Notify::new());
+        let told = Rc::clone(&streams);
+        let stack = stack::stack(Rc::clone(&worker), peer.ip().to_canonical(), route).map_request(move |request: Request<Incoming>| {
+            if request.version() == Version::HTTP_2 {
+                told.notify_one();
+            }
+            request
+        });
+        let service = TowerToHyperService::new(stack);
         let spoke = Arc::new(Notify::new());
         let stream = FirstBytes::new(stream, worker.shared.config.header_timeout, Arc::clone(&spoke));
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
-        let (mut leaving, mut gone, mut held) = (worker.drain.subscribe(), worker.drain.subscribe(), worker.held.subscribe());
+        let (mut parting, mut leaving, mut gone) = (worker.drain.subscribe(), worker.drain.subscribe(), worker.drain.subscribe());
+        let mut held = worker.held.subscribe();
+        let part = async {
+            reached(&mut parting, Phase::Parting).await;
+            // Nothing is lost with a connection that nobody asks by, and one that was told to go before it asked would come back to where it was told.
+            streams.notified().await;
+        };
+        tokio::pin!(part);
         let leave = async {
             reached(&mut leaving, Phase::Leaving).await;
             // A client that has just connected gets its first answer; asked to leave before it spoke, hyper would close the connection in its face.
             let _ = tokio::time::timeout(FIRST_WORD, spoke.notified()).await;
         };
         tokio::pin!(leave);
-        let mut left = false;
+        let (mut parted, mut left) = (false, false);
         loop {
             tokio::select! {
                 biased;
@@ -183,8 +202,13 @@ fn serve(worker: &Rc<Worker>, builder: &Rc<auto::Builder<LocalExec>>, stream: Tc
                     }
                     break;
                 }
+                // HTTP/1 is told by each answer's head.
+                () = &mut part, if !parted => {
+                    parted = true;
+                    connection.as_mut().graceful_shutdown();
+                }
                 () = &mut leave, if !left => {
-                    left = true;
+                    (parted, left) = (true, true);
                     connection.as_mut().graceful_shutdown();
                 }
                 () = reached(&mut gone, Phase::Gone) => break,

@@ -1,4 +1,5 @@
-//! The admin port, on loopback: `/metrics`, `/healthz`, `/readyz`, `/policy`; and the health port, on all interfaces, for kubelet and Prometheus: the first three.
+//! The admin port, on loopback: `/metrics`, `/healthz`, `/readyz`, `/policy`, `/leave`; and the health port, on all interfaces, for kubelet and Prometheus: the first
+//! three.
 //!
 //! Loopback keeps other machines out but not web pages in this machine's browser, so a request must name a loopback host (which a rebound DNS name is not),
 //! and one that a page sent (it has `Origin`) may change nothing.
@@ -26,6 +27,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     clock,
+    drain::Phase,
     fault::armed::Source,
     measure::gather,
     problem::{BadField, Dialect, Problem},
@@ -76,7 +78,7 @@ pub async fn serve(shared: Arc<Shared>, listener: TcpListener, reach: Reach) {
 
 async fn answer(shared: &Shared, request: Request<Incoming>, reach: Reach) -> Response<Bytes> {
     let here: &[&str] = match reach {
-        Reach::Loopback => &["/metrics", "/healthz", "/readyz", "/policy"],
+        Reach::Loopback => &["/metrics", "/healthz", "/readyz", "/policy", "/leave"],
         Reach::Network => &["/metrics", "/healthz", "/readyz"],
     };
     if reach == Reach::Loopback
@@ -104,8 +106,17 @@ async fn answer(shared: &Shared, request: Request<Incoming>, reach: Reach) -> Re
             shared.store.disarm();
             policies(shared)
         }
+        (&Method::POST, "/leave") => {
+            tracing::info!("the pod ends: every answer ends its connection");
+            shared.drain.enter(Phase::Parting);
+            text(StatusCode::OK, "text/plain", "ok\n")
+        }
         _ => {
-            let allow = if request.uri().path() == "/policy" { "GET, PUT, DELETE" } else { "GET" };
+            let allow = match request.uri().path() {
+                "/policy" => "GET, PUT, DELETE",
+                "/leave" => "POST",
+                _ => "GET",
+            };
             let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "Method not allowed", format!("use {allow}"));
             let mut response = problem.response(Dialect::Http, Origin::Proxy);
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
@@ -130,7 +141,7 @@ fn allowed<B>(request: &Request<B>) -> Result<(), Problem> {
         return Err(refuse(format!("Host {host:?} is not this machine's loopback: use 127.0.0.1, [::1] or localhost")));
     }
     if request.method() != Method::GET && request.headers().contains_key(header::ORIGIN) {
-        return Err(refuse("web pages may not change policies: use curl or the command line".to_owned()));
+        return Err(refuse("web pages may change nothing here: use curl or the command line".to_owned()));
     }
     Ok(())
 }

@@ -54,6 +54,12 @@ pub struct Args {
     /// The model server is ready when it takes connections; nothing is asked.
     #[arg(long, conflicts_with = "ready_path")]
     pub ready_tcp: bool,
+    /// The model server is not ready when it takes longer to say that it is.
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    pub ready_timeout: Span,
+    /// /readyz says "ready" for so long after the model server has last been.
+    #[arg(long, value_name = "TIME", default_value = "0s")]
+    pub ready_patience: Span,
     /// Name of the pod, for reports.
     #[arg(long, value_name = "NAME", default_value = "")]
     pub pod_name: String,
@@ -165,6 +171,10 @@ pub struct Config {
     pub admin: SocketAddr,
     pub health: Option<SocketAddr>,
     pub readiness: Readiness,
+    /// For one look at it.
+    pub ready_timeout: Duration,
+    /// For so long it may be gone before users are sent elsewhere.
+    pub ready_patience: Duration,
     pub pod: PodIdentity,
     pub controller: Option<Controller>,
     pub golden: Vec<PathBuf>,
@@ -213,6 +223,7 @@ impl Config {
             return Err(bad("max-connections", &0, "give at least 1"));
         }
         for (flag, span) in [
+            ("ready-timeout", args.ready_timeout),
             ("golden-every", args.golden_every),
             ("golden-timeout", args.golden_timeout),
             ("header-timeout", args.header_timeout),
@@ -230,6 +241,8 @@ impl Config {
             admin: args.admin,
             health,
             readiness,
+            ready_timeout: args.ready_timeout.get(),
+            ready_patience: args.ready_patience.get(),
             pod: PodIdentity { name: args.pod_name, uid: args.pod_uid, node: args.node_name, namespace: args.namespace },
             controller,
             golden: args.golden,

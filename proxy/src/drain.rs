@@ -1,5 +1,8 @@
-//! Leaving without losing a request: readiness off → grace (connections are accepted, every answer closes its connection) → leaving (what
-//! stands in the queue is served, the port is closed, GOAWAY, idle connections closed) → gone when nothing is open, or when the timeout has passed.
+//! Leaving without losing a request: parting (connections are accepted, every answer ends its connection) → readiness off → grace → leaving (what stands in the
+//! queue is served, the port is closed, idle connections closed) → gone when nothing is open, or when the timeout has passed.
+//!
+//! SIGTERM begins with the grace. Parting is begun by `steadfast-proxy leave` and lasts until then: in a pod that ends, kubelet stops the sidecar only after the server
+//! is gone, and whoever still had a connection at that moment would have nobody behind it.
 
 use tokio::sync::watch;
 
@@ -7,7 +10,9 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     Serving,
-    /// Readiness is off and answers say `Connection: close`; nothing else has changed.
+    /// The server still serves, and every answer ends its connection: HTTP/1 by `Connection: close`, HTTP/2 by GOAWAY. The pod is as ready as before.
+    Parting,
+    /// Readiness is off besides.
     Grace,
     /// Connections are asked to end.
     Leaving,
@@ -37,8 +42,8 @@ impl Drain {
         });
     }
 
-    pub fn is_draining(&self) -> bool {
-        *self.0.borrow() > Phase::Serving
+    pub fn has_reached(&self, phase: Phase) -> bool {
+        *self.0.borrow() >= phase
     }
 
     /// Enters every phase of `other` as it comes, for as long as it is polled. A thread follows the sidecar's phase into one of its own, so that its requests

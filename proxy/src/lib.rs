@@ -22,6 +22,7 @@ pub mod fault;
 pub mod forward;
 pub mod golden;
 pub mod hold;
+pub mod hook;
 pub mod measure;
 pub mod problem;
 pub mod ready;

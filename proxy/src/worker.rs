@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use crate::{
     config::Config,
     control::report::Evidence,
-    drain::Drain,
+    drain::{Drain, Phase},
     fault::{armed::Store, timer::Timer},
     forward::pool::Pool,
     hold::Hold,
@@ -42,7 +42,7 @@ pub struct Shared {
     pub store: Store,
     pub evidence: Evidence,
     pub drain: Drain,
-    /// The model server's readiness, by its own path.
+    /// The model server is ready by its own path, or was within the patience that its probe has.
     pub upstream_ready: AtomicBool,
     /// The controller's stream of policies is open.
     pub controller_connected: AtomicBool,
@@ -50,7 +50,7 @@ pub struct Shared {
     pub not_understood: AtomicU64,
     /// A request could not be forwarded: look at the model server now.
     pub suspect: Notify,
-    /// Wakes the golden thread when readiness changes.
+    /// The model server's readiness as it was last seen; wakes the golden thread when it changes.
     pub readiness: tokio::sync::watch::Sender<bool>,
     /// One registry a thread.
     metrics: Mutex<Vec<Metrics>>,
@@ -98,7 +98,7 @@ impl Shared {
 
     /// Why users should not be sent here now; `None`: the pod is ready.
     pub fn not_ready(&self) -> Option<String> {
-        if self.drain.is_draining() {
+        if self.drain.has_reached(Phase::Grace) {
             Some("draining".to_owned())
         } else if self.store.hold.is_held() {
             Some("held down by a policy".to_owned())

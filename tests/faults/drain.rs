@@ -10,6 +10,46 @@ use std::{
 
 use crate::harness::{Http, Server, Sidecar, client, client_h2, get, try_ask};
 
+/// A pod that ends: while its server still serves, everybody comes by another connection, so that nobody holds one when the server is gone. Its readiness stays.
+async fn everybody_is_sent_away(make: fn() -> Http) {
+    let server = Server::start().await;
+    let sidecar = Sidecar::start(server.address, &[]);
+    let (client, url) = (make(), sidecar.url("/x"));
+    let open = async || sidecar.metric("steadfast_connections", &[]).await;
+    for _ in 0..5 {
+        assert_eq!(try_ask(&client, get(&url, &[])).await.unwrap().status, 200);
+    }
+    assert_eq!(open().await, 1, "a connection is kept");
+    // Asked before, and answered after.
+    let slow = {
+        let (client, url) = (client.clone(), sidecar.url("/slow?300"));
+        tokio::spawn(async move { try_ask(&client, get(&url, &[])).await })
+    };
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(sidecar.admin("POST", "/leave", "").await.status, 200);
+    for _ in 0..20 {
+        assert_eq!(try_ask(&client, get(&url, &[])).await.unwrap().status, 200);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(slow.await.unwrap().unwrap().status, 200);
+    let begun = std::time::Instant::now();
+    while open().await > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(5), "a connection is kept");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(sidecar.admin("GET", "/readyz", "").await.status, 200, "the server still serves");
+}
+
+#[tokio::test]
+async fn a_pod_that_ends_sends_its_clients_away_over_http1() {
+    everybody_is_sent_away(client).await;
+}
+
+#[tokio::test]
+async fn a_pod_that_ends_sends_its_clients_away_over_http2() {
+    everybody_is_sent_away(client_h2).await;
+}
+
 /// Clients ask without a pause while the sidecar drains. A client stops when it cannot get a new connection: that is told, not lost.
 async fn nobody_is_lost(make: fn() -> Http) {
     let server = Server::start().await;

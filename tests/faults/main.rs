@@ -10,3 +10,4 @@ mod hold;
 mod pass;
 mod policy;
 mod ports;
+mod ready;

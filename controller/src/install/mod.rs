@@ -6,7 +6,7 @@
 mod earlier;
 mod namespaces;
 mod objects;
-mod version;
+pub(crate) mod version;
 
 use kube::{Client, Config, config::KubeConfigOptions};
 use serde::Serialize;

@@ -23,6 +23,11 @@ fn minor_of_git(version: &str) -> Option<u32> {
     minor(version.strip_prefix("v1.")?.split('.').next()?)
 }
 
+/// Whether a preStop hook may sleep, by what an API server calls itself; one whose words are not understood is taken for a new one.
+pub(crate) fn hooks_sleep(info: &Info) -> bool {
+    info.major != "1" || minor(&info.minor).is_none_or(|minor| minor >= SLEEPING_HOOK)
+}
+
 pub(super) fn of_server(info: &Info) -> Finding {
     let version = &info.git_version;
     let (Some(minor), "1") = (minor(&info.minor), info.major.as_str()) else {
@@ -37,7 +42,7 @@ pub(super) fn of_server(info: &Info) -> Finding {
         OLDEST..SLEEPING_HOOK => Finding::warning(
             "version",
             format!("Kubernetes {version} has native sidecars, and no preStop hook that sleeps: pods that end may lose requests, with or without Steadfast"),
-            "give model servers a preStop hook of their own, or upgrade to 1.30; the chart leaves its hook out here (plain manifests: set --leave-seconds=0)",
+            "give model servers a preStop hook of their own, or upgrade to 1.30; the controller leaves its hook out here (`steadfast inject`: --leave-seconds 0)",
         ),
         SLEEPING_HOOK..=TESTED => Finding::ok("version", format!("Kubernetes {version} has all that is needed")),
         _ => Finding::ok("version", format!("Kubernetes {version} has all that is needed; it is newer than the newest that was tested, 1.{TESTED}")),
@@ -92,8 +97,19 @@ mod tests {
     use super::*;
     use crate::install::Severity;
 
+    fn info(git: &str, minor: &str) -> Info {
+        Info { major: "1".into(), minor: minor.into(), git_version: git.into(), ..Info::default() }
+    }
+
     fn server(git: &str, minor: &str) -> Severity {
-        of_server(&Info { major: "1".into(), minor: minor.into(), git_version: git.into(), ..Info::default() }).severity
+        of_server(&info(git, minor)).severity
+    }
+
+    #[test]
+    fn no_hook_sleeps_before_it_is_known_how() {
+        for (minor, sleeps) in [("29", false), ("29+", false), ("30", true), ("34+", true), ("x", true)] {
+            assert_eq!(hooks_sleep(&info("", minor)), sleeps, "{minor}");
+        }
     }
 
     #[test]

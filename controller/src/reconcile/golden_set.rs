@@ -575,7 +575,7 @@ mod tests {
             has_sidecar: true,
             asks: true,
             faults_allowed: false,
-            server_ports: Vec::new(),
+            ports: crate::reconcile::pods::PodPorts::default(),
         };
         let held = taken_over(&object, &[pod("a"), pod("b"), pod("c")]);
         assert_eq!(held.out.keys().collect::<Vec<_>>(), ["uid-a"]);

@@ -13,13 +13,13 @@ use k8s_openapi::{
 use kube::{Api, Client, Resource, ResourceExt, runtime::watcher};
 
 use super::{
-    pods::{PodFacts, Pods},
+    pods::{PodFacts, PodPorts, Pods},
     watched::Watched,
 };
 use crate::{
     events::Events,
     metrics::Metrics,
-    webhook::decide::{Decision, INJECT_LABEL, decide},
+    webhook::decide::{Decision, HEALTH_PORT, INJECT_LABEL, decide, is_apart},
 };
 
 /// A pod is told of when it has been there for so long: the webhook may be about to be asked, and pods that are deleted at once concern nobody.
@@ -36,6 +36,8 @@ pub struct Injection {
     client: Client,
     pods: Arc<Pods>,
     services: Watched<Service>,
+    /// The controller's own.
+    namespace: String,
     redirects: bool,
     metrics: Metrics,
     events: Events,
@@ -45,14 +47,14 @@ pub struct Injection {
 }
 
 impl Injection {
-    /// `redirects`: pods may ask to be redirected.
-    pub fn new(client: Client, pods: Arc<Pods>, redirects: bool, metrics: Metrics, events: Events) -> Self {
+    /// `namespace`: the controller's own; `redirects`: pods may ask to be redirected.
+    pub fn new(client: Client, pods: Arc<Pods>, namespace: &str, redirects: bool, metrics: Metrics, events: Events) -> Self {
         fn trim(service: &mut Service) {
             service.status = None;
             service.annotations_mut().clear();
         }
         let services = Watched::within(pods.scope().apis(&client), watcher::Config::default(), trim);
-        Self { client, pods, services, redirects, metrics, events, without: HashMap::new(), told: HashMap::new() }
+        Self { client, pods, services, namespace: namespace.to_owned(), redirects, metrics, events, without: HashMap::new(), told: HashMap::new() }
     }
 
     /// Never returns.
@@ -87,7 +89,8 @@ impl Injection {
             let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
             match api.get_opt(&pod.name).await {
                 Ok(Some(whole)) if whole.uid().as_deref() == Some(&pod.uid) => {
-                    if let Some((reason, note)) = why(&whole, &pod.namespace, self.redirects && self.pods.privileged_in(&pod.namespace)) {
+                    let may_redirect = self.redirects && self.pods.privileged_in(&pod.namespace);
+                    if let Some((reason, note)) = why(&whole, &pod.namespace, &self.namespace, may_redirect) {
                         self.events.warn(whole.object_ref(&()), reason, "Inject", &note);
                     }
                     *told = Some(now);
@@ -107,18 +110,16 @@ impl Injection {
         let (mut count, mut seen) = (0, HashSet::new());
         for service in self.services.all() {
             let namespace = service.namespace().unwrap_or_default();
-            let Some(past) = by_namespace.get(namespace.as_str()).and_then(|pods| past_sidecar(&service, pods)) else { continue };
+            let past = by_namespace.get(namespace.as_str()).map(|pods| past_sidecar(&service, pods)).unwrap_or_default();
+            if past.is_empty() {
+                continue;
+            }
             count += 1;
             let uid = service.uid().unwrap_or_default();
             seen.insert(uid.clone());
             if self.told.get(&uid).is_none_or(|told| now.duration_since(*told) >= AGAIN) {
                 self.told.insert(uid, now);
-                let note = format!(
-                    "port {} leads to number {}, past the sidecars of the pods behind it: give the server's port a name in the pod template and make it the \
-                     targetPort (`steadfast inject` does both in manifests), or annotate the pods steadfast.dev/interception: redirect",
-                    past.port, past.target
-                );
-                self.events.warn(service.object_ref(&()), "BypassesSidecar", "Route", &note);
+                self.events.warn(service.object_ref(&()), "BypassesSidecar", "Route", &note(&past));
             }
         }
         self.told.retain(|uid, _| seen.contains(uid));
@@ -127,10 +128,14 @@ impl Injection {
 }
 
 /// Why a pod that asks runs without; `None` when it is over, or on its way out.
-fn why(pod: &Pod, namespace: &str, may_redirect: bool) -> Option<(&'static str, String)> {
+fn why(pod: &Pod, namespace: &str, own: &str, may_redirect: bool) -> Option<(&'static str, String)> {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some() {
         return None;
+    }
+    if namespace == own {
+        let why = "no sidecar: nothing in the controller's own namespace is injected, since the controller could not start before itself; run model servers in another";
+        return Some(("OwnNamespace", why.to_owned()));
     }
     // It asks, itself or through its namespace: that is known already.
     let labels = BTreeMap::from([(INJECT_LABEL.to_owned(), "true".to_owned())]);
@@ -145,25 +150,72 @@ fn why(pod: &Pod, namespace: &str, may_redirect: bool) -> Option<(&'static str, 
     }
 }
 
-/// A port of a Service, and the number of the server that it leads to.
-#[derive(Debug, PartialEq, Eq)]
+/// A port of a Service by which users come past the sidecars, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Past {
     port: i32,
-    target: i32,
+    how: How,
 }
 
-fn past_sidecar(service: &Service, pods: &[&PodFacts]) -> Option<Past> {
-    let spec = service.spec.as_ref()?;
-    let selector = spec.selector.as_ref().filter(|selector| !selector.is_empty())?;
-    let behind: Vec<_> = pods.iter().filter(|pod| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))).collect();
-    spec.ports.iter().flatten().find_map(|port| {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// It targets the number of a server that has a sidecar in front of it.
+    Number(i32),
+    /// It targets a number that no sidecar stands in front of, and that nobody left out.
+    NotTaken(i32),
+    /// The Service has no address of its own: whoever finds the pods by DNS dials the server's number.
+    Headless,
+}
+
+/// What an Event says about a Service, each kind of way with its remedy.
+fn note(past: &[Past]) -> String {
+    const NAMED: &str = "give the server's port a name in the pod template and make it the targetPort (`steadfast inject` does both in manifests)";
+    const REDIRECT: &str = "annotate the pods steadfast.dev/interception: redirect";
+    let list = |of: fn(&Past) -> Option<String>| past.iter().filter_map(of).collect::<Vec<_>>().join(", ");
+    let numbers = list(|past| if let How::Number(target) = past.how { Some(format!("{} leads to number {target}", past.port)) } else { None });
+    let not_taken = list(|past| if let How::NotTaken(target) = past.how { Some(format!("{} leads to number {target}", past.port)) } else { None });
+    let headless = list(|past| (past.how == How::Headless).then(|| past.port.to_string()));
+    let mut notes = Vec::new();
+    if !numbers.is_empty() {
+        notes.push(format!("port {numbers}, past the sidecars of the pods behind it: {NAMED}, or {REDIRECT}"));
+    }
+    if !not_taken.is_empty() {
+        notes.push(format!("port {not_taken}, which no sidecar of the pods behind it stands in front of: {NAMED}, and start the pods anew"));
+    }
+    if !headless.is_empty() {
+        notes.push(format!(
+            "port {headless} is the server's own number, which clients of a headless Service dial at the pods' addresses, past the sidecars: {REDIRECT}"
+        ));
+    }
+    notes.join("; ")
+}
+
+fn past_sidecar(service: &Service, pods: &[&PodFacts]) -> Vec<Past> {
+    let Some(spec) = &service.spec else { return Vec::new() };
+    let Some(selector) = spec.selector.as_ref().filter(|selector| !selector.is_empty()) else { return Vec::new() };
+    let behind: Vec<_> = pods.iter().filter(|pod| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))).map(|pod| &pod.ports).collect();
+    let leads_past = |number: i32| behind.iter().any(|ports| ports.past.contains(&number));
+    let not_taken = |number: i32| {
+        let known = |ports: &&PodPorts, left: &Vec<i32>| ports.sidecar.contains(&number) || number == HEALTH_PORT || left.contains(&number);
+        behind.iter().any(|ports| ports.left.as_ref().is_some_and(|left| !known(ports, left)))
+    };
+    let tcp = spec.ports.iter().flatten().filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"));
+    tcp.filter_map(|port| {
         let target = match &port.target_port {
-            None => port.port,
-            Some(IntOrString::Int(number)) => *number,
-            Some(IntOrString::String(_)) => return None,
+            None => Some(port.port),
+            Some(IntOrString::Int(number)) => Some(*number),
+            Some(IntOrString::String(_)) => None,
         };
-        behind.iter().any(|pod| pod.server_ports.contains(&target)).then_some(Past { port: port.port, target })
+        let how = match target {
+            Some(target) if leads_past(target) => How::Number(target),
+            // By its name it is not for users, and nobody misses the sidecar there.
+            Some(target) if not_taken(target) && !port.name.as_deref().is_some_and(is_apart) => How::NotTaken(target),
+            None if spec.cluster_ip.as_deref() == Some("None") && leads_past(port.port) => How::Headless,
+            Some(_) | None => return None,
+        };
+        Some(Past { port: port.port, how })
     })
+    .collect()
 }
 
 #[cfg(test)]
@@ -179,31 +231,64 @@ mod tests {
             has_sidecar: true,
             asks: true,
             faults_allowed: false,
-            server_ports: vec![8000],
+            ports: PodPorts { sidecar: vec![4180, 4181], past: vec![8000, 8001], left: Some(vec![8002]) },
         }
     }
 
     #[test]
-    fn a_service_leads_past_the_sidecar_when_it_targets_the_servers_number() {
+    fn every_port_of_a_service_that_leads_past_the_sidecar_is_found() {
         let pod = pod("{app: x}");
-        let past = |spec: &str| past_sidecar(&serde_saphyr::from_str(&format!("spec: {spec}")).unwrap(), &[&pod]);
-        assert_eq!(past("{selector: {app: x}, ports: [{port: 80, targetPort: 8000}]}"), Some(Past { port: 80, target: 8000 }));
-        assert_eq!(past("{selector: {app: x}, ports: [{port: 8000}]}"), Some(Past { port: 8000, target: 8000 }));
+        let past = |spec: &str| -> Vec<(i32, How)> {
+            let service = serde_saphyr::from_str(&format!("spec: {spec}")).unwrap();
+            past_sidecar(&service, &[&pod]).into_iter().map(|past| (past.port, past.how)).collect()
+        };
+        let number = |port: i32, target: i32| (port, How::Number(target));
+        assert_eq!(past("{selector: {app: x}, ports: [{port: 80, targetPort: 8000}]}"), [number(80, 8000)]);
+        assert_eq!(
+            past("{selector: {app: x}, ports: [{port: 8000}, {port: 81, targetPort: grpc}, {port: 82, targetPort: 8001}]}"),
+            [number(8000, 8000), number(82, 8001)]
+        );
+        assert_eq!(past("{selector: {app: x}, ports: [{port: 80, targetPort: 9000}]}"), [(80, How::NotTaken(9000))]);
+        assert_eq!(
+            past("{clusterIP: None, selector: {app: x}, ports: [{port: 8000, targetPort: http}, {port: 80, targetPort: http}]}"),
+            [(8000, How::Headless)]
+        );
         for right in [
             "{selector: {app: x}, ports: [{port: 80, targetPort: http}]}",
-            "{selector: {app: x}, ports: [{port: 80, targetPort: 8002}]}",
+            "{selector: {app: x}, ports: [{port: 8000, targetPort: http}]}",
+            "{selector: {app: x}, ports: [{port: 80, targetPort: 8002}, {port: 81, targetPort: 4180}, {port: 82, targetPort: 4179}]}",
+            "{selector: {app: x}, ports: [{port: 80, targetPort: 8000, protocol: UDP}, {port: 90, name: http-metrics, targetPort: 9000}]}",
             "{selector: {app: y}, ports: [{port: 80, targetPort: 8000}]}",
             "{ports: [{port: 80, targetPort: 8000}]}",
         ] {
-            assert_eq!(past(right), None, "{right}");
+            assert_eq!(past(right), [], "{right}");
         }
+    }
+
+    #[test]
+    fn a_service_is_told_of_all_its_ports_and_what_would_be_right() {
+        let past = [(80, How::Number(8000)), (81, How::Number(8001)), (90, How::NotTaken(9000)), (8000, How::Headless)];
+        let said = note(&past.map(|(port, how)| Past { port, how }));
+        for word in [
+            "80 leads to number 8000",
+            "81 leads to number 8001",
+            "90 leads to number 9000",
+            "port 8000 is the server's own",
+            "targetPort",
+            "interception: redirect",
+        ] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+        assert!(said.len() <= 1000, "an Event takes no more: {}", said.len());
     }
 
     #[test]
     fn a_pod_without_a_sidecar_is_told_why_and_one_that_is_over_is_left_alone() {
-        let told = |yaml: &str| why(&serde_saphyr::from_str(yaml).unwrap(), "models", false).map(|(reason, _)| reason);
+        let told = |yaml: &str| why(&serde_saphyr::from_str(yaml).unwrap(), "models", "steadfast", false).map(|(reason, _)| reason);
         let spec = "spec: {containers: [{name: s, image: x, ports: [{name: http, containerPort: 8000}]}]}";
         assert_eq!(told(spec), Some("NotInjected"));
+        let own = why(&serde_saphyr::from_str(spec).unwrap(), "steadfast", "steadfast", false);
+        assert_eq!(own.map(|(reason, _)| reason), Some("OwnNamespace"), "there the next pod would not have it either");
         assert_eq!(told("spec: {hostNetwork: true, containers: [{name: s, image: x}]}"), Some("HostNetwork"));
         assert_eq!(told(&format!("{spec}\nstatus: {{phase: Succeeded}}")), None);
         assert_eq!(told(&format!("{spec}\nmetadata: {{labels: {{steadfast.dev/inject: 'false'}}}}")), None);

@@ -1,7 +1,8 @@
 //! What the API server asks about each new pod, and the answer. No pod is ever refused: one that cannot get the sidecar starts without it, and is told of.
 //!
 //! The two webhooks of one configuration divide the question by selectors, so that nothing has to be looked up: pods of namespaces that ask (`/inject/namespace`), and pods
-//! that ask for themselves (`/inject/pod`). Where pods may be redirected, both have a second address.
+//! that ask for themselves (`/inject/pod`). Where pods may be redirected, both have a second address, at which only pods that ask for that are dealt with: whoever is
+//! asked about there is asked about at the first address too, which tells what could not be done.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    decide::{Decision, INJECT_LABEL, Skip, decide},
+    decide::{Decision, INJECT_LABEL, INTERCEPTION_ANNOTATION, REDIRECT, Skip, decide},
     patch::{SidecarSettings, patch},
 };
 
@@ -72,7 +73,9 @@ pub struct Answer {
     /// The `AdmissionReview` that goes back.
     pub review: Value,
     pub outcome: Outcome,
-    /// What an Event about the outcome is about: the pod, or, since it may have no name yet, what made it. `None` in a dry run, which must leave no trace.
+    /// It is counted. Not in a dry run, which must leave no trace, nor where somebody asks a second time about one pod.
+    pub counts: bool,
+    /// What an Event about the outcome is about: the pod, or, since it may have no name yet, what made it. `None` where nothing is counted.
     pub about: Option<ObjectReference>,
 }
 
@@ -86,14 +89,20 @@ pub fn answer(path: &str, body: &[u8], settings: &SidecarSettings) -> Result<Ans
         return Err(format!("apiVersion: {:?} is not understood: send admission.k8s.io/v1", review.api_version));
     }
     let request = review.request.ok_or("request: missing")?;
-    let (path, may_redirect) = path.strip_suffix(MAY_REDIRECT).map_or((path, false), |path| (path, settings.redirect.is_some()));
+    let (path, may_redirect) = path.strip_suffix(MAY_REDIRECT).map_or((path, false), |path| (path, true));
     let namespace: BTreeMap<String, String> = if path == NAMESPACE_PATH { [(INJECT_LABEL.to_owned(), "true".to_owned())].into() } else { BTreeMap::new() };
     let mut response = json!({ "uid": request.uid, "allowed": true });
+    let mut counts = !request.dry_run;
     let (outcome, about) = match serde_json::from_value::<Pod>(request.object) {
+        Err(_) if may_redirect => (second(&mut counts), None),
         Err(error) => (Outcome::Unreadable(error.to_string()), None),
         Ok(pod) => {
-            let outcome = match decide(&pod, &request.namespace, &namespace, may_redirect) {
-                Decision::NotAsked | Decision::Already => Outcome::Nothing,
+            let asks = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(INTERCEPTION_ANNOTATION)).is_some_and(|word| word == REDIRECT);
+            let outcome = match decide(&pod, &request.namespace, &namespace, may_redirect && settings.redirect.is_some()) {
+                Decision::Inject(_) | Decision::Skip(_) if may_redirect && !asks => second(&mut counts),
+                Decision::Skip(_) if may_redirect => second(&mut counts),
+                Decision::Already => second(&mut counts),
+                Decision::NotAsked => Outcome::Nothing,
                 Decision::Skip(skip) => Outcome::Skipped(skip),
                 Decision::Inject(plan) => {
                     let patch = serde_json::to_vec(&patch(&pod, &plan, settings)).map_err(|error| error.to_string())?;
@@ -102,7 +111,7 @@ pub fn answer(path: &str, body: &[u8], settings: &SidecarSettings) -> Result<Ans
                     Outcome::Injected
                 }
             };
-            (outcome, (!request.dry_run).then(|| about(&pod, &request.namespace)))
+            (outcome, counts.then(|| about(&pod, &request.namespace)))
         }
     };
     let warning = match &outcome {
@@ -114,7 +123,13 @@ pub fn answer(path: &str, body: &[u8], settings: &SidecarSettings) -> Result<Ans
         response["warnings"] = json!([warning]);
     }
     response["auditAnnotations"] = json!({ "sidecar": outcome.name() });
-    Ok(Answer { review: json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response }), outcome, about })
+    Ok(Answer { review: json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response }), outcome, counts, about })
+}
+
+/// Not the one time that counts for a pod.
+const fn second(counts: &mut bool) -> Outcome {
+    *counts = false;
+    Outcome::Nothing
 }
 
 fn about(pod: &Pod, namespace: &str) -> ObjectReference {
@@ -211,6 +226,31 @@ mod tests {
         assert_eq!(ask(POD_PATH, asks).outcome, Outcome::Skipped(Skip::RedirectNotAllowed));
         assert_eq!(ask(&format!("{POD_PATH}{MAY_REDIRECT}"), asks).outcome, Outcome::Injected);
         assert_eq!(ask(&format!("{NAMESPACE_PATH}{MAY_REDIRECT}"), asks).outcome, Outcome::Injected);
+    }
+
+    #[test]
+    fn a_pod_counts_once_however_often_is_asked_about_it() {
+        let second = format!("{POD_PATH}{MAY_REDIRECT}");
+        // Who does not ask to be redirected is dealt with at the other address, and so is who cannot have a sidecar at all.
+        let host = |request: &mut Value| {
+            request["object"]["metadata"]["annotations"] = json!({ "steadfast.dev/interception": "redirect" });
+            request["object"]["spec"]["hostNetwork"] = true.into();
+        };
+        for answer in [ask(&second, |_| {}), ask(&second, host)] {
+            assert!(answer.outcome == Outcome::Nothing && !answer.counts && answer.about.is_none(), "{answer:?}");
+            assert!(answer.review["response"].get("warnings").is_none() && answer.review["response"].get("patch").is_none());
+        }
+        let answer = ask(POD_PATH, host);
+        assert!(answer.outcome == Outcome::Skipped(Skip::HostNetwork) && answer.counts, "and by its own reason: {answer:?}");
+        let injected = ask(POD_PATH, |_| {});
+        assert!(injected.counts);
+        let again = ask(POD_PATH, |request| {
+            let patch = STANDARD.decode(injected.review["response"]["patch"].as_str().unwrap()).unwrap();
+            let patch: json_patch::Patch = serde_json::from_slice(&patch).unwrap();
+            json_patch::patch(&mut request["object"], &patch).unwrap();
+        });
+        assert!(again.outcome == Outcome::Nothing && !again.counts, "{again:?}");
+        assert!(!ask(POD_PATH, |request| request["dryRun"] = true.into()).counts);
     }
 
     #[test]

@@ -5,13 +5,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt::{self, Write as _},
 };
 
 use k8s_openapi::{
-    api::core::v1::{Container, ContainerPort, Pod, Probe},
+    api::core::v1::{Container, ContainerPort, HTTPGetAction, Pod, PodSpec, Probe},
     apimachinery::pkg::util::intstr::IntOrString,
 };
+
+use super::resources::{Class, class};
 
 /// On pods and namespaces: `"true"` asks for the sidecar, `"false"` on a pod overrules its namespace.
 pub const INJECT_LABEL: &str = "steadfast.dev/inject";
@@ -19,7 +21,11 @@ pub const INJECT_LABEL: &str = "steadfast.dev/inject";
 pub const INJECTED_ANNOTATION: &str = "steadfast.dev/injected";
 /// On injected pods: what the sidecar stands in front of, as `NAME=SIDECAR-PORT:SERVER-PORT`, separated by commas.
 pub const ROUTES_ANNOTATION: &str = "steadfast.dev/routes";
-/// On pods: names of the ports to take over, separated by commas. Without it: every named TCP port that users dial.
+/// On injected pods: named ports that lead past the sidecar because they were meant to, as `NAME:PORT`, separated by commas. It is there even when there are
+/// none: a pod without it was injected by a version that did not tell.
+pub const LEFT_ANNOTATION: &str = "steadfast.dev/left";
+/// On pods: names of the ports to take over, separated by commas. Without it: every named TCP port that users dial, unless its name or a probe says that it
+/// speaks something other than plain HTTP.
 pub const PORTS_ANNOTATION: &str = "steadfast.dev/ports";
 /// On pods: `redirect` has an init container lead whoever dials a server's number to the sidecar; `handover`, the default, needs no privilege.
 pub const INTERCEPTION_ANNOTATION: &str = "steadfast.dev/interception";
@@ -54,6 +60,8 @@ pub enum Skip {
     /// A port of the annotation that no container names.
     NoSuchPort(String),
     NoNamedPort,
+    /// There are some, of these names, and none that speaks HTTP to users.
+    NoHttpPort(Vec<String>),
     TooManyPorts(usize),
     /// A mirror of a static pod: kubelet runs it whatever is admitted.
     StaticPod,
@@ -76,6 +84,7 @@ impl Skip {
             Self::PortTaken(_) => "PortTaken",
             Self::NoSuchPort(_) => "NoSuchPort",
             Self::NoNamedPort => "NoNamedPort",
+            Self::NoHttpPort(_) => "NoHttpPort",
             Self::TooManyPorts(_) => "TooManyPorts",
             Self::StaticPod => "StaticPod",
             Self::PortTwice(_) => "PortTwice",
@@ -100,8 +109,13 @@ impl fmt::Display for Skip {
             }
             Self::NoNamedPort => write!(
                 f,
-                "no container declares a TCP port with a name, so no Service can reach the sidecar by it: give the server's port a name such as http and let the Service's targetPort be that \
+                "no container declares a TCP port for users with a name, so no Service can reach the sidecar by it: give the server's port a name such as http and let the Service's targetPort be that \
                  name (`steadfast inject` does both in manifests)"
+            ),
+            Self::NoHttpPort(names) => write!(
+                f,
+                "port {} is for no user or speaks no plain HTTP, by its name or its probe, and the pod names no other: if it does after all, name it in annotation {PORTS_ANNOTATION}",
+                names.join(", ")
             ),
             Self::TooManyPorts(count) => {
                 write!(f, "{count} ports are more than the {ROUTES_MAX} that a sidecar takes over: name those that matter in annotation {PORTS_ANNOTATION}")
@@ -137,22 +151,27 @@ pub struct Route {
     pub probes: Option<i32>,
 }
 
-/// How the sidecar finds out that the server is ready.
+/// How the sidecar finds out that the server is ready: as the server's own readiness probe does, and no stricter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Readiness {
-    /// As the server's own readiness probe asks.
-    Http { port: i32, path: String },
-    /// It takes connections: its own probe is of a kind that only kubelet can ask, or there is none.
-    Tcp { port: i32 },
+pub struct Readiness {
+    pub port: i32,
+    /// Begins with a slash and can stand in a request as it is. `None`: the server is ready when it takes connections, as its own probe is of a kind that only kubelet
+    /// can ask, or there is none.
+    pub path: Option<String>,
+    /// For one look.
+    pub timeout_seconds: i32,
+    /// For so long kubelet would go on calling a server ready that is not any more.
+    pub patience_seconds: i32,
 }
 
 /// What is done to a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub routes: Vec<Route>,
+    /// Named ports that are not taken over: they are not for users, or speak something else, or others were chosen.
+    pub left: Vec<(String, i32)>,
     pub readiness: Readiness,
-    /// Requests and limits of every container are equal; the sidecar's must be as well, or the pod would lose its class.
-    pub guaranteed: bool,
+    pub class: Class,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -205,9 +224,7 @@ fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_
     if spec.host_network == Some(true) {
         return Err(Skip::HostNetwork);
     }
-    let os = spec.os.as_ref().map(|os| os.name.as_str());
-    let selected = spec.node_selector.as_ref().and_then(|selector| selector.get("kubernetes.io/os")).map(String::as_str);
-    if os == Some("windows") || selected == Some("windows") {
+    if is_windows(spec) {
         return Err(Skip::Windows);
     }
     if has_sidecar {
@@ -215,39 +232,135 @@ fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_
     }
     let redirects = match annotations.get(INTERCEPTION_ANNOTATION).map(String::as_str) {
         None | Some("handover") => false,
-        Some(REDIRECT) if may_redirect => true,
-        Some(REDIRECT) => return Err(Skip::RedirectNotAllowed),
+        Some(REDIRECT) => true,
         Some(other) => return Err(Skip::NoSuchInterception(other.to_owned())),
     };
     let used: BTreeSet<i32> = containers(pod).flat_map(|container| container.ports.iter().flatten()).map(|port| port.container_port).collect();
     if let Some(port) = [ADMIN_PORT, HEALTH_PORT].into_iter().find(|port| used.contains(port)) {
         return Err(Skip::PortTaken(port));
     }
-    let routes = routes(&spec.containers, annotations.get(PORTS_ANNOTATION), &used, redirects)?;
-    let Some(first) = routes.first() else { return Err(Skip::NoNamedPort) };
+    let (routes, left) = routes(&spec.containers, annotations.get(PORTS_ANNOTATION), &used, redirects)?;
+    let Some(first) = routes.first() else {
+        let unnamed = spec.containers.iter().flat_map(|container| container.ports.iter().flatten()).any(|port| is_tcp(port) && port.name.is_none());
+        return Err(if left.is_empty() || unnamed { Skip::NoNamedPort } else { Skip::NoHttpPort(left.into_iter().map(|(name, _)| name).collect()) });
+    };
+    // Last of all, so that who could not be redirected anyway hears of that.
+    if redirects && !may_redirect {
+        return Err(Skip::RedirectNotAllowed);
+    }
     let server = &spec.containers[first.container];
-    Ok(Plan { readiness: readiness(server, first.server), guaranteed: spec.containers.iter().all(is_guaranteed), routes })
+    Ok(Plan { readiness: readiness(server, first.server), class: class(spec), routes, left })
+}
+
+/// By the three ways in which a pod can say so.
+fn is_windows(spec: &PodSpec) -> bool {
+    const LABEL: &str = "kubernetes.io/os";
+    let os = spec.os.as_ref().map(|os| os.name.as_str());
+    let selected = spec.node_selector.as_ref().and_then(|selector| selector.get(LABEL)).map(String::as_str);
+    let required = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref());
+    let terms = required.map_or(&[][..], |required| &required.node_selector_terms);
+    // Any of the terms is enough for a node.
+    let all_terms = !terms.is_empty()
+        && terms.iter().all(|term| {
+            term.match_expressions.iter().flatten().any(|expression| {
+                expression.key == LABEL
+                    && expression.operator == "In"
+                    && expression.values.as_ref().is_some_and(|values| values.iter().all(|value| value == "windows"))
+            })
+        });
+    let of_pod = spec.security_context.as_ref().and_then(|context| context.windows_options.as_ref());
+    let of_containers = spec.containers.iter().filter_map(|container| container.security_context.as_ref()?.windows_options.as_ref());
+    let is_host_process = of_pod.into_iter().chain(of_containers).any(|options| options.host_process == Some(true));
+    os == Some("windows") || selected == Some("windows") || all_terms || is_host_process
 }
 
 fn is_tcp(port: &ContainerPort) -> bool {
     port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
 }
 
-/// Ports that users do not dial, by the words of their names: what Prometheus, kubelet and people read (Knative's queue-proxy has `http-autometric`,
-/// `http-usermetric` and `http-queueadm`), and what speaks TLS, which the sidecar does not.
-fn is_apart(name: &str) -> bool {
-    const WORDS: [&str; 10] = ["prometheus", "prom", "admin", "debug", "health", "healthz", "readiness", "liveness", "https", "tls"];
-    name.split('-').any(|word| WORDS.contains(&word) || ["metric", "metrics", "adm"].iter().any(|end| word.ends_with(end)))
+/// Ports that a sidecar does not stand in front of unless it is told to, by the words of their names: what Prometheus, kubelet and people read (Knative's queue-proxy
+/// has `http-autometric`, `http-usermetric` and `http-queueadm`), what speaks TLS, and what speaks another protocol than HTTP. Names follow the convention of Istio and
+/// Kubernetes, `PROTOCOL` or `PROTOCOL-WORDS`, so one that begins with HTTP's or gRPC's is taken at its word; a name that says no protocol is that of a model server.
+pub fn is_apart(name: &str) -> bool {
+    const NOT_FOR_USERS: [&str; 10] = ["prometheus", "prom", "admin", "debug", "health", "healthz", "readiness", "liveness", "https", "tls"];
+    const HTTP: [&str; 4] = ["http", "h2c", "grpc", "web"];
+    const OTHERS: &[&str] = &[
+        "tcp",
+        "udp",
+        "sctp",
+        "grpcs",
+        "ssl",
+        "tds",
+        "redis",
+        "rediss",
+        "valkey",
+        "sentinel",
+        "postgres",
+        "postgresql",
+        "pg",
+        "pgsql",
+        "pgbouncer",
+        "psql",
+        "mysql",
+        "mysqlx",
+        "mariadb",
+        "mssql",
+        "oracle",
+        "mongo",
+        "mongodb",
+        "cassandra",
+        "cql",
+        "thrift",
+        "memcache",
+        "memcached",
+        "kafka",
+        "amqp",
+        "amqps",
+        "mqtt",
+        "mqtts",
+        "stomp",
+        "nats",
+        "zookeeper",
+        "zk",
+        "zmq",
+        "etcd",
+        "ldap",
+        "ldaps",
+        "smtp",
+        "smtps",
+        "imap",
+        "ftp",
+        "ssh",
+        "dns",
+        "rtsp",
+        "gossip",
+        "raft",
+    ];
+    let words: Vec<&str> = name.split('-').map(|word| word.trim_end_matches(|c: char| c.is_ascii_digit())).collect();
+    let for_others = |word: &&str| NOT_FOR_USERS.contains(word) || ["metric", "metrics", "adm"].iter().any(|end| word.ends_with(end));
+    let other_protocol = !words.first().is_some_and(|first| HTTP.contains(first)) && words.iter().any(|word| OTHERS.contains(word));
+    words.iter().any(for_others) || other_protocol
 }
 
-fn routes(containers: &[Container], wanted: Option<&String>, used: &BTreeSet<i32>, redirects: bool) -> Result<Vec<Route>, Skip> {
+/// Whether a probe of the container asks this port by TLS.
+fn speaks_tls(container: &Container, number: i32) -> bool {
+    let probes = [&container.startup_probe, &container.readiness_probe, &container.liveness_probe];
+    let asks = probes.into_iter().flatten().filter_map(|probe| probe.http_get.as_ref());
+    asks.filter(|http| http.scheme.as_deref() == Some("HTTPS") && http.host.is_none()).any(|http| port_number(container, &http.port) == Some(number))
+}
+
+/// What is taken over, and what of a name is left.
+type Ports = (Vec<Route>, Vec<(String, i32)>);
+
+fn routes(containers: &[Container], wanted: Option<&String>, used: &BTreeSet<i32>, redirects: bool) -> Result<Ports, Skip> {
     let wanted: Option<Vec<&str>> = wanted.map(|names| names.split(',').map(str::trim).filter(|name| !name.is_empty()).collect());
     let mut free = (FIRST_PORT..FIRST_PORT + 2 * ROUTES_MAX as i32).filter(|port| !used.contains(port));
     let mut for_probes = (FIRST_PROBE_PORT..FIRST_PROBE_PORT + 2 * ROUTES_MAX as i32).filter(|port| redirects && !used.contains(port));
-    let mut routes: Vec<Route> = Vec::new();
-    for (container, declared) in containers.iter().enumerate().filter(|(_, container)| wanted.is_some() || !MESHES.contains(&container.name.as_str())) {
-        for (port, declared) in declared.ports.iter().flatten().enumerate() {
-            let number = declared.container_port.to_string();
+    let (mut routes, mut left): (Vec<Route>, Vec<_>) = (Vec::new(), Vec::new());
+    for (index, container) in containers.iter().enumerate().filter(|(_, container)| wanted.is_some() || !MESHES.contains(&container.name.as_str())) {
+        for (port, declared) in container.ports.iter().flatten().enumerate() {
+            let server = declared.container_port;
+            let number = server.to_string();
             let name = match declared.name.as_deref() {
                 _ if !is_tcp(declared) => continue,
                 Some(name) => name,
@@ -255,21 +368,28 @@ fn routes(containers: &[Container], wanted: Option<&String>, used: &BTreeSet<i32
                 None if redirects => number.as_str(),
                 None => continue,
             };
-            let takes = wanted.as_ref().map_or_else(|| !is_apart(name), |wanted| wanted.contains(&name));
+            let takes = wanted.as_ref().map_or_else(|| !is_apart(name) && !speaks_tls(container, server), |wanted| wanted.contains(&name));
             if !takes {
+                left.extend(declared.name.clone().map(|name| (name, server)));
                 continue;
             }
             if routes.iter().any(|route| route.name == name) {
                 return Err(Skip::PortTwice(name.to_owned()));
             }
-            let sidecar = free.next().filter(|_| routes.len() < ROUTES_MAX).ok_or_else(|| Skip::TooManyPorts(routes.len() + 1))?;
-            let is_named = declared.name.is_some();
-            routes.push(Route { name: name.to_owned(), is_named, container, port, server: declared.container_port, sidecar, probes: for_probes.next() });
+            // A number that is declared twice leads to one place.
+            let known = routes.iter().find(|route| redirects && route.server == server).map(|route| (route.sidecar, route.probes));
+            let (sidecar, probes) = if let Some(known) = known {
+                known
+            } else {
+                let sidecar = free.next().filter(|_| routes.len() < ROUTES_MAX).ok_or_else(|| Skip::TooManyPorts(routes.len() + 1))?;
+                (sidecar, for_probes.next())
+            };
+            routes.push(Route { name: name.to_owned(), is_named: declared.name.is_some(), container: index, port, server, sidecar, probes });
         }
     }
     match wanted.into_iter().flatten().find(|name| !routes.iter().any(|route| route.name == **name)) {
         Some(missing) => Err(Skip::NoSuchPort(missing.to_owned())),
-        None => Ok(routes),
+        None => Ok((routes, left)),
     }
 }
 
@@ -288,24 +408,46 @@ pub fn port_number(container: &Container, port: &IntOrString) -> Option<i32> {
 }
 
 fn readiness(server: &Container, port: i32) -> Readiness {
-    let http = |probe: &Probe| {
-        let http = probe.http_get.as_ref()?;
-        // TLS and other hosts are kubelet's business.
-        let plain = http.scheme.as_deref().is_none_or(|scheme| scheme == "HTTP") && http.host.is_none() && http.http_headers.is_none();
-        let port = port_number(server, &http.port).filter(|_| plain)?;
-        Some(Readiness::Http { port, path: http.path.clone().filter(|path| !path.is_empty()).unwrap_or_else(|| "/".to_owned()) })
-    };
-    let tcp = |probe: &Probe| Some(Readiness::Tcp { port: port_number(server, &probe.tcp_socket.as_ref()?.port)? });
-    server.readiness_probe.as_ref().and_then(|probe| http(probe).or_else(|| tcp(probe))).unwrap_or(Readiness::Tcp { port })
+    let probe = server.readiness_probe.as_ref();
+    // TLS, other hosts and fields of a request are kubelet's business.
+    let plain = |http: &&HTTPGetAction| http.scheme.as_deref().is_none_or(|scheme| scheme == "HTTP") && http.host.is_none() && http.http_headers.is_none();
+    let http = probe.and_then(|probe| probe.http_get.as_ref()).filter(plain).and_then(|http| Some((port_number(server, &http.port)?, target(http))));
+    let tcp = probe.and_then(|probe| port_number(server, &probe.tcp_socket.as_ref()?.port));
+    // Kubelet's own defaults.
+    let seconds = |field: fn(&Probe) -> Option<i32>, default: i32| probe.and_then(field).filter(|seconds| *seconds > 0).unwrap_or(default);
+    let (failures, period) = (seconds(|probe| probe.failure_threshold, 3), seconds(|probe| probe.period_seconds, 10));
+    let (port, path) = http.map_or((tcp.unwrap_or(port), None), |(port, path)| (port, Some(path)));
+    // The sidecar's flags take no more than a year.
+    let patience_seconds = failures.saturating_mul(period).min(86_400);
+    Readiness { port, path, timeout_seconds: seconds(|probe| probe.timeout_seconds, 1).min(3_600), patience_seconds }
 }
 
-fn is_guaranteed(container: &Container) -> bool {
-    let Some(limits) = container.resources.as_ref().and_then(|resources| resources.limits.as_ref()) else { return false };
-    let requests = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
-    ["cpu", "memory"].into_iter().all(|name| {
-        // What is not requested is requested as limited.
-        limits.get(name).is_some_and(|limit| requests.and_then(|requests| requests.get(name)).is_none_or(|request| request == limit))
-    })
+/// The path of a probe as kubelet asks for it: with a slash before it, without a fragment, and with what may not stand in a request escaped.
+fn target(http: &HTTPGetAction) -> String {
+    let path = http.path.as_deref().unwrap_or_default();
+    let path = path.split('#').next().unwrap_or_default();
+    let mut target = String::with_capacity(path.len() + 1);
+    if !path.starts_with('/') {
+        target.push('/');
+    }
+    let bytes = path.as_bytes();
+    for (at, byte) in bytes.iter().enumerate() {
+        let is_escape = || bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        // Of a variable, `$(NAME)`, Kubernetes would put the value into the sidecar's flag.
+        let passes = match byte {
+            b'%' => is_escape(),
+            b'$' => bytes.get(at + 1) != Some(&b'('),
+            b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' => false,
+            _ => byte.is_ascii_graphic(),
+        };
+        if passes {
+            target.push(char::from(*byte));
+        } else {
+            // Writing to a `String` cannot fail.
+            let _ = write!(target, "%{byte:02X}");
+        }
+    }
+    target
 }
 
 #[cfg(test)]
@@ -351,8 +493,8 @@ spec:
         let Decision::Inject(plan) = decided(SERVER) else { panic!() };
         let routes: Vec<_> = plan.routes.iter().map(|route| (route.name.as_str(), route.server, route.sidecar)).collect();
         assert_eq!(routes, [("http", 8000, 4180), ("grpc", 8001, 4181)]);
-        assert_eq!(plan.readiness, Readiness::Http { port: 8000, path: "/v2/health/ready".into() });
-        assert!(!plan.guaranteed);
+        assert_eq!(plan.readiness, Readiness { port: 8000, path: Some("/v2/health/ready".into()), timeout_seconds: 1, patience_seconds: 30 });
+        assert_eq!((plan.left, plan.class), (vec![("http-metrics".to_owned(), 8002)], Class::Other));
     }
 
     #[test]
@@ -372,6 +514,14 @@ spec:
         assert_eq!(with("spec:", "spec:\n  hostNetwork: true"), Skip::HostNetwork);
         assert_eq!(with("spec:", "spec:\n  os: {name: windows}"), Skip::Windows);
         assert_eq!(with("spec:", "spec:\n  nodeSelector: {kubernetes.io/os: windows}"), Skip::Windows);
+        let affinity = |values: &str| {
+            let term = format!("{{matchExpressions: [{{key: kubernetes.io/os, operator: In, values: [{values}]}}]}}");
+            format!("spec:\n  affinity: {{nodeAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: {{nodeSelectorTerms: [{term}]}}}}}}")
+        };
+        assert_eq!(with("spec:", &affinity("windows")), Skip::Windows);
+        assert!(matches!(decided(&SERVER.replace("spec:", &affinity("windows, linux"))), Decision::Inject(_)));
+        assert_eq!(with("spec:", "spec:\n  securityContext: {windowsOptions: {hostProcess: true}}"), Skip::Windows);
+        assert_eq!(with("image: x", "image: x\n      securityContext: {windowsOptions: {hostProcess: true}}"), Skip::Windows);
         assert_eq!(with("name: server", "name: steadfast-proxy"), Skip::NameTaken);
         assert_eq!(with("8002", "4179"), Skip::PortTaken(4179));
         assert_eq!(with("[{name: http, containerPort: 8000}, {name: grpc, containerPort: 8001}, ", "[{containerPort: 8000}, "), Skip::NoNamedPort);
@@ -403,16 +553,111 @@ spec:
 
     #[test]
     fn probes_that_only_kubelet_can_ask_become_a_connection() {
-        for (probe, readiness) in [
-            ("{tcpSocket: {port: grpc}}", Readiness::Tcp { port: 8001 }),
-            ("{exec: {command: [x]}}", Readiness::Tcp { port: 8000 }),
-            ("{grpc: {port: 8001}}", Readiness::Tcp { port: 8000 }),
-            ("{httpGet: {port: 8001, scheme: HTTPS}}", Readiness::Tcp { port: 8000 }),
-            ("{httpGet: {port: 8002}}", Readiness::Http { port: 8002, path: "/".into() }),
+        for (probe, port, path) in [
+            ("{tcpSocket: {port: grpc}}", 8001, None),
+            ("{exec: {command: [x]}}", 8000, None),
+            ("{grpc: {port: 8001}}", 8000, None),
+            ("{httpGet: {port: 8001, scheme: HTTPS}}", 8000, None),
+            ("{httpGet: {port: 8000, host: example.com}}", 8000, None),
+            ("{httpGet: {port: 8002}}", 8002, Some("/")),
         ] {
-            let Decision::Inject(plan) = decided(&SERVER.replace("{httpGet: {path: /v2/health/ready, port: http}}", probe)) else { panic!() };
-            assert_eq!(plan.readiness, readiness, "{probe}");
+            let readiness = looked(probe);
+            assert_eq!((readiness.port, readiness.path.as_deref()), (port, path), "{probe}");
         }
+    }
+
+    fn looked(probe: &str) -> Readiness {
+        let Decision::Inject(plan) = decided(&SERVER.replace("{httpGet: {path: /v2/health/ready, port: http}}", probe)) else { panic!() };
+        plan.readiness
+    }
+
+    #[test]
+    fn the_sidecar_is_as_patient_as_the_probe() {
+        for (probe, seconds) in [
+            ("{httpGet: {port: http}}", (1, 30)),
+            ("{httpGet: {port: http}, timeoutSeconds: 5, failureThreshold: 6, periodSeconds: 2}", (5, 12)),
+            ("{exec: {command: [x]}, timeoutSeconds: 7, failureThreshold: 1, periodSeconds: 5}", (7, 5)),
+            ("{httpGet: {port: http}, timeoutSeconds: 100000, failureThreshold: 2147483647, periodSeconds: 2}", (3_600, 86_400)),
+        ] {
+            let readiness = looked(probe);
+            assert_eq!((readiness.timeout_seconds, readiness.patience_seconds), seconds, "{probe}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_asked_for_as_kubelet_does() {
+        for (path, target) in [
+            ("ready", "/ready"),
+            ("/ready?model=a&b=%20", "/ready?model=a&b=%20"),
+            ("my path", "/my%20path"),
+            ("/100%", "/100%25"),
+            ("/a#b", "/a"),
+            ("/ü", "/%C3%BC"),
+            ("/$(POD_NAME)", "/%24(POD_NAME)"),
+            ("/{x}|y", "/%7Bx%7D%7Cy"),
+        ] {
+            let path = looked(&format!("{{httpGet: {{port: http, path: {path:?}}}}}")).path.unwrap();
+            assert_eq!(path, target);
+            assert_eq!(path.parse::<http::uri::PathAndQuery>().unwrap(), *target, "the sidecar takes it");
+        }
+    }
+
+    #[test]
+    fn ports_that_speak_something_else_are_left_alone_unless_they_are_chosen() {
+        let named = |name: &str, more: &str| {
+            format!(
+                "metadata: {{labels: {{{INJECT_LABEL}: 'true'}}{more}}}\nspec: {{containers: [{{name: s, ports: [{{name: {name}, containerPort: 6379}}]}}]}}"
+            )
+        };
+        for name in ["redis", "tcp-redis", "postgres", "mysql0", "kafka-broker", "amqp", "tls-web", "grpcs", "client-etcd"] {
+            assert_eq!(skipped(&named(name, "")), Skip::NoHttpPort(vec![name.to_owned()]));
+            let chosen = format!(", annotations: {{{PORTS_ANNOTATION}: {name}}}");
+            assert!(matches!(decided(&named(name, &chosen)), Decision::Inject(_)), "{name}");
+        }
+        for name in [
+            "http",
+            "http-redis",
+            "http1",
+            "http2-kafka",
+            "grpc",
+            "h2c",
+            "web",
+            "rest",
+            "predict",
+            "api",
+            "inference",
+            "queue-port",
+            "user-port",
+            "server-http",
+        ] {
+            assert!(matches!(decided(&named(name, "")), Decision::Inject(_)), "{name}");
+        }
+        let said = skipped(&named("redis", "")).to_string();
+        assert!(said.contains("redis") && said.contains(PORTS_ANNOTATION), "{said}");
+        let by_tls = "{httpGet: {path: /, port: http, scheme: HTTPS}}";
+        let Decision::Inject(plan) = decided(&SERVER.replace("{httpGet: {path: /v2/health/ready, port: http}}", by_tls)) else { panic!() };
+        assert_eq!(plan.routes.iter().map(|route| route.name.as_str()).collect::<Vec<_>>(), ["grpc"]);
+        assert_eq!(plan.left, [("http".to_owned(), 8000), ("http-metrics".to_owned(), 8002)]);
+    }
+
+    #[test]
+    fn names_that_stand_for_two_ports_and_too_many_are_not_taken() {
+        let twice = "    - {name: other, image: x, ports: [{name: http, containerPort: 9000}]}\n";
+        assert_eq!(skipped(&format!("{SERVER}{twice}")), Skip::PortTwice("http".into()));
+        let ports = |count: i32| (0..count).map(|at| format!("{{name: http-{at}x, containerPort: {}}}", 9000 + at)).collect::<Vec<_>>().join(", ");
+        let many = |count: i32| format!("metadata: {{labels: {{{INJECT_LABEL}: 'true'}}}}\nspec: {{containers: [{{name: s, ports: [{}]}}]}}", ports(count));
+        assert!(matches!(decided(&many(10)), Decision::Inject(_)));
+        assert_eq!(skipped(&many(11)), Skip::TooManyPorts(11));
+        let said = skipped(&many(11)).to_string();
+        assert!(said.contains("11") && said.contains(PORTS_ANNOTATION), "{said}");
+    }
+
+    #[test]
+    fn a_number_that_is_declared_twice_leads_to_one_place_when_it_is_redirected() {
+        let twice = SERVER.replace("8001", "8000").replace("metadata: {", &format!("metadata: {{annotations: {{{INTERCEPTION_ANNOTATION}: {REDIRECT}}}, "));
+        let Decision::Inject(plan) = decide(&pod(&twice), "default", &BTreeMap::new(), true) else { panic!() };
+        let routes: Vec<_> = plan.routes.iter().map(|route| (route.name.as_str(), route.server, route.sidecar, route.probes)).collect();
+        assert_eq!(routes, [("http", 8000, 4180, Some(4200)), ("grpc", 8000, 4180, Some(4200))]);
     }
 
     #[test]
@@ -424,20 +669,6 @@ spec:
             [("https-port", true), ("http-usermetric", true), ("http-queueadm", true), ("readiness-port", true), ("queue-port", false), ("http1", false)]
         {
             assert_eq!(is_apart(name), apart, "{name}");
-        }
-    }
-
-    #[test]
-    fn a_pod_keeps_its_class() {
-        let with = |resources: &str| SERVER.replace("image: x", &format!("image: x\n      resources: {resources}"));
-        for (resources, guaranteed) in [
-            ("{limits: {cpu: 1, memory: 1Gi}}", true),
-            ("{limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 1, memory: 1Gi}}", true),
-            ("{limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 500m}}", false),
-            ("{limits: {memory: 1Gi}}", false),
-        ] {
-            let Decision::Inject(plan) = decided(&with(resources)) else { panic!() };
-            assert_eq!(plan.guaranteed, guaranteed, "{resources}");
         }
     }
 }

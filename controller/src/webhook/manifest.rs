@@ -3,13 +3,13 @@
 //! Documents in which nothing changes pass as they are written, comments and all. A Service that targets a number would go past the sidecar, so the number is given a
 //! name, in the Service and in the workload that it selects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
 
 use super::{
-    decide::{Decision, INJECT_LABEL, decide},
+    decide::{Decision, INJECT_LABEL, ROUTES_ANNOTATION, decide, is_apart},
     patch::{SidecarSettings, patch},
 };
 
@@ -30,6 +30,13 @@ pub enum Done {
         port: i64,
         name: String,
     },
+    /// The Service's port goes on leading to this number, past the sidecar, and why.
+    Unnamed {
+        port: i64,
+        why: String,
+    },
+    /// Pods are made of it, by an operator that is not known here.
+    UnknownKind,
     Already,
     /// It says `steadfast.dev/inject: "false"`.
     Declined,
@@ -141,6 +148,18 @@ fn pod_path(object: &Value) -> Option<&'static str> {
     }
 }
 
+/// Whether containers are listed anywhere within it.
+fn has_containers(value: &Value) -> bool {
+    let is_container = |value: &Value| value["image"].is_string();
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .any(|(name, value)| (name == "containers" && value.as_array().is_some_and(|all| all.iter().any(is_container))) || has_containers(value)),
+        Value::Array(items) => items.iter().any(has_containers),
+        _ => false,
+    }
+}
+
 fn described(object: &Value) -> String {
     let metadata = |field: &str| object["metadata"][field].as_str();
     let namespace = metadata("namespace").map(|namespace| format!("{namespace}/")).unwrap_or_default();
@@ -150,7 +169,10 @@ fn described(object: &Value) -> String {
 fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Option<Note>, String> {
     let described = described(object);
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
-    let Some(template) = pod_path(object).and_then(|path| object.pointer_mut(path)) else { return Ok(None) };
+    let Some(path) = pod_path(object) else {
+        return Ok(has_containers(object).then_some(Note { object: described, what: Done::UnknownKind }));
+    };
+    let Some(template) = object.pointer_mut(path) else { return Ok(None) };
     if !template["metadata"].is_object() {
         template["metadata"] = Value::Object(Map::new());
     }
@@ -168,9 +190,8 @@ fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Optio
     Ok(Some(Note { object: described, what }))
 }
 
-/// Gives numbers that Services target a name, where the workload is in the same manifests.
+/// Gives numbers that Services target a name, where the workloads are in the same manifests.
 fn name_targets(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
-    // Service by service: (document, object, port), then the workload's container.
     let services: Vec<Value> = documents
         .iter_mut()
         .flat_map(|document| objects(&mut document.value))
@@ -178,34 +199,32 @@ fn name_targets(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
         .map(|object| object.clone())
         .collect();
     for service in services {
-        let Some(selector) = service["spec"]["selector"].as_object().filter(|selector| !selector.is_empty()).cloned() else { continue };
         for (index, port) in service["spec"]["ports"].as_array().into_iter().flatten().enumerate() {
             let target = if port["targetPort"].is_null() { &port["port"] } else { &port["targetPort"] };
             let Some(number) = target.as_i64().filter(|_| port["protocol"].is_null() || port["protocol"] == "TCP") else { continue };
-            let wished = port["name"].as_str().unwrap_or("http").to_owned();
-            let mut name = None;
-            for document in documents.iter_mut() {
-                let mut changed = false;
-                for workload in objects(&mut document.value) {
-                    if workload["metadata"]["namespace"] != service["metadata"]["namespace"] {
-                        continue;
-                    }
-                    if let Some(template) = pod_path(workload).and_then(|path| workload.pointer_mut(path))
-                        && selector.iter().all(|(key, value)| template["metadata"]["labels"][key] == *value)
-                        && template["metadata"]["labels"][INJECT_LABEL] != "false"
-                    {
-                        let (given, new) = name_port(template, number, &wished);
-                        name = given.or(name);
-                        changed |= new;
-                    }
-                }
-                document.changed |= changed;
+            let wished = port["name"].as_str().unwrap_or("http");
+            let mut behind = Vec::new();
+            each_template(documents, &service, |template| {
+                behind.push(template.clone());
+                false
+            });
+            // By its name it is not for users, or nobody behind it will have a sidecar.
+            if is_apart(wished) || behind.iter().all(declines) {
+                continue;
             }
-            let Some(name) = name else { continue };
+            let name = match common_name(&behind, number, wished) {
+                Ok(name) => name,
+                Err(why) => {
+                    notes.push(Note { object: described(&service), what: Done::Unnamed { port: number, why } });
+                    continue;
+                }
+            };
+            // Also where the sidecar is declined: the Service leads there by the same name.
+            each_template(documents, &service, |template| name_port(template, number, &name));
             notes.push(Note { object: described(&service), what: Done::Named { port: number, name: name.clone() } });
             for document in documents.iter_mut() {
                 let mut changed = false;
-                for object in objects(&mut document.value).into_iter().filter(|object| **object == service || is_same(object, &service)) {
+                for object in objects(&mut document.value).into_iter().filter(|object| is_same(object, &service)) {
                     object["spec"]["ports"][index]["targetPort"] = name.clone().into();
                     changed = true;
                 }
@@ -215,37 +234,127 @@ fn name_targets(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
     }
 }
 
+/// Does something to every pod template that a Service selects; `act` says whether it changed it.
+fn each_template(documents: &mut [Document<'_>], service: &Value, mut act: impl FnMut(&mut Value) -> bool) {
+    let Some(selector) = service["spec"]["selector"].as_object().filter(|selector| !selector.is_empty()) else { return };
+    for document in documents {
+        let mut changed = false;
+        for workload in objects(&mut document.value) {
+            if workload["metadata"]["namespace"] == service["metadata"]["namespace"]
+                && let Some(template) = pod_path(workload).and_then(|path| workload.pointer_mut(path))
+                && selector.iter().all(|(key, value)| template["metadata"]["labels"][key] == *value)
+            {
+                changed |= act(template);
+            }
+        }
+        document.changed |= changed;
+    }
+}
+
+fn declines(template: &Value) -> bool {
+    template["metadata"]["labels"][INJECT_LABEL] == "false"
+}
+
 fn is_same(object: &Value, other: &Value) -> bool {
     object["kind"] == other["kind"]
         && object["metadata"]["name"] == other["metadata"]["name"]
         && object["metadata"]["namespace"] == other["metadata"]["namespace"]
 }
 
-/// The name of the pod's port `number`; given now where it has none. Whether the template changed.
-fn name_port(template: &mut Value, number: i64, wished: &str) -> (Option<String>, bool) {
-    let Some(containers) = template["spec"]["containers"].as_array_mut() else { return (None, false) };
-    let declared = |containers: &[Value], find: &dyn Fn(&Value) -> bool| {
-        containers.iter().enumerate().find_map(|(container, value)| Some((container, value["ports"].as_array()?.iter().position(find)?)))
-    };
-    let taken = |containers: &[Value], name: &str| declared(containers, &|port| port["name"] == name).is_some();
-    let name = if taken(containers, wished) { format!("port-{number}") } else { wished.to_owned() };
-    if let Some((container, port)) = declared(containers, &|port| port["containerPort"] == number) {
-        let port = &mut containers[container]["ports"][port];
-        if let Some(name) = port["name"].as_str() {
-            return (Some(name.to_owned()), false);
+/// What a template says of a port by its number.
+enum Port {
+    /// It has a name, here or, where the sidecar is there already, at the sidecar's port.
+    Named(String),
+    /// It can be given one.
+    Unnamed,
+    /// Nobody declares it, and any of several containers may listen on it.
+    Unknown,
+}
+
+fn port_of(template: &Value, number: i64) -> Port {
+    let end = format!(":{number}");
+    let routes = template["metadata"]["annotations"][ROUTES_ANNOTATION].as_str().unwrap_or_default();
+    if let Some((name, _)) = routes.split(',').filter(|route| route.ends_with(&end)).find_map(|route| route.split_once('=')) {
+        return Port::Named(name.to_owned());
+    }
+    let containers = template["spec"]["containers"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut declared =
+        containers.iter().flat_map(|container| container["ports"].as_array().into_iter().flatten()).filter(|port| port["containerPort"] == number);
+    match declared.next() {
+        Some(port) => port["name"].as_str().map_or(Port::Unnamed, |name| Port::Named(name.to_owned())),
+        None if containers.len() == 1 => Port::Unnamed,
+        None => Port::Unknown,
+    }
+}
+
+/// The one name by which all of `templates` will know their port `number`.
+fn common_name(templates: &[Value], number: i64, wished: &str) -> Result<String, String> {
+    let mut names = BTreeSet::new();
+    for template in templates {
+        match port_of(template, number) {
+            Port::Named(name) => {
+                names.insert(name);
+            }
+            Port::Unnamed => {}
+            Port::Unknown => return Err("a workload behind it has several containers, and none declares that port: declare it, with a name".to_owned()),
         }
-        port["name"] = name.clone().into();
-        return (Some(name), true);
+    }
+    let taken = |name: &str| {
+        let ports = |template: &Value| -> Vec<Value> {
+            let containers = template["spec"]["containers"].as_array().into_iter().flatten();
+            containers.flat_map(|container| container["ports"].as_array().cloned().unwrap_or_default()).collect()
+        };
+        templates.iter().any(|template| matches!(port_of(template, number), Port::Unnamed) && ports(template).iter().any(|port| port["name"] == name))
+    };
+    let mut names = names.into_iter();
+    match (names.next(), names.next()) {
+        (Some(one), Some(other)) => Err(format!("workloads behind it name that port {one:?} and {other:?}: give it one name")),
+        (Some(one), None) if taken(&one) => {
+            Err(format!("a workload behind it names that port {one:?}, and another one names another port so: give it one name"))
+        }
+        (Some(one), None) => Ok(one),
+        (None, _) => {
+            let valid = valid_name(wished);
+            Ok(if taken(&valid) { format!("port-{number}") } else { valid })
+        }
+    }
+}
+
+/// A name that a container's port may have: of 15 letters, digits and single hyphens at most, one of them a letter.
+fn valid_name(wished: &str) -> String {
+    const LENGTH_MAX: usize = 15;
+    let mut name = String::new();
+    for c in wished.chars().map(|c| c.to_ascii_lowercase()) {
+        let c = if c.is_ascii_alphanumeric() { c } else { '-' };
+        if name.len() < LENGTH_MAX && !(c == '-' && (name.is_empty() || name.ends_with('-'))) {
+            name.push(c);
+        }
+    }
+    let name = name.trim_end_matches('-');
+    if name.contains(|c: char| c.is_ascii_alphabetic()) { name.to_owned() } else { "http".to_owned() }
+}
+
+/// Names the pod's port `number` unless it has a name. Whether the template changed.
+fn name_port(template: &mut Value, number: i64, name: &str) -> bool {
+    if !matches!(port_of(template, number), Port::Unnamed) {
+        return false;
+    }
+    let Some(containers) = template["spec"]["containers"].as_array_mut() else { return false };
+    let declared =
+        containers.iter_mut().flat_map(|container| container["ports"].as_array_mut().into_iter().flatten()).find(|port| port["containerPort"] == number);
+    if let Some(port) = declared {
+        port["name"] = name.into();
+        return true;
     }
     // Not declared: in a pod of one container there is no doubt whose it is.
-    let [container] = containers.as_mut_slice() else { return (None, false) };
+    let Some(container) = containers.first_mut() else { return false };
     if !container["ports"].is_array() {
         container["ports"] = json!([]);
     }
     if let Some(ports) = container["ports"].as_array_mut() {
         ports.push(json!({ "name": name, "containerPort": number }));
     }
-    (Some(name), true)
+    true
 }
 
 #[cfg(test)]
@@ -332,6 +441,75 @@ spec:
         let host = MANIFESTS.replace("    spec:\n      containers", "    spec:\n      hostNetwork: true\n      containers");
         let (_, notes) = inject(&host, &settings()).unwrap();
         assert!(matches!(&notes[1].what, Done::Skipped(why) if why.contains("hostNetwork")), "{notes:?}");
+    }
+
+    /// Workloads by name, with the ports of each container, and Services of their label.
+    fn manifests(workloads: &[(&str, &[&str])], services: &str) -> String {
+        let mut text = String::new();
+        for (name, containers) in workloads {
+            let containers: Vec<_> = containers.iter().enumerate().map(|(at, ports)| format!("{{name: c{at}, image: x, ports: [{ports}]}}")).collect();
+            text += &format!(
+                "{{kind: Deployment, metadata: {{name: {name}}}, spec: {{template: {{metadata: {{labels: {{app: x}}}}, spec: {{containers: [{}]}}}}}}}}\n---\n",
+                containers.join(", ")
+            );
+        }
+        text + &format!("{{kind: Service, metadata: {{name: x}}, spec: {{selector: {{app: x}}, ports: [{services}]}}}}\n")
+    }
+
+    fn service_targets(text: &str) -> (Vec<Value>, Vec<Note>) {
+        let (written, notes) = inject(text, &settings()).unwrap();
+        let service = read(&written).into_iter().find(|object| object["kind"] == "Service").unwrap();
+        (service["spec"]["ports"].as_array().unwrap().iter().map(|port| port["targetPort"].clone()).collect(), notes)
+    }
+
+    #[test]
+    fn a_name_that_a_port_may_not_have_becomes_one_that_it_may() {
+        for (wished, name) in
+            [("web", "web"), ("inference-api-of-models", "inference-api-o"), ("a--b", "a-b"), ("8080", "http"), ("an-endpoint-for-x", "an-endpoint-for")]
+        {
+            assert_eq!(valid_name(wished), name);
+            let (targets, _) = service_targets(&manifests(&[("a", &["{containerPort: 8000}"])], &format!("{{name: '{wished}', port: 80, targetPort: 8000}}")));
+            assert_eq!(targets, [json!(name)]);
+        }
+    }
+
+    #[test]
+    fn a_service_over_two_workloads_moves_only_to_a_name_that_both_have() {
+        let over = |first: &str, second: &str| service_targets(&manifests(&[("a", &[first]), ("b", &[second])], "{port: 80, targetPort: 8000}"));
+        let (targets, notes) = over("{name: web, containerPort: 8000}", "{name: api, containerPort: 8000}");
+        assert_eq!(targets, [json!(8000)]);
+        assert!(matches!(&notes[0].what, Done::Unnamed { port: 8000, why } if why.contains("api") && why.contains("web")), "{notes:?}");
+        assert_eq!(over("{name: web, containerPort: 8000}", "{containerPort: 8000}").0, [json!("web")]);
+        assert_eq!(over("{name: web, containerPort: 8000}", "{name: web, containerPort: 9000}, {containerPort: 8000}").0, [json!(8000)]);
+        // Who declines is led to by the same name, so it has to have it too.
+        let text = manifests(&[("a", &["{containerPort: 8000}"]), ("b", &["{containerPort: 8000}"])], "{port: 80, targetPort: 8000}");
+        let (written, _) = inject(&text.replacen("app: x", "app: x, steadfast.dev/inject: 'false'", 1), &settings()).unwrap();
+        let declined = &read(&written)[0]["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!(declined["ports"], json!([{ "containerPort": 8000, "name": "http" }]));
+        let several = service_targets(&manifests(&[("a", &["{containerPort: 1}", "{containerPort: 2}"])], "{port: 80, targetPort: 8000}"));
+        assert!(several.0 == [json!(8000)] && matches!(several.1[0].what, Done::Unnamed { .. }), "{several:?}");
+    }
+
+    #[test]
+    fn a_service_that_comes_later_is_led_to_the_sidecar_that_is_there() {
+        let text = manifests(&[("a", &["{containerPort: 8000}"])], "{port: 80, targetPort: 8000}");
+        let (once, _) = inject(&text, &settings()).unwrap();
+        let again = format!(
+            "{once}---\n{{kind: Service, metadata: {{name: later}}, spec: {{selector: {{app: x}}, ports: [{{name: other, port: 90, targetPort: 8000}}]}}}}\n"
+        );
+        let (written, _) = inject(&again, &settings()).unwrap();
+        let documents = read(&written);
+        assert_eq!(documents[2]["spec"]["ports"][0]["targetPort"], "http");
+        assert_eq!(documents[0], read(&once)[0]);
+    }
+
+    #[test]
+    fn a_port_that_is_not_for_users_keeps_its_number_and_a_kind_that_is_not_known_is_told() {
+        let (targets, notes) = service_targets(&manifests(&[("a", &["{containerPort: 8002}"])], "{name: metrics, port: 80, targetPort: 8002}"));
+        assert!(targets == [json!(8002)] && !notes.iter().any(|note| matches!(note.what, Done::Named { .. })), "{notes:?}");
+        let rollout = MANIFESTS.replace("kind: Deployment", "kind: Rollout");
+        let (written, notes) = inject(&rollout, &settings()).unwrap();
+        assert_eq!((written, notes), (rollout, vec![Note { object: "Rollout web".into(), what: Done::UnknownKind }]));
     }
 
     #[test]

@@ -6,5 +6,6 @@ pub mod decide;
 pub mod manifest;
 pub mod mounted;
 pub mod patch;
+pub mod resources;
 pub mod secret;
 pub mod server;

@@ -8,6 +8,9 @@
 //! - Where a pod asks to be redirected, an init container with NET_ADMIN leads whoever dials a server's number to the sidecar, and probes get a number of their own
 //!   that leads to the server: who asks is told by where he dials, and not by an address that each network gives its nodes differently.
 //! - The sidecar is the last init container, with `restartPolicy: Always`: it runs before the server and ends after it, and a finished Job is not kept alive by it.
+//! - Kubelet runs two hooks of the sidecar's own program in its container (`proxy/src/hook.rs`). One, after the start, returns when the sidecar answers, and only then is the
+//!   server started; a startup probe would say the same up to two seconds later, since kubelet probes once a second and looks at probes once a second. The other, as soon
+//!   as the pod ends, has clients come by other connections while the server still serves: kubelet stops the sidecar itself only after the server.
 
 use std::borrow::Cow;
 
@@ -19,10 +22,15 @@ use k8s_openapi::{
 use serde_json::{Value, json};
 use steadfast_api::sidecar::TOKEN_AUDIENCE;
 
-use super::decide::{ADMIN_PORT, HEALTH_PORT, INJECTED_ANNOTATION, Plan, ROUTES_ANNOTATION, Readiness, Route, SIDECAR, port_number};
+use super::{
+    decide::{ADMIN_PORT, HEALTH_PORT, INJECTED_ANNOTATION, LEFT_ANNOTATION, Plan, ROUTES_ANNOTATION, Route, SIDECAR, port_number},
+    resources::Class,
+};
 
 /// Where the sidecar finds its token.
 pub const TOKEN_DIRECTORY: &str = "/var/run/secrets/steadfast.dev";
+/// The sidecar's program, as every image of it has it: an image has no other way to say what its hooks run.
+const PROGRAM: &str = "/bin/steadfast-proxy";
 /// The init container that redirects.
 const REDIRECTOR: &str = "steadfast-redirect";
 const TOKEN_VOLUME: &str = "steadfast-token";
@@ -69,17 +77,20 @@ pub struct ControllerAddress {
     pub ca: String,
 }
 
-/// Quantities of Kubernetes. Requests let autoscalers reckon; there is no limit on CPU, since a throttled sidecar would be a fault that nobody asked for.
+/// Quantities of Kubernetes. Requests let autoscalers reckon; there is no limit on CPU, since a throttled sidecar would be a fault that nobody asked for, but in a pod of
+/// the class Guaranteed, which would lose it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SidecarResources {
     pub cpu: String,
+    /// Requested too, in pods of the class Guaranteed; nowhere else.
+    pub cpu_limit: String,
     pub memory: String,
     pub memory_limit: String,
 }
 
 impl Default for SidecarResources {
     fn default() -> Self {
-        Self { cpu: "50m".to_owned(), memory: "64Mi".to_owned(), memory_limit: "256Mi".to_owned() }
+        Self { cpu: "50m".to_owned(), cpu_limit: "1".to_owned(), memory: "64Mi".to_owned(), memory_limit: "256Mi".to_owned() }
     }
 }
 
@@ -88,10 +99,7 @@ pub fn patch(pod: &Pod, plan: &Plan, settings: &SidecarSettings) -> Patch {
     let mut operations = Vec::new();
     let spec = pod.spec.clone().unwrap_or_default();
     for route in plan.routes.iter().filter(|route| route.is_named) {
-        let ports = format!("/spec/containers/{}/ports", route.container);
-        operations.push(json!({ "op": "remove", "path": format!("{ports}/{}/name", route.port) }));
-        operations
-            .push(json!({ "op": "add", "path": format!("{ports}/-"), "value": { "name": route.name, "containerPort": route.sidecar, "protocol": "TCP" } }));
+        operations.extend(hand_over(&spec, route));
     }
     for (index, container) in spec.containers.iter().enumerate() {
         for place in ports_asked(container) {
@@ -113,9 +121,10 @@ pub fn patch(pod: &Pod, plan: &Plan, settings: &SidecarSettings) -> Patch {
     if settings.controller.is_some() {
         append("/spec/volumes", spec.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty()), token_volume());
     }
+    let resources = &settings.resources;
     let mut has_inits = spec.init_containers.as_ref().is_some_and(|containers| !containers.is_empty());
     if let Some(redirect) = settings.redirect.as_ref().filter(|_| plan.routes.iter().any(|route| route.probes.is_some())) {
-        append("/spec/initContainers", has_inits, redirector(plan, redirect));
+        append("/spec/initContainers", has_inits, redirector(plan, redirect, resources));
         has_inits = true;
     }
     append("/spec/initContainers", has_inits, sidecar(plan, settings));
@@ -123,11 +132,29 @@ pub fn patch(pod: &Pod, plan: &Plan, settings: &SidecarSettings) -> Patch {
         operations.push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
     }
     let routes: Vec<String> = plan.routes.iter().map(|route| format!("{}={}:{}", route.name, route.sidecar, route.server)).collect();
-    for (name, value) in [(INJECTED_ANNOTATION, env!("CARGO_PKG_VERSION")), (ROUTES_ANNOTATION, &routes.join(","))] {
+    let left: Vec<String> = plan.left.iter().map(|(name, port)| format!("{name}:{port}")).collect();
+    for (name, value) in [(INJECTED_ANNOTATION, env!("CARGO_PKG_VERSION")), (ROUTES_ANNOTATION, &routes.join(",")), (LEFT_ANNOTATION, &left.join(","))] {
         operations.push(json!({ "op": "add", "path": format!("/metadata/annotations/{}", name.replace('/', "~1")), "value": value }));
     }
     // Every one is of the shape that it is read by.
     Patch(operations.into_iter().filter_map(|operation| serde_json::from_value::<PatchOperation>(operation).ok()).collect())
+}
+
+/// The name goes to the sidecar's port; so does a port of the node that leads to the server, unless the server is reached by redirection anyway.
+fn hand_over(spec: &PodSpec, route: &Route) -> Vec<Value> {
+    let ports = format!("/spec/containers/{}/ports", route.container);
+    let mut moved = json!({ "name": route.name, "containerPort": route.sidecar, "protocol": "TCP" });
+    let mut operations = vec![json!({ "op": "remove", "path": format!("{ports}/{}/name", route.port) })];
+    let declared = spec.containers.get(route.container).and_then(|container| container.ports.as_ref()?.get(route.port));
+    if let Some(declared) = declared.filter(|_| route.probes.is_none()) {
+        let fields = [("hostPort", declared.host_port.map(Value::from)), ("hostIP", declared.host_ip.clone().map(Value::from))];
+        for (field, value) in fields.into_iter().filter_map(|(field, value)| Some((field, value?))) {
+            operations.push(json!({ "op": "remove", "path": format!("{ports}/{}/{field}", route.port) }));
+            moved[field] = value;
+        }
+    }
+    operations.push(json!({ "op": "add", "path": format!("{ports}/-"), "value": moved }));
+    operations
 }
 
 /// Hooks for the servers that have none, and the time that they take.
@@ -204,18 +231,31 @@ fn push<'a>(found: &mut Vec<Asked<'a>>, path: &str, http: Option<&'a HTTPGetActi
     }
 }
 
-fn redirector(plan: &Plan, settings: &RedirectSettings) -> Value {
+/// Routes to different places: a number that is declared twice is one.
+fn distinct(plan: &Plan) -> impl Iterator<Item = &Route> {
+    plan.routes.iter().enumerate().filter(|(at, route)| plan.routes[..*at].iter().all(|other| other.sidecar != route.sidecar)).map(|(_, route)| route)
+}
+
+fn redirector(plan: &Plan, settings: &RedirectSettings, resources: &SidecarResources) -> Value {
     let mut args = vec!["redirect".to_owned()];
-    for route in &plan.routes {
+    for route in distinct(plan) {
         args.push(format!("--route={}={}", route.server, route.sidecar));
         args.extend(route.probes.map(|probes| format!("--probes={probes}={}", route.server)));
     }
-    let requests = json!({ "cpu": "10m", "memory": "32Mi" });
+    let resources = match plan.class {
+        // It ends before the server starts, so what it asks for takes nothing from anybody.
+        Class::Guaranteed => {
+            let both = json!({ "cpu": resources.cpu_limit, "memory": "32Mi" });
+            json!({ "requests": both, "limits": both })
+        }
+        Class::OfItsOwn => json!({}),
+        Class::Other => json!({ "requests": { "cpu": "10m", "memory": "32Mi" }, "limits": { "memory": "32Mi" } }),
+    };
     let mut container = json!({
         "name": REDIRECTOR,
         "image": settings.image,
         "args": args,
-        "resources": { "requests": requests, "limits": if plan.guaranteed { requests.clone() } else { json!({ "memory": "32Mi" }) } },
+        "resources": resources,
         // Rules are for root with this one capability to set; a capability does not reach another user.
         "securityContext": {
             "allowPrivilegeEscalation": false,
@@ -243,13 +283,14 @@ pub fn token_volume() -> Value {
 }
 
 fn sidecar(plan: &Plan, settings: &SidecarSettings) -> Value {
-    let mut args: Vec<String> = plan.routes.iter().map(|route| format!("--route={}={}", route.sidecar, route.server)).collect();
+    let mut args: Vec<String> = distinct(plan).map(|route| format!("--route={}={}", route.sidecar, route.server)).collect();
     args.push(format!("--admin=127.0.0.1:{ADMIN_PORT}"));
     args.push(format!("--health={HEALTH_PORT}"));
-    match &plan.readiness {
-        Readiness::Http { port, path } => args.extend([format!("--ready-port={port}"), format!("--ready-path={path}")]),
-        Readiness::Tcp { port } => args.extend([format!("--ready-port={port}"), "--ready-tcp".to_owned()]),
-    }
+    let readiness = &plan.readiness;
+    args.push(format!("--ready-port={}", readiness.port));
+    args.push(readiness.path.as_ref().map_or_else(|| "--ready-tcp".to_owned(), |path| format!("--ready-path={path}")));
+    args.push(format!("--ready-timeout={}s", readiness.timeout_seconds));
+    args.push(format!("--ready-patience={}s", readiness.patience_seconds));
     for (flag, variable) in [("pod-name", "POD_NAME"), ("pod-uid", "POD_UID"), ("node-name", "NODE_NAME"), ("namespace", "POD_NAMESPACE")] {
         args.push(format!("--{flag}=$({variable})"));
     }
@@ -260,18 +301,24 @@ fn sidecar(plan: &Plan, settings: &SidecarSettings) -> Value {
         field("POD_NAMESPACE", "metadata.namespace"),
         field("NODE_NAME", "spec.nodeName"),
     ];
-    let resources = &settings.resources;
-    let limits = if plan.guaranteed { json!({ "cpu": resources.cpu, "memory": resources.memory_limit }) } else { json!({ "memory": resources.memory_limit }) };
-    let memory = if plan.guaranteed { &resources.memory_limit } else { &resources.memory };
-    let probe = |path: &str, failures: u32| json!({ "httpGet": { "path": path, "port": HEALTH_PORT }, "periodSeconds": 1, "failureThreshold": failures });
+    let SidecarResources { cpu, cpu_limit, memory, memory_limit } = &settings.resources;
+    let resources = match plan.class {
+        Class::Guaranteed => {
+            let both = json!({ "cpu": cpu_limit, "memory": memory_limit });
+            json!({ "requests": both, "limits": both })
+        }
+        Class::OfItsOwn => json!({}),
+        Class::Other => json!({ "requests": { "cpu": cpu, "memory": memory }, "limits": { "memory": memory_limit } }),
+    };
+    let hook = |name: &str| json!({ "exec": { "command": [PROGRAM, name, format!("--admin=127.0.0.1:{ADMIN_PORT}")] } });
     let mut container = json!({
         "name": SIDECAR,
         "image": settings.image,
         "restartPolicy": "Always",
         "ports": [{ "name": "sf-health", "containerPort": HEALTH_PORT, "protocol": "TCP" }],
-        "resources": { "requests": { "cpu": resources.cpu, "memory": memory }, "limits": limits },
-        "startupProbe": probe("/healthz", 60),
-        "readinessProbe": probe("/readyz", 2),
+        "resources": resources,
+        "lifecycle": { "postStart": hook("wait"), "preStop": hook("leave") },
+        "readinessProbe": { "httpGet": { "path": "/readyz", "port": HEALTH_PORT }, "periodSeconds": 1, "failureThreshold": 2 },
         "securityContext": {
             "allowPrivilegeEscalation": false,
             "capabilities": { "drop": ["ALL"] },
@@ -360,6 +407,44 @@ spec:
         let args: Vec<&str> = sidecar["args"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
         assert_eq!(args[..2], ["--route=4180=8000", "--route=4181=80"]);
         assert!(args.contains(&"--ready-path=/ready") && args.contains(&"--ready-port=8000"), "{args:?}");
+        assert!(args.contains(&"--ready-timeout=1s") && args.contains(&"--ready-patience=30s"), "{args:?}");
+    }
+
+    #[test]
+    fn the_server_starts_when_the_sidecar_answers_and_clients_are_sent_away_when_the_pod_ends() {
+        let (_, after) = injected(POD);
+        let sidecar = &after["spec"]["initContainers"][0];
+        let command = |hook: &str| sidecar["lifecycle"][hook]["exec"]["command"].clone();
+        assert_eq!(command("postStart"), json!(["/bin/steadfast-proxy", "wait", "--admin=127.0.0.1:4178"]));
+        assert_eq!(command("preStop"), json!(["/bin/steadfast-proxy", "leave", "--admin=127.0.0.1:4178"]));
+        assert!(sidecar["startupProbe"].is_null(), "it would be looked at once a second, and its answer once a second");
+    }
+
+    #[test]
+    fn a_port_of_the_node_leads_to_the_sidecar() {
+        let on_node = POD.replace("{name: http, containerPort: 8000}", "{name: http, containerPort: 8000, hostPort: 80, hostIP: 10.0.0.1}");
+        let (_, after) = injected(&on_node);
+        let ports = &after["spec"]["containers"][0]["ports"];
+        assert_eq!(ports[0], json!({ "containerPort": 8000 }));
+        assert_eq!(ports[2], json!({ "name": "http", "containerPort": 4180, "protocol": "TCP", "hostPort": 80, "hostIP": "10.0.0.1" }));
+        let (_, after) = injected(&on_node.replace("metadata: {name: x", "metadata: {name: x, annotations: {steadfast.dev/interception: redirect}"));
+        assert_eq!(after["spec"]["containers"][0]["ports"][0]["hostPort"], 80, "who is redirected is met there too");
+    }
+
+    #[test]
+    fn a_number_that_is_declared_twice_is_redirected_once() {
+        let twice = POD.replace("{name: http, containerPort: 8000}", "{name: http, containerPort: 8000}, {name: grpc, containerPort: 8000}");
+        let (_, after) = injected(&twice.replace("metadata: {name: x", "metadata: {name: x, annotations: {steadfast.dev/interception: redirect}"));
+        let inits = &after["spec"]["initContainers"];
+        assert_eq!(inits[0]["args"], json!(["redirect", "--route=8000=4180", "--probes=4200=8000", "--route=80=4181", "--probes=4201=80"]));
+        assert_eq!((&inits[1]["args"][0], &inits[1]["args"][1]), (&json!("--route=4180=8000"), &json!("--route=4181=80")));
+        assert_eq!(after["metadata"]["annotations"][ROUTES_ANNOTATION], "http=4180:8000,grpc=4180:8000,web=4181:80");
+    }
+
+    #[test]
+    fn a_pod_with_resources_of_its_own_has_to_make_room_for_nobody() {
+        let (_, after) = injected(&POD.replace("spec:\n", "spec:\n  resources: {limits: {cpu: 1, memory: 1Gi}}\n"));
+        assert_eq!(after["spec"]["initContainers"][0]["resources"], json!({}));
     }
 
     #[test]
@@ -393,7 +478,7 @@ spec:
         assert_eq!(after["spec"]["containers"][1]["futureField"], 1);
         assert_eq!(
             after["metadata"]["annotations"],
-            json!({ INJECTED_ANNOTATION: env!("CARGO_PKG_VERSION"), ROUTES_ANNOTATION: "http=4180:8000,web=4181:80" })
+            json!({ INJECTED_ANNOTATION: env!("CARGO_PKG_VERSION"), ROUTES_ANNOTATION: "http=4180:8000,web=4181:80", LEFT_ANNOTATION: "metrics:8002" })
         );
         // Undone by hand, nothing else is different.
         let spec = after["spec"].as_object_mut().unwrap();
@@ -445,6 +530,7 @@ spec:
         );
         let resources = &after["spec"]["initContainers"][0]["resources"];
         assert_eq!(resources["requests"], resources["limits"]);
+        assert_eq!(resources["limits"]["cpu"], "1", "what it is throttled at there is not what it asks for elsewhere");
         let (_, after) = injected(POD);
         let resources = &after["spec"]["initContainers"][0]["resources"];
         assert!(resources["limits"]["cpu"].is_null() && resources["requests"]["cpu"].is_string(), "{resources}");

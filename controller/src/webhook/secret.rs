@@ -1,14 +1,18 @@
 //! Keeps [`Certificates`] in a Secret that all replicas share, and tells the API server whom to believe.
+//!
+//! The Secret is made by whoever installs, empty: a right to create Secrets cannot be limited to a name, and would let the controller ask for the token of any
+//! ServiceAccount of its namespace. Should it be deleted or emptied, what this replica holds goes on being shown, and is written back as soon as there is a Secret
+//! again; new ones would cut off every sidecar that was given the old authorities.
 
 use std::{
     collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use k8s_openapi::{
     ByteString,
     api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api, Client,
@@ -35,6 +39,8 @@ pub struct Keeper {
     configuration: String,
     names: Vec<String>,
     lifetimes: Lifetimes,
+    /// What was last read or written.
+    held: Arc<Mutex<Option<Certificates>>>,
 }
 
 /// Why they could not be kept.
@@ -46,15 +52,17 @@ pub enum KeepError {
     Secret { name: String, why: Box<kube::Error> },
     #[error("MutatingWebhookConfiguration {name}: {why}")]
     Configuration { name: String, why: Box<kube::Error> },
+    #[error("Secret {0} is not there: the chart makes it, empty; so does `kubectl create secret generic {0}` in the controller's namespace")]
+    NoSecret(String),
     #[error("Secret {0} is written by others all the time")]
     Contended(String),
 }
 
 impl Keeper {
-    /// In `namespace`, for a server of these DNS names. Wants `get`, `create` and `update` on the Secret, `get` and `patch` on the configuration.
+    /// In `namespace`, for a server of these DNS names. Wants `get` and `update` on the Secret, `get` and `patch` on the configuration.
     pub fn new(client: Client, namespace: &str, secret: &str, configuration: &str, names: Vec<String>) -> Self {
         let (namespace, secret, configuration) = (namespace.to_owned(), secret.to_owned(), configuration.to_owned());
-        Self { client, namespace, secret, configuration, names, lifetimes: Lifetimes::default() }
+        Self { client, namespace, secret, configuration, names, lifetimes: Lifetimes::default(), held: Arc::default() }
     }
 
     /// The certificates as they are now, or as they have to be, written down.
@@ -63,35 +71,37 @@ impl Keeper {
         let fail = |why: kube::Error| KeepError::Secret { name: self.secret.clone(), why: Box::new(why) };
         for _ in 0..TRIES {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            let there = secrets.get_opt(&self.secret).await.map_err(fail)?;
-            // What cannot be read is not ours, or of a later version gone back: it is made anew.
-            let known = there.as_ref().and_then(|secret| serde_json::from_slice::<Certificates>(&secret.data.as_ref()?.get(STATE)?.0).ok());
-            let next = match &known {
+            let mut secret = secrets.get_opt(&self.secret).await.map_err(fail)?.ok_or_else(|| KeepError::NoSecret(self.secret.clone()))?;
+            let written = secret.data.as_ref().and_then(|data| serde_json::from_slice::<Certificates>(&data.get(STATE)?.0).ok());
+            let is_written = written.is_some();
+            // What cannot be read is not ours, or of a later version gone back, or nothing.
+            let known = written.or_else(|| self.held());
+            let next = match known {
                 Some(known) => match known.renewed(&self.names, now, &self.lifetimes)? {
-                    None => return Ok(known.clone()),
+                    None if is_written => return Ok(self.hold(known)),
+                    None => known,
                     Some(next) => next,
                 },
                 None => Certificates::make(&self.names, now, &self.lifetimes)?,
             };
-            let written = match there {
-                None => {
-                    let metadata = ObjectMeta { name: Some(self.secret.clone()), ..ObjectMeta::default() };
-                    let secret = Secret { metadata, data: Some(data(&next)), type_: Some("Opaque".to_owned()), ..Secret::default() };
-                    secrets.create(&PostParams::default(), &secret).await
-                }
-                Some(mut secret) => {
-                    secret.data = Some(data(&next));
-                    // Its resourceVersion is that of the reading: whoever has written since makes this fail.
-                    secrets.replace(&self.secret, &PostParams::default(), &secret).await
-                }
-            };
-            match written {
-                Ok(_) => return Ok(next),
+            secret.data = Some(data(&next));
+            // Its resourceVersion is that of the reading: whoever has written since makes this fail.
+            match secrets.replace(&self.secret, &PostParams::default(), &secret).await {
+                Ok(_) => return Ok(self.hold(next)),
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
                 Err(error) => return Err(fail(error)),
             }
         }
         Err(KeepError::Contended(self.secret.clone()))
+    }
+
+    fn held(&self) -> Option<Certificates> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn hold(&self, certificates: Certificates) -> Certificates {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(certificates.clone());
+        certificates
     }
 
     /// Writes `trust` into the configuration's webhooks unless it is there.
@@ -127,7 +137,14 @@ impl Keeper {
                     }
                 }
                 // What is held goes on being good for weeks.
-                Err(error) => tracing::warn!(%error, "certificates could not be looked at"),
+                Err(error) => {
+                    tracing::warn!(%error, "certificates could not be looked at");
+                    if let Some(held) = self.held()
+                        && let Err(error) = self.announce(&held.trust()).await
+                    {
+                        tracing::warn!(%error, "the API server could not be told whom to believe");
+                    }
+                }
             }
         }
     }
@@ -145,4 +162,71 @@ fn data(certificates: &Certificates) -> BTreeMap<String, ByteString> {
     .into_iter()
     .map(|(name, bytes)| (name.to_owned(), ByteString(bytes)))
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http::{Method, Request, Response, StatusCode};
+    use http_body_util::{BodyExt, Full};
+    use kube::client::Body;
+    use serde_json::Value;
+
+    use super::*;
+
+    /// An API server that knows one Secret.
+    type Place = Arc<Mutex<Option<Value>>>;
+
+    fn keeper(place: &Place) -> Keeper {
+        let place = Arc::clone(place);
+        let answer = tower::service_fn(move |request: Request<Body>| {
+            let place = Arc::clone(&place);
+            async move {
+                let method = request.method().clone();
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let mut place = place.lock().unwrap();
+                assert_ne!(method, Method::POST, "there is no right to create one");
+                let (status, answer) = match &mut *place {
+                    None => (StatusCode::NOT_FOUND, json!({ "kind": "Status", "status": "Failure", "reason": "NotFound", "message": "", "code": 404 })),
+                    Some(secret) => {
+                        if method == Method::PUT {
+                            *secret = serde_json::from_slice(&body).unwrap();
+                        }
+                        (StatusCode::OK, secret.clone())
+                    }
+                };
+                Ok::<_, Infallible>(Response::builder().status(status).body(Full::new(bytes::Bytes::from(answer.to_string()))).unwrap())
+            }
+        });
+        Keeper::new(Client::new(answer, "steadfast"), "steadfast", "certificates", "steadfast", vec!["steadfast-webhook.steadfast.svc".to_owned()])
+    }
+
+    fn empty() -> Value {
+        json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "certificates", "namespace": "steadfast", "resourceVersion": "1" } })
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_is_deleted_or_emptied_gets_back_what_sidecars_believe() {
+        let place = Place::new(Mutex::new(Some(empty())));
+        let (one, other) = (keeper(&place), keeper(&place));
+        let first = one.look().await.unwrap();
+        assert_eq!(other.look().await.unwrap(), first, "replicas share them");
+        *place.lock().unwrap() = None;
+        let error = one.look().await.unwrap_err();
+        assert!(matches!(error, KeepError::NoSecret(_)) && error.to_string().contains("kubectl create secret generic certificates"), "{error}");
+        *place.lock().unwrap() = Some(empty());
+        assert_eq!(other.look().await.unwrap(), first, "whoever comes first writes them back");
+        assert_eq!(keeper(&place).look().await.unwrap(), first, "and a new replica finds them");
+    }
+
+    #[tokio::test]
+    async fn what_is_written_counts_more_than_what_is_held() {
+        let (place, elsewhere) = (Place::new(Mutex::new(Some(empty()))), Place::new(Mutex::new(Some(empty()))));
+        let one = keeper(&place);
+        one.look().await.unwrap();
+        let restored = keeper(&elsewhere).look().await.unwrap();
+        (*place.lock().unwrap()).clone_from(&elsewhere.lock().unwrap());
+        assert_eq!(one.look().await.unwrap(), restored);
+    }
 }

@@ -79,6 +79,9 @@ impl Webhook {
     }
 
     fn tell(&self, answer: &admit::Answer) {
+        if !answer.counts {
+            return;
+        }
         self.metrics.admissions.with_label_values(&[answer.outcome.name()]).inc();
         let Outcome::Skipped(skip) = &answer.outcome else { return };
         self.metrics.skipped.with_label_values(&[skip.reason()]).inc();

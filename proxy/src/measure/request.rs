@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use http::{HeaderValue, Response, header};
+use http::{HeaderValue, Response, StatusCode, header};
 use steadfast_api::policy::{Origin, POD_HEADER};
 
-use crate::{body::ResponseBody, clock, forward::Answer, worker::Worker};
+use crate::{body::ResponseBody, clock, drain::Phase, forward::Answer, worker::Worker};
 
 /// A request in progress. Dropped without an answer, it counts as cancelled by its client.
 pub struct Begun {
@@ -30,7 +30,7 @@ impl Begun {
     /// Wraps the answer's body, once.
     pub fn answer(mut self, mut answer: Answer) -> Response<ResponseBody> {
         self.answered = true;
-        if self.worker.drain.is_draining() {
+        if self.worker.drain.has_reached(Phase::Parting) && answer.response.status() != StatusCode::SWITCHING_PROTOCOLS {
             // hyper closes an HTTP/1 connection that says so and leaves it out in HTTP/2, where GOAWAY says it.
             answer.response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

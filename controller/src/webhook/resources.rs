@@ -1,0 +1,120 @@
+//! The class that kubelet gives a pod by its resources (quality of service), as far as a sidecar could change it.
+
+use std::{cmp::Ordering, collections::BTreeMap};
+
+use k8s_openapi::{
+    api::core::v1::{Container, PodSpec},
+    apimachinery::pkg::api::resource::Quantity,
+};
+
+/// The resources that decide on the class.
+const COUNTED: [&str; 2] = ["cpu", "memory"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Requests and limits of every container are equal; the sidecar's must be as well, or the pod would lose its class.
+    Guaranteed,
+    /// The pod as a whole has requests and limits, which its containers share: what the sidecar asked for would have to fit into what they have left.
+    OfItsOwn,
+    Other,
+}
+
+/// By the rules of kubelet, which count init containers too.
+pub fn class(spec: &PodSpec) -> Class {
+    let counted = |list: &Option<BTreeMap<String, Quantity>>| list.iter().flatten().any(|(name, _)| COUNTED.contains(&name.as_str()));
+    if spec.resources.as_ref().is_some_and(|own| counted(&own.requests) || counted(&own.limits)) {
+        return Class::OfItsOwn;
+    }
+    let all = spec.containers.iter().chain(spec.init_containers.iter().flatten()).all(is_guaranteed);
+    if all { Class::Guaranteed } else { Class::Other }
+}
+
+fn is_guaranteed(container: &Container) -> bool {
+    let Some(limits) = container.resources.as_ref().and_then(|resources| resources.limits.as_ref()) else { return false };
+    let requests = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+    COUNTED.into_iter().all(|name| {
+        // What is not requested is requested as limited.
+        limits.get(name).is_some_and(|limit| requests.and_then(|requests| requests.get(name)).is_none_or(|request| is_same(request, limit)))
+    })
+}
+
+fn is_same(one: &Quantity, other: &Quantity) -> bool {
+    one == other || amount(&one.0).zip(amount(&other.0)).is_some_and(|(one, other)| one.total_cmp(&other) == Ordering::Equal)
+}
+
+/// What a quantity of Kubernetes comes to. Whole numbers of that size are exact, and so are the decimals that people write, each read in one way.
+fn amount(text: &str) -> Option<f64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | '+' | '-')).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits);
+    let number: f64 = number.parse().ok()?;
+    // Thousandths of thousandths are divided by, since a factor of 0.001 would not be exact.
+    let (times, by) = match suffix {
+        "" => (1.0, 1.0),
+        "n" => (1.0, 1e9),
+        "u" => (1.0, 1e6),
+        "m" => (1.0, 1e3),
+        "k" => (1e3, 1.0),
+        "M" => (1e6, 1.0),
+        "G" => (1e9, 1.0),
+        "T" => (1e12, 1.0),
+        "P" => (1e15, 1.0),
+        "E" => (1e18, 1.0),
+        "Ki" => (f64::from(1 << 10), 1.0),
+        "Mi" => (f64::from(1 << 20), 1.0),
+        "Gi" => (f64::from(1 << 30), 1.0),
+        "Ti" => (f64::from(1 << 20) * f64::from(1 << 20), 1.0),
+        "Pi" => (f64::from(1 << 30) * f64::from(1 << 20), 1.0),
+        "Ei" => (f64::from(1 << 30) * f64::from(1 << 30), 1.0),
+        exponent => (10_f64.powi(exponent.strip_prefix(['e', 'E'])?.parse().ok()?), 1.0),
+    };
+    Some(number * times / by)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classed(containers: &[&str], inits: &[&str]) -> Class {
+        let list = |all: &[&str]| all.iter().map(|resources| format!("{{name: x, resources: {resources}}}")).collect::<Vec<_>>().join(", ");
+        class(&serde_saphyr::from_str(&format!("{{containers: [{}], initContainers: [{}]}}", list(containers), list(inits))).unwrap())
+    }
+
+    #[test]
+    fn a_pod_is_guaranteed_when_every_container_is_init_containers_too() {
+        let good = "{limits: {cpu: 1, memory: 1Gi}}";
+        for resources in [
+            good,
+            "{limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 1, memory: 1Gi}}",
+            "{limits: {cpu: '1', memory: 1Gi}, requests: {cpu: 1000m, memory: 1024Mi}}",
+            "{limits: {cpu: 1500m, memory: 1e9}, requests: {cpu: '1.5', memory: 1G}}",
+        ] {
+            assert_eq!(classed(&[resources], &[]), Class::Guaranteed, "{resources}");
+        }
+        for resources in [
+            "{limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 500m}}",
+            "{limits: {memory: 1Gi}}",
+            "{limits: {cpu: 1, memory: 1Gi}, requests: {memory: 1G}}",
+            "{}",
+        ] {
+            assert_eq!(classed(&[resources], &[]), Class::Other, "{resources}");
+            assert_eq!(classed(&[good], &[resources]), Class::Other, "{resources} in an init container");
+        }
+        assert_eq!(classed(&[good], &[good]), Class::Guaranteed);
+    }
+
+    #[test]
+    fn a_pod_with_resources_of_its_own_shares_them() {
+        let pod = "{containers: [{name: x}], resources: {limits: {cpu: 1, memory: 1Gi}}}";
+        assert_eq!(class(&serde_saphyr::from_str(pod).unwrap()), Class::OfItsOwn);
+    }
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_writes_them() {
+        for (text, value) in
+            [("1", 1.0), ("100m", 0.1), ("0.1", 0.1), ("2Ki", 2048.0), ("1e3", 1000.0), ("1E3", 1000.0), ("1E", 1e18), ("1.5Gi", 1_610_612_736.0)]
+        {
+            assert_eq!(amount(text), Some(value), "{text}");
+        }
+        assert_eq!((amount(""), amount("1x"), amount("Gi")), (None, None, None));
+    }
+}
