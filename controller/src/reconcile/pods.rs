@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::{
+    api::core::v1::{Namespace, Pod},
+    jiff::Timestamp,
+};
 use kube::{Api, Client, ResourceExt, core::PartialObjectMeta, runtime::watcher};
 use tokio::sync::watch;
 
@@ -28,6 +31,7 @@ pub struct PodFacts {
     pub namespace: String,
     pub name: String,
     pub uid: String,
+    pub created: Option<Timestamp>,
     pub labels: BTreeMap<String, String>,
     pub has_sidecar: bool,
     /// It or its namespace asks for one.
@@ -99,6 +103,7 @@ impl Pods {
                     server_ports: routes.map(|routes| server_ports(routes)).unwrap_or_default(),
                     name: pod.name_any(),
                     uid: pod.uid().unwrap_or_default(),
+                    created: pod.metadata.creation_timestamp.as_ref().map(|created| created.0),
                     labels: pod.labels().clone(),
                     namespace,
                 }
