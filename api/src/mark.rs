@@ -99,6 +99,12 @@ pub struct Outage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<u32>,
     pub cause: String,
+    /// The platform heard no more of its node.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub node_lost: bool,
+    /// It began before this window of a watch, whose report told of it as not recovered: t0 is less than zero then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub continues: bool,
     pub marks: Marks,
     /// First to last failure that clients saw, in milliseconds; absent when no client saw one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

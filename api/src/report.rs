@@ -61,8 +61,13 @@ pub struct Run {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlatformTimers {
-    /// Silence of a node until it is called lost.
+    /// Silence of a node until it is called lost; counted from its last heartbeat, by somebody who looks every `node_monitor_period`.
     pub node_monitor_grace_period: Span,
+    /// A node is heard so often: its last heartbeat may be so old when it falls silent. Zero: it falls silent for everybody at once.
+    #[serde(default)]
+    pub node_heartbeat: Span,
+    #[serde(default)]
+    pub node_monitor_period: Span,
     /// Where that figure is from: the platform itself, or what its version has by default.
     pub known_from: String,
     /// From then until the node's pods are replaced elsewhere; absent: never.
@@ -74,12 +79,22 @@ pub struct PlatformTimers {
     /// The readiness probe of the model server's container; absent: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readiness: Option<ProbeTimers>,
+    /// That of the sidecar, which is not ready while its server is not, and makes the pod so; absent: there is no such probe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sidecar_readiness: Option<ProbeTimers>,
 }
 
 impl PlatformTimers {
-    /// From a node's silence to the moment at which its pods are replaced; absent: never.
-    pub fn node_loss(&self) -> Option<Span> {
-        self.toleration_seconds.map(|toleration| Span::new(self.node_monitor_grace_period.get() + toleration.get()))
+    /// From a node's silence to the moment at which it is called lost: at least, and at most.
+    pub fn node_called_lost(&self) -> (Span, Span) {
+        let grace = self.node_monitor_grace_period.get();
+        (Span::new(grace.saturating_sub(self.node_heartbeat.get())), Span::new(grace + self.node_monitor_period.get()))
+    }
+
+    /// From a node's silence to the moment at which its pods are replaced: at least, and at most; absent: never.
+    pub fn node_loss(&self) -> Option<(Span, Span)> {
+        let (least, most) = self.node_called_lost();
+        self.toleration_seconds.map(|toleration| (Span::new(least.get() + toleration.get()), Span::new(most.get() + toleration.get())))
     }
 }
 

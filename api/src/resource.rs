@@ -372,9 +372,12 @@ pub struct GoldenSetStatus {
     /// Pods kept out of the Service now.
     #[serde(default)]
     pub pods_gated: u32,
-    /// Names of failing pods, at most ten.
+    /// Names of failing pods, at most ten, those made last first: a roll-out is judged by its newest pods.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failing: Vec<String>,
+    /// Names of pods kept out of the Service now, at most ten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gated: Vec<String>,
 }
 
 /// `ResilienceSchedule.spec`: runs copies of a test at random moments, in the manner of kube-monkey. What is hit, and how much of it, is what the test says: its

@@ -331,7 +331,7 @@ async fn duties(
         events: events.clone(),
         metrics: metrics.clone(),
     });
-    // Readers bring golden sets before sidecars are told anything.
+    // Sidecars are told what they had before, who is out included; readers bring the rest later, and nobody's faults or runs wait for that.
     let serving = server::serve(listener, Some(identity.acceptor()), Auth::tokens(client.clone()), sidecars.clone());
     let mut serving = Box::pin(async { tokio::join!(serving, advertise(&client, args)) });
     tokio::select! {

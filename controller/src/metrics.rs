@@ -2,7 +2,10 @@
 
 use http::StatusCode;
 use prometheus::{Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use steadfast_api::golden::Verdict;
 
+/// Of `steadfast_golden_set_pods`.
+pub const POD_STATES: [&str; 4] = ["matched", "passing", "failing", "gated"];
 /// Seconds; admission should be over in milliseconds.
 const ADMISSION_SECONDS: [f64; 9] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1.0];
 
@@ -60,7 +63,7 @@ impl Metrics {
             ),
             missing_sidecar: kept(
                 &registry,
-                IntGaugeVec::new(opts("steadfast_pods_missing_sidecar", "Pods that ask for the sidecar and run without it."), &["namespace"]),
+                IntGaugeVec::new(opts("steadfast_pods_missing_sidecar", "Pods that ask for the sidecar and run without it."), &["target_namespace"]),
             ),
             bypassing: kept(&registry, IntGauge::new("steadfast_services_bypassing_sidecar", "Services by which users go past the sidecar.")),
             events_dropped: kept(&registry, IntCounter::new("steadfast_events_dropped_total", "Events that were not told for want of room.")),
@@ -73,19 +76,22 @@ impl Metrics {
                 &registry,
                 IntGaugeVec::new(
                     opts("steadfast_golden_set_verdict", "1 for the verdict that a GoldenSet's pods have together."),
-                    &["namespace", "set", "verdict"],
+                    &["target_namespace", "set", "verdict"],
                 ),
             ),
-            golden_pods: kept(&registry, IntGaugeVec::new(opts("steadfast_golden_set_pods", "Pods of a GoldenSet by state."), &["namespace", "set", "state"])),
+            golden_pods: kept(
+                &registry,
+                IntGaugeVec::new(opts("steadfast_golden_set_pods", "Pods of a GoldenSet by state."), &["target_namespace", "set", "state"]),
+            ),
             golden_ready: kept(
                 &registry,
-                IntGaugeVec::new(opts("steadfast_golden_set_ready", "1 while every matching pod replays the GoldenSet."), &["namespace", "set"]),
+                IntGaugeVec::new(opts("steadfast_golden_set_ready", "1 while every matching pod replays the GoldenSet."), &["target_namespace", "set"]),
             ),
             golden_gate_blocked: kept(
                 &registry,
                 IntGaugeVec::new(
                     opts("steadfast_golden_set_gate_blocked", "1 while pods that answer wrong stay in the Service, since more may not leave."),
-                    &["namespace", "set"],
+                    &["target_namespace", "set"],
                 ),
             ),
             leader: kept(&registry, IntGauge::new("steadfast_leader", "1 while this replica leads.")),
@@ -95,11 +101,17 @@ impl Metrics {
             ),
             outages: kept(
                 &registry,
-                IntCounterVec::new(opts("steadfast_watched_outages_total", "Outages that ResilienceTests without steps have seen."), &["namespace", "test"]),
+                IntCounterVec::new(
+                    opts("steadfast_watched_outages_total", "Outages that ResilienceTests without steps have seen."),
+                    &["target_namespace", "test"],
+                ),
             ),
             availability: kept(
                 &registry,
-                GaugeVec::new(opts("steadfast_watched_availability_ratio", "Of the last window of a ResilienceTest without steps."), &["namespace", "test"]),
+                GaugeVec::new(
+                    opts("steadfast_watched_availability_ratio", "Of the last window of a ResilienceTest without steps."),
+                    &["target_namespace", "test"],
+                ),
             ),
             registry,
         }
@@ -109,6 +121,18 @@ impl Metrics {
     pub fn forget_watch(&self, namespace: &str, test: &str) {
         let _ = self.outages.remove_label_values(&[namespace, test]);
         let _ = self.availability.remove_label_values(&[namespace, test]);
+    }
+
+    /// A GoldenSet is gone: its labels go.
+    pub fn forget_golden_set(&self, namespace: &str, set: &str) {
+        for verdict in [Verdict::Pass, Verdict::Fail, Verdict::Inconclusive, Verdict::ReferenceBroken] {
+            let _ = self.golden_verdict.remove_label_values(&[namespace, set, &verdict.to_string()]);
+        }
+        for state in POD_STATES {
+            let _ = self.golden_pods.remove_label_values(&[namespace, set, state]);
+        }
+        let _ = self.golden_ready.remove_label_values(&[namespace, set]);
+        let _ = self.golden_gate_blocked.remove_label_values(&[namespace, set]);
     }
 
     /// Everything, as Prometheus reads it.

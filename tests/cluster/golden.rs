@@ -15,6 +15,7 @@ use crate::{
     experiments::{digits, run, test},
     harness::{Cluster, IMAGE, Namespace, STEADFAST, cluster_alone, condition, names, root},
     install::install,
+    watches::metrics,
 };
 
 const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed, pod-security.kubernetes.io/enforce: restricted";
@@ -181,6 +182,9 @@ fn one_wrong_replica_of_three_is_named_and_leaves_its_service_and_returns_when_i
     assert_eq!(condition(&pod, "Ready").as_deref(), Some("False"), "out, and alive");
     let (code, said) = gate(&cluster, &space, "60s");
     assert_eq!((code, &said["verdict"], &said["failing"]), (Some(1), &json!("Fail"), &json!([odd])), "{said:#}");
+    let out = format!("steadfast_golden_set_pods{{set=\"digits\",state=\"gated\",target_namespace=\"{}\"}} 1", space.name());
+    let counted = metrics(&cluster, &installed.system);
+    assert!(counted.contains(&out), "{out} of\n{counted}");
     space.wait(20, "Events about the pod", || (told(&space, &odd, "GoldenFail") && told(&space, &odd, "LeftService")).then_some(()));
 
     let all = space.wait(120, &format!("three pods in the Service\n{}", context()), || Some(serving(&space)).filter(|names| names.len() == 3));

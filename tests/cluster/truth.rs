@@ -4,6 +4,7 @@
 //! | mark | truth |
 //! |---|---|
 //! | t0 fault | pods: the observer heard of the deletion. Nodes: the power was switched, from the switch's begin to its end |
+//! | t1 first failure | nodes: the same as t0; one of three pods is asked at random, so within five intervals. Killed pods that take their leave lose no request |
 //! | t2 detected | pods: the same. Nodes: the observer heard that the node is not Ready |
 //! | t3, t10 endpoint | the observer heard of it |
 //! | t4 created, t5 scheduled, t9 ready | the observer heard of it |
@@ -12,7 +13,9 @@
 //! | t8 model loaded | the server's ready path answers 200 |
 //! | t11, first correct prediction, t12 | the server wrote its first (right) answer; no golden replays here |
 //!
-//! `STEADFAST_TRUTH=full` (`just truth`, 15 minutes): 50 killed pods and 5 nodes that lose their power; else three killed pods.
+//! `STEADFAST_TRUTH=full` (`just truth`, 15 minutes): 50 killed pods and 5 nodes that lose their power, of which the 95th percentile of each mark's error is judged. Else
+//! three killed pods, of which the median is: one of three that came late on a busy machine says nothing. In short form lost nodes are not here: `watches` switches one
+//! off, and asks for t0 and t1 of it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -268,8 +271,9 @@ impl Table {
             println!("{:<24} {:>5} {:>9.2} {p50:>9.2} {p95:>9.2} {:>9.2}", format!("{mark:?}"), errors.len(), errors[0], errors[errors.len() - 1]);
             // Of a few, one that came late because the machine was busy says nothing: there the median is judged.
             let judged = if full() { p95 } else { far[far.len() / 2] };
-            if *mark != Mark::ContainerStarted && judged > INTERVAL_MS {
-                wrong.push(format!("{mark:?} is {judged:.1} ms from the truth, and a pod is asked every {INTERVAL_MS} ms"));
+            let allowed = if *mark == Mark::FirstFailure { 5.0 * INTERVAL_MS } else { INTERVAL_MS };
+            if *mark != Mark::ContainerStarted && judged > allowed {
+                wrong.push(format!("{mark:?} is {judged:.1} ms from the truth, which is more than {allowed} ms, and a pod is asked every {INTERVAL_MS} ms"));
             }
         }
         wrong
@@ -302,6 +306,10 @@ fn measure(cluster: &Cluster, space: &Namespace<'_>, folder: &Path, text: &str, 
             None => (seen("deleted", &outage.uid), seen("deleted", &outage.uid)),
         };
         table.add(outage, Mark::Fault, fault);
+        if let Some((from, until)) = switch {
+            // Nobody answered from then on: users know first.
+            table.add(outage, Mark::FirstFailure, outage.marks.get(Mark::FirstFailure).map(|first| first.clamp(from, until)));
+        }
         table.add(outage, Mark::Detected, detected);
         table.add(outage, Mark::EndpointRemoved, seen("removed", &outage.uid));
         table.add(outage, Mark::ReplacementCreated, seen("created", new));
@@ -331,7 +339,7 @@ fn every_mark_of_nodes_without_power_is_within_one_request_interval_of_the_truth
     if full() {
         hold(5, "{name: lost, nodeFailure: {nodes: {mode: one}}, for: 75s}", "5 nodes without power");
     } else {
-        eprintln!("not run: it takes 8 minutes; `just truth` runs it");
+        eprintln!("not run: it takes 8 minutes; `just truth` runs it, and a test of watches switches one node off");
     }
 }
 

@@ -11,8 +11,9 @@ use steadfast_api::{
 
 use crate::{
     experiments::{digits, run, test},
-    harness::{Namespace, STEADFAST, cluster_alone},
+    harness::{Cluster, Namespace, Power, STEADFAST, cluster_alone},
     install::install,
+    truth::now,
 };
 
 fn report(space: &Namespace<'_>, name: &str) -> Report {
@@ -29,6 +30,58 @@ fn status(space: &Namespace<'_>, seconds: u64, what: &str, is_so: impl Fn(&Value
         let status = space.get("resiliencetest/watch")?["status"].clone();
         is_so(&status).then_some(status)
     })
+}
+
+/// The pod that leads, and its node.
+fn leader(cluster: &Cluster, system: &str) -> (String, String) {
+    let holder = cluster.kubectl(&["--namespace", system, "get", "lease/steadfast", "-o", "jsonpath={.spec.holderIdentity}"]).expect("a lease");
+    let node = cluster.kubectl(&["--namespace", system, "get", "pod", holder.trim(), "-o", "jsonpath={.spec.nodeName}"]).expect("the leader");
+    (holder.trim().to_owned(), node.trim().to_owned())
+}
+
+pub(crate) fn metrics(cluster: &Cluster, system: &str) -> String {
+    let (pod, _) = leader(cluster, system);
+    cluster.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{system}/pods/{pod}:8080/proxy/metrics")]).expect("metrics")
+}
+
+/// A pod whose node lost its power between two moments of CLOCK_MONOTONIC, in nanoseconds.
+struct WithoutPower<'a> {
+    _power: Power<'a>,
+    pod: String,
+    node: String,
+    from: u64,
+    until: u64,
+}
+
+fn without_power<'a>(cluster: &'a Cluster, space: &Namespace<'_>, system: &str) -> Option<WithoutPower<'a>> {
+    space.kubectl(&["scale", "deployment/digits", "--replicas=3"]).expect("scaled");
+    space.wait_ready("app=digits", 3);
+    let (_, of_leader) = leader(cluster, system);
+    let pods = space.list("pods");
+    let pod = pods.iter().find(|pod| pod["spec"]["nodeName"] != of_leader.as_str()).expect("a pod beside another node's leader");
+    let [pod, node] = ["/metadata/name", "/spec/nodeName"].map(|path| pod.pointer(path).and_then(Value::as_str).expect("both are known").to_owned());
+    let power = cluster.power(&node)?;
+    let from = now();
+    power.off();
+    Some(WithoutPower { _power: power, pod, node, from, until: now() })
+}
+
+impl WithoutPower<'_> {
+    fn check(&self, report: &Report) {
+        let outage = report.outages.iter().find(|outage| outage.pod == self.pod).unwrap_or_else(|| panic!("{:?}", report.outages));
+        let zero = report.run.started_monotonic_ns.expect("the window's zero");
+        let [from, until] = [self.from, self.until].map(|at| (at as f64 - zero as f64) / 1e6);
+        println!("a node without power, from {from:.0} to {until:.0} ms: {outage:#?}");
+        // One of three is asked 17 times a second, at random.
+        for mark in [Mark::Fault, Mark::FirstFailure] {
+            let at = outage.marks.get(mark).unwrap_or_else(|| panic!("no {mark:?}: {outage:?}"));
+            assert!(at >= from - 50.0 && at <= until + 500.0, "{mark:?} at {at}, and the power went from {from} to {until}: {outage:?}");
+        }
+        let (least, _) = report.run.timers.as_ref().expect("timers").node_called_lost();
+        let detected = outage.marks.between(Mark::Fault, Mark::Detected).expect("the cluster noticed");
+        assert!(outage.node_lost && outage.fault.is_none() && detected + 1000.0 >= least.get().as_secs_f64() * 1000.0, "{outage:?}");
+        assert!(outage.routing_outage_ms.is_some_and(|outage| outage >= detected - 2000.0), "users met nobody until then: {outage:?}");
+    }
 }
 
 #[test]
@@ -79,8 +132,8 @@ fn what_nobody_planned_is_seen_for_as_long_as_the_test_stands() {
     assert_eq!(after["outages"], 1, "{after:#}");
 
     // Its controller dies: the next one goes on.
-    let leader = cluster.kubectl(&["--namespace", &installed.system, "get", "lease/steadfast", "-o", "jsonpath={.spec.holderIdentity}"]).expect("a lease");
-    cluster.kubectl(&["--namespace", &installed.system, "delete", "pod", leader.trim(), "--grace-period=0", "--force"]).expect("killed");
+    let (leader, _) = leader(&cluster, &installed.system);
+    cluster.kubectl(&["--namespace", &installed.system, "delete", "pod", &leader, "--grace-period=0", "--force"]).expect("killed");
     let at = windows(&after);
     let after = status(&space, 120, "a window of the next leader", |status| windows(status) > at);
     assert_eq!((&after["phase"], &after["outages"]), (&"Running".into(), &1.into()), "{after:#}");
@@ -92,6 +145,20 @@ fn what_nobody_planned_is_seen_for_as_long_as_the_test_stands() {
     let beside = ended.report.as_ref().unwrap_or_else(|| panic!("{}\n{}", ended.said, installed.state()));
     assert_eq!((beside.verdict.outcome, beside.outages.len()), (RunOutcome::Pass, 1), "{}", ended.said);
     status(&space, 60, "the second outage", |status| status["outages"] == 2);
+
+    // So is that of a node without power, from that moment on: the cluster itself hears of it most of a minute later.
+    let outages = if let Some(lost) = without_power(&cluster, &space, &installed.system) {
+        let told = status(&space, 150, "news of the lost node", |status| status["outages"] == 3);
+        assert!(told["lastOutage"].as_str().is_some_and(|words| words.contains(&format!("node {} was lost", lost.node))), "{told:#}");
+        lost.check(&report(&space, "steadfast-run-watch-outage"));
+        3
+    } else {
+        2
+    };
+    // Whoever leads now counts what it has seen itself.
+    let counted = metrics(&cluster, &installed.system);
+    let counter = format!("steadfast_watched_outages_total{{target_namespace=\"{}\",test=\"watch\"}} {}", space.name(), outages - 1);
+    assert!(counted.contains(&counter), "{counter} of\n{counted}");
 
     space.kubectl(&["annotate", "resiliencetest/watch", "steadfast.dev/stop=now"]).expect("annotated");
     let ended = status(&space, 30, "its end", |status| status["phase"] == "Finished");

@@ -53,8 +53,10 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 }
 
 impl Seen<'_> {
-    fn of_action<'a>(&'a self, action: &'a str) -> impl Iterator<Item = &'a Outage> {
-        self.outages.iter().filter(move |outage| outage.fault.is_some_and(|fault| self.faults.get(fault as usize).is_some_and(|fault| fault.action == action)))
+    /// Of pods that were lost with their node, planned or not.
+    fn of_lost_nodes(&self) -> impl Iterator<Item = &Outage> {
+        let planned = |fault: u32| self.faults.get(fault as usize).is_some_and(|fault| fault.action == "nodeFailure");
+        self.outages.iter().filter(move |outage| outage.node_lost || outage.fault.is_some_and(planned))
     }
 
     /// Median of a stretch between two marks, and of the whole capacity outage, over the outages that have both.
@@ -140,7 +142,7 @@ fn ready_but_wrong(seen: &Seen<'_>) -> Option<Advice> {
 }
 
 fn node_detection(seen: &Seen<'_>) -> Option<Advice> {
-    let (part, whole, count) = Seen::stretch(seen.of_action("nodeFailure"), Mark::Fault, Mark::EndpointRemoved)?;
+    let (part, whole, count) = Seen::stretch(seen.of_lost_nodes(), Mark::Fault, Mark::EndpointRemoved)?;
     if part < WORTH_MS {
         return None;
     }
@@ -161,7 +163,7 @@ fn node_detection(seen: &Seen<'_>) -> Option<Advice> {
 }
 
 fn node_eviction(seen: &Seen<'_>) -> Option<Advice> {
-    let (part, whole, count) = Seen::stretch(seen.of_action("nodeFailure"), Mark::EndpointRemoved, Mark::ReplacementCreated)?;
+    let (part, whole, count) = Seen::stretch(seen.of_lost_nodes(), Mark::EndpointRemoved, Mark::ReplacementCreated)?;
     if part < WORTH_MS || part < whole * 0.2 {
         return None;
     }

@@ -154,10 +154,13 @@ fn timers_of(local: &Local) -> PlatformTimers {
     PlatformTimers {
         node_monitor_grace_period: timers.node_monitor_grace_period,
         known_from: "local.timers, scaled for one machine".to_owned(),
+        node_heartbeat: Span::ZERO,
+        node_monitor_period: Span::ZERO,
         toleration_seconds: Some(timers.toleration_seconds),
         back_off: timers.back_off,
         back_off_max: timers.back_off_max,
         readiness: Some(ProbeTimers { initial_delay: Span::ZERO, period: probe.period, failure_threshold: probe.failure_threshold }),
+        sidecar_readiness: None,
     }
 }
 

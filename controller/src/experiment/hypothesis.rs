@@ -238,6 +238,8 @@ mod tests {
             replacement_node: None,
             fault: None,
             cause: String::new(),
+            node_lost: false,
+            continues: false,
             marks,
             routing_outage_ms: None,
             capacity_outage_ms: length,

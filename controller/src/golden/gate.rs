@@ -2,7 +2,8 @@
 //!
 //! The GoldenSet's status speaks of all matching pods at some moment; a roll-out changes them. So a Pass counts only when it is about the pods that are there now: the
 //! roll-out is complete, the status counts as many pods as there are, and the verdict became Pass after the youngest of them was made. A Fail counts when a
-//! pod of the newest version is named by it; what pods on their way out answer is what the roll-out may be about to mend.
+//! pod of the newest version is named by it (the status names those made last first) and the workload has made that version; what pods on their way out answer is
+//! what the roll-out may be about to mend.
 
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client, ResourceExt};
@@ -95,7 +96,7 @@ impl Gate {
 fn judge(generation: Option<i64>, status: &GoldenSetStatus, rollout: &Rollout) -> Result<(Standing, String), GateError> {
     let wait = |reason: String| Ok((Standing::Waiting, reason));
     if status.observed_generation != generation {
-        return wait("the controller has not looked at this GoldenSet yet; is Steadfast installed?".to_owned());
+        return wait("the controller has not read this GoldenSet as it is now; is Steadfast installed?".to_owned());
     }
     let condition = |kind: &str| status.conditions.iter().find(|condition| condition.kind == kind);
     if let Some(ready) = condition("Ready").filter(|ready| ready.status == "False" && HOPELESS.contains(&ready.reason.as_str())) {
@@ -104,6 +105,8 @@ fn judge(generation: Option<i64>, status: &GoldenSetStatus, rollout: &Rollout) -
     let told = condition("Verdict").map(|condition| condition.message.clone()).unwrap_or_default();
     match status.verdict {
         Some(Verdict::ReferenceBroken) => Ok((Standing::ReferenceBroken, told)),
+        // What is called the newest version now may be the one that the change mends.
+        _ if rollout.changed.is_some() => wait(rollout.changed.clone().unwrap_or_default()),
         Some(Verdict::Fail) => {
             let named: Vec<&str> = rollout.pods.iter().filter(|pod| pod.newest && status.failing.contains(&pod.name)).map(|pod| pod.name.as_str()).collect();
             if named.is_empty() { wait(format!("pods that are on their way out answer wrong: {told}")) } else { Ok((Standing::Fail, told)) }
@@ -135,7 +138,7 @@ mod tests {
 
     fn rollout(pods: &[(&str, bool)], under_way: Option<&str>) -> Rollout {
         let pod = |(name, newest): &(&str, bool)| PodNow { name: (*name).to_owned(), created: "2026-01-01T00:00:00Z".parse().ok(), newest: *newest };
-        Rollout { pods: pods.iter().map(pod).collect(), under_way: under_way.map(str::to_owned) }
+        Rollout { pods: pods.iter().map(pod).collect(), changed: None, under_way: under_way.map(str::to_owned) }
     }
 
     fn status(verdict: Verdict, since: &str, failing: &[&str]) -> GoldenSetStatus {
@@ -180,6 +183,15 @@ mod tests {
         assert_eq!(standing(&status(Verdict::Fail, LATER, &["old"]), &under_way), Standing::Waiting);
         assert_eq!(standing(&status(Verdict::Fail, LATER, &["new"]), &under_way), Standing::Fail);
         assert_eq!(standing(&status(Verdict::ReferenceBroken, LATER, &[]), &under_way), Standing::ReferenceBroken);
+    }
+
+    #[test]
+    fn a_fail_of_the_version_before_does_not_end_the_roll_out_that_mends_it() {
+        let fail = status(Verdict::Fail, LATER, &["a"]);
+        let mut now = rollout(&[("a", true), ("b", true)], None);
+        assert_eq!(standing(&fail, &now), Standing::Fail);
+        now.changed = Some("Deployment web was changed and is about to roll out".into());
+        assert_eq!(standing(&fail, &now), Standing::Waiting, "its pods are the newest only until the new version is made");
     }
 
     #[test]

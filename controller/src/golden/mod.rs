@@ -19,8 +19,10 @@ use tokio::time::sleep;
 
 use crate::reconcile::resource::GoldenSet;
 
-/// A run waits for so long for a set that a reader pod is reading.
+/// A run waits for so long for a set that a reader pod is reading, or for an API server that does not answer.
 const READ_WITHIN: Duration = Duration::from_secs(60);
+/// And for so long for a GoldenSet, or what it is in, that may be applied a moment after the test.
+const THERE_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Why a GoldenSet's files cannot be had; each says what would be right.
@@ -44,6 +46,22 @@ pub enum SourceError {
     /// Nobody can say now.
     #[error("{0}")]
     Unavailable(String),
+}
+
+impl SourceError {
+    /// The same with other words.
+    fn map(self, words: impl Fn(&dyn std::fmt::Display) -> String) -> Self {
+        let said = words(&self);
+        match self {
+            Self::NotSupported(_) => Self::NotSupported(said),
+            Self::NotAllowed(_) => Self::NotAllowed(said),
+            Self::Reading(_) => Self::Reading(said),
+            Self::NotFound(_) => Self::NotFound(said),
+            Self::Broken(_) => Self::Broken(said),
+            Self::DigestMismatch(_) => Self::DigestMismatch(said),
+            Self::Unavailable(_) => Self::Unavailable(said),
+        }
+    }
 }
 
 /// Names of the ConfigMaps in which a source lies, in order.
@@ -93,37 +111,67 @@ pub trait Held {
 }
 
 /// Fetches the GoldenSet `name` of a namespace into a folder of its own below `under`; what only reader pods can read is taken from what the controller holds.
-/// Wants `get` on goldensets and on ConfigMaps there.
+/// Wants `get` on goldensets and on ConfigMaps there. What may be there in a moment is waited for.
 ///
 /// # Errors
 /// What is wrong with it, and what would be right.
 pub async fn fetch(client: &Client, namespace: &str, name: &str, under: &Path, held: &impl Held) -> Result<PathBuf, String> {
-    let sets: Api<GoldenSet> = Api::namespaced(client.clone(), namespace);
     // In a folder of its name, so that it is found by it.
     let folder = under.join(name);
-    let wrong = |error: &dyn std::fmt::Display| format!("GoldenSet {name}: {error}");
     let began = Instant::now();
     loop {
-        let set = sets.get_opt(name).await.map_err(|error| error.to_string())?;
-        let set = set.ok_or_else(|| {
-            format!("there is no GoldenSet {name} in namespace {namespace}: `steadfast golden manifest FOLDER | kubectl apply -f -` makes one")
-        })?;
-        let spec = set.spec.get().map_err(|why| wrong(&format!("spec: {why}")))?;
-        if let GoldenSource::ConfigMap(source) = &spec.source {
-            let maps = config_maps(client, namespace, &config_maps_of(source).map_err(|error| wrong(&error))?).await.map_err(|error| wrong(&error))?;
-            unpack(&maps, spec, &folder).map_err(|error| wrong(&error))?;
-            return Ok(folder);
-        }
-        let status = set.status.as_ref().filter(|status| status.observed_generation == set.metadata.generation);
-        if let Some(tar) = status.and_then(|status| held.get(status.digest.as_deref()?)) {
-            let set = archive::unpack(&tar).map_err(|error| wrong(&error))?;
-            steadfast_golden_sets::set::write(&set, &folder).map_err(|error| wrong(&error))?;
-            return Ok(folder);
-        }
-        if began.elapsed() >= READ_WITHIN {
-            let ready = status.and_then(|status| status.conditions.iter().find(|condition| condition.kind == "Ready"));
-            return Err(wrong(&ready.map_or("it has not been read yet", |ready| &ready.message)));
+        let why = match fetch_now(client, namespace, name, &folder, held).await {
+            Ok(()) => return Ok(folder),
+            Err(why) => why,
+        };
+        if began.elapsed() >= patience(&why) {
+            return Err(why.to_string());
         }
         sleep(LOOK_EVERY).await;
+    }
+}
+
+/// For how long it may be otherwise in a moment.
+const fn patience(why: &SourceError) -> Duration {
+    match why {
+        SourceError::Reading(_) | SourceError::Unavailable(_) => READ_WITHIN,
+        SourceError::NotFound(_) => THERE_WITHIN,
+        SourceError::NotSupported(_) | SourceError::NotAllowed(_) | SourceError::Broken(_) | SourceError::DigestMismatch(_) => Duration::ZERO,
+    }
+}
+
+async fn fetch_now(client: &Client, namespace: &str, name: &str, folder: &Path, held: &impl Held) -> Result<(), SourceError> {
+    let sets: Api<GoldenSet> = Api::namespaced(client.clone(), namespace);
+    let about = |error: &dyn std::fmt::Display| format!("GoldenSet {name}: {error}");
+    let set = sets.get_opt(name).await.map_err(|error| SourceError::Unavailable(about(&error)))?;
+    let set = set.ok_or_else(|| {
+        let why = format!("there is no GoldenSet {name} in namespace {namespace}: `steadfast golden manifest FOLDER | kubectl apply -f -` makes one");
+        SourceError::NotFound(why)
+    })?;
+    let spec = set.spec.get().map_err(|why| SourceError::Broken(about(&format!("spec: {why}"))))?;
+    if let GoldenSource::ConfigMap(source) = &spec.source {
+        let maps = config_maps(client, namespace, &config_maps_of(source).map_err(|error| error.map(&about))?).await;
+        unpack(&maps.map_err(|error| error.map(&about))?, spec, folder).map_err(|error| error.map(&about))?;
+        return Ok(());
+    }
+    let status = set.status.as_ref().filter(|status| status.observed_generation == set.metadata.generation);
+    if let Some(tar) = status.and_then(|status| held.get(status.digest.as_deref()?)) {
+        let set = archive::unpack(&tar).map_err(|error| SourceError::Broken(about(&error)))?;
+        return steadfast_golden_sets::set::write(&set, folder).map_err(|error| SourceError::Broken(about(&error)));
+    }
+    let ready = status.and_then(|status| status.conditions.iter().find(|condition| condition.kind == "Ready"));
+    Err(SourceError::Reading(about(&ready.map_or("it has not been read yet", |ready| &ready.message))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waiting_may_mend_is_waited_for_and_nothing_else() {
+        let why = String::new;
+        assert_eq!(patience(&SourceError::Unavailable(why())), READ_WITHIN, "an API server between two leaders");
+        assert_eq!(patience(&SourceError::NotFound(why())), THERE_WITHIN, "applied in one go with its test");
+        assert_eq!(patience(&SourceError::DigestMismatch(why())), Duration::ZERO);
     }
 }

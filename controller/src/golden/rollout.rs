@@ -32,6 +32,8 @@ pub struct PodNow {
 #[derive(Clone, Debug)]
 pub struct Rollout {
     pub pods: Vec<PodNow>,
+    /// A workload was changed, and its newest version is not made yet, in words: nobody can say which pods are of it.
+    pub changed: Option<String>,
     /// What is not rolled out yet, in words.
     pub under_way: Option<String>,
 }
@@ -45,15 +47,31 @@ fn unavailable(error: kube::Error) -> GateError {
 
 /// As it stands now. A pod that is on its way out means that a roll-out is under way.
 pub async fn of(client: &Client, namespace: &str, selector: &LabelSelector) -> Result<Rollout, GateError> {
+    let (pods, versions) = look(client, namespace, selector).await?;
+    let (mut changed, mut under_way) = (None, None);
+    for (kind, name) in versions.workloads(&pods) {
+        match standing(client, namespace, &kind, &name).await? {
+            Unfinished::No => {}
+            Unfinished::Changed(words) => changed = changed.or(Some(words)),
+            Unfinished::UnderWay(words) => under_way = under_way.or(Some(words)),
+        }
+    }
+    // Pods and versions as they are since: a workload that has seen its change has made its version.
+    let (pods, versions) = look(client, namespace, selector).await?;
+    let leaving = pods.iter().find(|pod| pod.metadata.deletion_timestamp.is_some()).map(|pod| format!("pod {} is on its way out", pod.name_any()));
+    let now = |pod: &Pod| PodNow { name: pod.name_any(), created: pod.metadata.creation_timestamp.as_ref().map(|at| at.0), newest: versions.is_newest(pod) };
+    let pods = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).map(now).collect();
+    Ok(Rollout { pods, changed, under_way: under_way.or(leaving) })
+}
+
+/// Pods with a sidecar that are not over, and the versions of their workloads.
+async fn look(client: &Client, namespace: &str, selector: &LabelSelector) -> Result<(Vec<Pod>, Versions), GateError> {
     let labels = selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let pods = pods.list(&ListParams::default().labels(&labels)).await.map_err(unavailable)?.items;
     let over = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()).is_some_and(|phase| phase == "Succeeded" || phase == "Failed");
     let pods: Vec<Pod> = pods.into_iter().filter(|pod| pod.annotations().contains_key(INJECTED_ANNOTATION) && !over(pod)).collect();
-    let leaving = pods.iter().find(|pod| pod.metadata.deletion_timestamp.is_some()).map(|pod| format!("pod {} is on its way out", pod.name_any()));
-    let pods: Vec<Pod> = pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect();
     let owners: BTreeSet<&str> = pods.iter().filter_map(|pod| controller(&pod.metadata)).map(|owner| owner.kind.as_str()).collect();
-
     let mut versions = Versions::default();
     if owners.contains("ReplicaSet") {
         let sets: Api<ReplicaSet> = Api::namespaced(client.clone(), namespace);
@@ -63,12 +81,15 @@ pub async fn of(client: &Client, namespace: &str, selector: &LabelSelector) -> R
         let revisions: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
         versions.revisions(&revisions.list(&ListParams::default()).await.map_err(unavailable)?.items);
     }
-    let mut under_way = None;
-    for (kind, name) in versions.workloads(&pods) {
-        under_way = under_way.or(unfinished(client, namespace, &kind, &name).await?);
-    }
-    let now = |pod: &Pod| PodNow { name: pod.name_any(), created: pod.metadata.creation_timestamp.as_ref().map(|at| at.0), newest: versions.is_newest(pod) };
-    Ok(Rollout { pods: pods.iter().map(now).collect(), under_way: under_way.or(leaving) })
+    Ok((pods, versions))
+}
+
+/// How far a workload is from what is asked of it, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Unfinished {
+    No,
+    Changed(String),
+    UnderWay(String),
 }
 
 fn controller(metadata: &ObjectMeta) -> Option<&OwnerReference> {
@@ -141,23 +162,27 @@ struct Counts {
     updated: i32,
 }
 
-async fn unfinished(client: &Client, namespace: &str, kind: &str, name: &str) -> Result<Option<String>, GateError> {
+async fn standing(client: &Client, namespace: &str, kind: &str, name: &str) -> Result<Unfinished, GateError> {
     let zero = |count: Option<i32>| count.unwrap_or(0);
     let (generation, observed, counts) = match kind {
         "Deployment" => {
-            let Some(it) = Api::<Deployment>::namespaced(client.clone(), namespace).get_opt(name).await.map_err(unavailable)? else { return Ok(None) };
+            let Some(it) = Api::<Deployment>::namespaced(client.clone(), namespace).get_opt(name).await.map_err(unavailable)? else {
+                return Ok(Unfinished::No);
+            };
             let (spec, status) = (it.spec.unwrap_or_default(), it.status.unwrap_or_default());
             let counts = Counts { wanted: spec.replicas.unwrap_or(1), there: zero(status.replicas), updated: zero(status.updated_replicas) };
             (it.metadata.generation, status.observed_generation, counts)
         }
         "StatefulSet" => {
-            let Some(it) = Api::<StatefulSet>::namespaced(client.clone(), namespace).get_opt(name).await.map_err(unavailable)? else { return Ok(None) };
+            let Some(it) = Api::<StatefulSet>::namespaced(client.clone(), namespace).get_opt(name).await.map_err(unavailable)? else {
+                return Ok(Unfinished::No);
+            };
             let (spec, status) = (it.spec.unwrap_or_default(), it.status.unwrap_or_default());
             let counts = Counts { wanted: spec.replicas.unwrap_or(1), there: status.replicas, updated: zero(status.updated_replicas) };
             (it.metadata.generation, status.observed_generation, counts)
         }
         _ => {
-            let Some(it) = Api::<DaemonSet>::namespaced(client.clone(), namespace).get_opt(name).await.map_err(unavailable)? else { return Ok(None) };
+            let Some(it) = Api::<DaemonSet>::namespaced(client.clone(), namespace).get_opt(name).await.map_err(unavailable)? else { return Ok(Unfinished::No) };
             let status = it.status.unwrap_or_default();
             let counts =
                 Counts { wanted: status.desired_number_scheduled, there: status.current_number_scheduled, updated: zero(status.updated_number_scheduled) };
@@ -167,12 +192,15 @@ async fn unfinished(client: &Client, namespace: &str, kind: &str, name: &str) ->
     Ok(words(kind, name, generation, observed, counts))
 }
 
-fn words(kind: &str, name: &str, generation: Option<i64>, observed: Option<i64>, counts: Counts) -> Option<String> {
+fn words(kind: &str, name: &str, generation: Option<i64>, observed: Option<i64>, counts: Counts) -> Unfinished {
     let Counts { wanted, there, updated } = counts;
     if observed < generation {
-        return Some(format!("{kind} {name} was changed and is about to roll out"));
+        return Unfinished::Changed(format!("{kind} {name} was changed and is about to roll out"));
     }
-    (updated < wanted || there != updated).then(|| format!("{kind} {name} rolls out: {updated} of {wanted} pods are of the newest version, {there} are there"))
+    if updated < wanted || there != updated {
+        return Unfinished::UnderWay(format!("{kind} {name} rolls out: {updated} of {wanted} pods are of the newest version, {there} are there"));
+    }
+    Unfinished::No
 }
 
 #[cfg(test)]
@@ -216,9 +244,10 @@ mod tests {
     #[test]
     fn a_rollout_is_over_when_all_that_is_there_is_new() {
         let at = |wanted, there, updated| words("Deployment", "web", Some(2), Some(2), Counts { wanted, there, updated });
-        assert_eq!(at(3, 3, 3), None);
-        assert!(at(3, 4, 3).unwrap().contains("3 of 3 pods are of the newest version, 4 are there"));
-        assert!(at(3, 3, 1).is_some());
-        assert!(words("Deployment", "web", Some(3), Some(2), Counts { wanted: 3, there: 3, updated: 3 }).unwrap().contains("about to roll out"));
+        assert_eq!(at(3, 3, 3), Unfinished::No);
+        assert!(matches!(at(3, 4, 3), Unfinished::UnderWay(words) if words.contains("3 of 3 pods are of the newest version, 4 are there")));
+        assert!(matches!(at(3, 3, 1), Unfinished::UnderWay(_)));
+        let changed = words("Deployment", "web", Some(3), Some(2), Counts { wanted: 3, there: 3, updated: 3 });
+        assert!(matches!(changed, Unfinished::Changed(words) if words.contains("about to roll out")));
     }
 }

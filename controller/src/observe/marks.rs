@@ -3,8 +3,10 @@
 //! The rules, in the order in which they matter:
 //!
 //! - There is one open outage for each *place* (a pod and its successors) at a time. It opens when the pod that holds the place leaves the Service, or when a
-//!   planned fault takes it away. t0 is the moment the fault took hold when it was planned, else the first evidence (the sidecar or the probe found the
-//!   server not ready, the process died, the endpoint went).
+//!   planned fault takes it away. t0 is the moment the fault took hold when it was planned, else the first evidence. The platform's word (the sidecar or the probe
+//!   found the server not ready, the process died, the endpoint went) is the last of it: a node without power is called lost 40 s later. So evidence is looked for in
+//!   the time before, as far back as the platform may take to notice and no further than the pod's last good sign (an answer, a replay that matched, its sidecar's
+//!   word): the first request that failed on the pod, and where its sidecar has been silent since, the first that reached nobody, or the first report that did not come.
 //! - An outage closes at t12. A holder that is lost again before that, by itself, prolongs the outage, and the marks of its recovery begin anew; if a planned
 //!   fault takes it, the first outage ends there as *censored* (its recovery was cut off) and the fault opens another.
 //! - t1 is the moment at which the first request was sent that failed on the lost pod, on its successor or on no pod at all: its user got nothing from then on, whenever
@@ -35,6 +37,8 @@ pub enum Fact {
     },
     /// A planned fault, placed at the moment when it was asked for.
     Fault(Planned),
+    /// From the history before.
+    Ongoing(Ongoing),
 }
 
 /// A planned fault.
@@ -62,20 +66,28 @@ pub struct Answer {
     pub kind: Kind,
 }
 
-/// What users and golden replays saw, by pod.
+/// What users, golden replays and whoever waits for sidecars saw, by the pod's UID: a StatefulSet's pods have their predecessors' names.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    /// By pod name, in order of `ended`.
+    /// In order of `ended`.
     pub by_pod: HashMap<String, Vec<Answer>>,
     /// Requests that reached no pod, in order of `ended`.
     pub nowhere: Vec<Answer>,
-    /// Moments of golden replays that matched, by UID, in order.
+    /// Moments of golden replays that matched, in order.
     pub matches: HashMap<String, Vec<i64>>,
+    /// Since when the sidecar said nothing, and until when (`i64::MAX`: it has not spoken since), in order.
+    pub silences: HashMap<String, Vec<(i64, i64)>>,
 }
 
 impl Traffic {
-    fn of(&self, name: &str) -> &[Answer] {
-        self.by_pod.get(name).map_or(&[], Vec::as_slice)
+    fn of(&self, uid: &str) -> &[Answer] {
+        self.by_pod.get(uid).map_or(&[], Vec::as_slice)
+    }
+
+    /// The last word of a sidecar that was silent at that moment.
+    fn silent_since(&self, uid: &str, at: i64) -> Option<i64> {
+        let silences = self.silences.get(uid)?;
+        silences.iter().find(|(since, until)| *since + SILENT_AFTER <= at && at < *until).map(|(since, _)| *since)
     }
 
     fn any(&self) -> bool {
@@ -90,6 +102,15 @@ pub struct Lost {
     pub at: BTreeMap<Mark, i64>,
 }
 
+/// How outages are told apart from everything else; in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// How long good service must last.
+    pub hold: i64,
+    /// How long the platform may take to notice a loss.
+    pub look_back: i64,
+}
+
 #[derive(Clone, Debug, Default)]
 struct Holder {
     name: String,
@@ -97,19 +118,45 @@ struct Holder {
     node: String,
 }
 
+#[derive(Clone, Debug)]
 struct Open {
     lost: Holder,
     fault: Option<u32>,
     cause: String,
+    /// When it was heard of: t0 is that or earlier.
+    told: i64,
+    node_lost: bool,
     at: BTreeMap<Mark, i64>,
     /// When the holder's work on the recovery began: what it did before proves nothing.
     since: i64,
+    /// Of an outage that began in the history before: the first and the last request that failed there, and since when all was good at its end.
+    continues: bool,
+    failed: Option<(i64, i64)>,
+    good_since: Option<i64>,
 }
 
-#[derive(Default)]
+/// An outage that goes on when its history ends, with the place that it is of: the next history begins with it.
+#[derive(Clone, Debug)]
+pub struct Ongoing(Box<Place>);
+
+impl Ongoing {
+    /// UIDs of the pod that was lost, and of the one that holds its place now.
+    pub fn uids(&self) -> impl Iterator<Item = &str> {
+        let lost = self.0.open.as_ref().map(|open| open.lost.uid.as_str());
+        lost.into_iter().chain([self.0.holder.uid.as_str()])
+    }
+
+    pub const fn in_service(&self) -> bool {
+        self.0.in_service
+    }
+}
+
+#[derive(Clone, Debug, Default)]
 struct Place {
     holder: Holder,
     in_service: bool,
+    /// Since when it has been, or last was.
+    served_since: i64,
     /// First sign that something is wrong with a pod in service.
     suspect: Option<i64>,
     /// When the platform noticed that, before it left the Service.
@@ -119,6 +166,12 @@ struct Place {
 
 /// Within so many microseconds of a pod's end it is told why.
 const RETIRED_LATE: i64 = 5_000_000;
+/// A sidecar reports every second, whatever happens.
+const REPORTS_EVERY: i64 = 1_000_000;
+/// One that did not for so long is silent.
+pub const SILENT_AFTER: i64 = 3_000_000;
+/// What an endpoint's end says by itself.
+const UNREADY: &str = "left the Service: its readiness probe failed";
 
 /// Marks that a recovery must reach one after the other.
 const CHAIN: [Mark; 8] = [
@@ -134,24 +187,20 @@ const CHAIN: [Mark; 8] = [
 
 struct Builder<'a> {
     traffic: &'a Traffic,
-    hold: i64,
+    terms: Terms,
     end: i64,
     places: Vec<Place>,
     by_uid: HashMap<String, usize>,
+    /// Since when nobody hears of them.
+    lost_nodes: HashMap<String, i64>,
     plans: Vec<Planned>,
     done: Vec<Lost>,
 }
 
-/// Outages in order of t0. `facts` in order of time, those after `end` left out; `begin` is the run's zero, to which the outages' milliseconds refer.
-pub fn outages(facts: &[(i64, Fact)], traffic: &Traffic, hold: i64, begin: i64, end: i64) -> Vec<Lost> {
-    let mut builder = Builder { traffic, hold, end, places: Vec::new(), by_uid: HashMap::new(), plans: Vec::new(), done: Vec::new() };
-    for (at, fact) in facts.iter().filter(|(at, _)| *at <= end) {
-        match fact {
-            Fact::Change(what) => builder.change(*at, what),
-            Fact::Upstream { uid, ready } => builder.upstream(*at, uid, *ready),
-            Fact::Fault(planned) => builder.fault(planned),
-        }
-    }
+/// Outages in order of t0. `facts` in order of time, those after `end` left out; `begin` is the run's zero, to which the outages' milliseconds refer: one that goes on
+/// from the history before began ahead of it.
+pub fn outages(facts: &[(i64, Fact)], traffic: &Traffic, terms: Terms, begin: i64, end: i64) -> Vec<Lost> {
+    let mut builder = Builder::new(facts, traffic, terms, end);
     for index in 0..builder.places.len() {
         builder.close(index, end);
     }
@@ -166,7 +215,42 @@ pub fn outages(facts: &[(i64, Fact)], traffic: &Traffic, hold: i64, begin: i64, 
     lost
 }
 
-impl Builder<'_> {
+/// Outages that have not ended at `end`.
+pub fn ongoing(facts: &[(i64, Fact)], traffic: &Traffic, terms: Terms, end: i64) -> Vec<Ongoing> {
+    let builder = Builder::new(facts, traffic, terms, end);
+    let goes_on = |index: usize| {
+        let (lost, failed) = builder.told(index, end).filter(|(lost, _)| lost.outage.censored)?;
+        let mut place = builder.places[index].clone();
+        let good_since = builder.good_since(index, end);
+        let open = place.open.as_mut()?;
+        (open.at, open.continues, open.failed, open.good_since) = (lost.at, true, failed, good_since);
+        Some(Ongoing(Box::new(place)))
+    };
+    (0..builder.places.len()).filter_map(goes_on).collect()
+}
+
+impl<'a> Builder<'a> {
+    fn new(facts: &[(i64, Fact)], traffic: &'a Traffic, terms: Terms, end: i64) -> Self {
+        let (places, by_uid, lost_nodes) = (Vec::new(), HashMap::new(), HashMap::new());
+        let mut builder = Self { traffic, terms, end, places, by_uid, lost_nodes, plans: Vec::new(), done: Vec::new() };
+        for (at, fact) in facts.iter().filter(|(at, _)| *at <= end) {
+            match fact {
+                Fact::Change(what) => builder.change(*at, what),
+                Fact::Upstream { uid, ready } => builder.upstream(*at, uid, *ready),
+                Fact::Fault(planned) => builder.fault(planned),
+                Fact::Ongoing(ongoing) => builder.goes_on(ongoing),
+            }
+        }
+        builder
+    }
+
+    fn goes_on(&mut self, ongoing: &Ongoing) {
+        for uid in ongoing.uids() {
+            self.by_uid.insert(uid.to_owned(), self.places.len());
+        }
+        self.places.push((*ongoing.0).clone());
+    }
+
     fn fault(&mut self, planned: &Planned) {
         self.plans.push(planned.clone());
         if !planned.takes {
@@ -176,7 +260,7 @@ impl Builder<'_> {
             let holder = &self.places[index].holder;
             if self.places[index].in_service && (planned.pods.contains(&holder.name) || planned.nodes.contains(&holder.node)) {
                 self.close(index, planned.since);
-                self.open(index, planned.since, Some(planned.index), planned.cause.clone());
+                self.open(index, planned.since, planned.since, Some(planned.index), planned.cause.clone());
             }
         }
     }
@@ -217,7 +301,7 @@ impl Builder<'_> {
                     let again = !place.in_service && *restarts > 0;
                     if let Some(open) = place.open.as_mut().filter(|_| again) {
                         open.forget_from(Mark::ContainerStarted);
-                        open.since = at;
+                        (open.since, open.good_since) = (at, None);
                     }
                     place.mark(Mark::ContainerStarted, at);
                 }
@@ -226,12 +310,14 @@ impl Builder<'_> {
             What::Endpoint { uid, present: true } => {
                 if let Some(place) = self.held_by(uid) {
                     place.mark(Mark::EndpointAdded, at);
-                    place.in_service = true;
+                    if !std::mem::replace(&mut place.in_service, true) {
+                        place.served_since = at;
+                    }
                     (place.suspect, place.detected) = (None, None);
                 }
             }
             What::Endpoint { uid, present: false } => {
-                self.lost_by_uid(uid, at, "left the Service: its readiness probe failed");
+                self.lost_by_uid(uid, at, UNREADY);
                 if let Some(open) = self.lost_pod(uid) {
                     open.at.entry(Mark::EndpointRemoved).or_insert(at);
                 }
@@ -255,10 +341,14 @@ impl Builder<'_> {
                 }
             }
             What::Terminating { uid } => self.lost_by_uid(uid, at, "deleted"),
-            What::Node { node, ready } => {
-                if !*ready {
-                    for open in self.places.iter_mut().filter_map(|place| place.open.as_mut()).filter(|open| open.lost.node == *node) {
-                        open.at.entry(Mark::Detected).or_insert(at);
+            What::Node { node, ready: true } => drop(self.lost_nodes.remove(node)),
+            What::Node { node, ready: false } => {
+                self.lost_nodes.entry(node.clone()).or_insert(at);
+                for open in self.places.iter_mut().filter_map(|place| place.open.as_mut()).filter(|open| open.lost.node == *node) {
+                    open.at.entry(Mark::Detected).or_insert(at);
+                    // Nodes and endpoints are heard of by two watches.
+                    if open.fault.is_some() || at - open.told <= RETIRED_LATE {
+                        open.of_lost_node();
                     }
                 }
             }
@@ -317,7 +407,18 @@ impl Builder<'_> {
 
     /// The holder left the Service, and nobody had planned it.
     fn lost(&mut self, index: usize, at: i64, cause: &str) {
-        let since = self.places[index].suspect.unwrap_or(at);
+        let told = self.places[index].suspect.unwrap_or(at);
+        let Holder { name, node, .. } = &self.places[index].holder;
+        // A fault that makes work harder is the cause of what it touched; one that took something else away is not.
+        let plan = self
+            .plans
+            .iter()
+            .rev()
+            .find(|plan| plan.since <= told && plan.until.is_none_or(|until| told <= until) && (plan.pods.contains(name) || plan.nodes.contains(node)));
+        let since = self.first_sign(index, told).max(plan.map_or(i64::MIN, |plan| plan.since));
+        let cause = plan.map_or_else(|| cause.to_owned(), |plan| format!("{cause} (while {})", plan.cause));
+        let fault = plan.map(|plan| plan.index);
+        let node_lost = self.lost_nodes.get(node).copied();
         if self.sustained(index, since).is_none()
             && let Some(open) = &mut self.places[index].open
         {
@@ -325,63 +426,93 @@ impl Builder<'_> {
             self.places[index].in_service = false;
             return;
         }
-        let Holder { name, node, .. } = &self.places[index].holder;
-        // A fault that makes work harder is the cause of what it touched; one that took something else away is not.
-        let plan = self
-            .plans
-            .iter()
-            .rev()
-            .find(|plan| plan.since <= since && plan.until.is_none_or(|until| since <= until) && (plan.pods.contains(name) || plan.nodes.contains(node)));
-        let cause = plan.map_or_else(|| cause.to_owned(), |plan| format!("{cause} (while {})", plan.cause));
-        let fault = plan.map(|plan| plan.index);
         self.close(index, since);
-        self.open(index, since, fault, cause);
+        if let Some(known) = node_lost {
+            let detected = &mut self.places[index].detected;
+            *detected = Some(detected.map_or(known, |detected| detected.min(known)));
+        }
+        self.open(index, since, told, fault, cause);
+        if let Some(open) = self.places[index].open.as_mut().filter(|_| node_lost.is_some()) {
+            open.of_lost_node();
+        }
     }
 
-    fn open(&mut self, index: usize, at: i64, fault: Option<u32>, cause: String) {
+    /// When the loss of the holder, which was heard of at `told`, showed first: see the first rule of the module.
+    fn first_sign(&self, index: usize, told: i64) -> i64 {
+        let place = &self.places[index];
+        let uid = &place.holder.uid;
+        let answers = self.traffic.of(uid);
+        let earliest = (told - self.terms.look_back).max(place.served_since);
+        let answered = answers.iter().filter(|answer| answer.kind.good() && answer.ended <= told).map(|answer| answer.ended).max();
+        let matched = self.traffic.matches.get(uid).and_then(|matches| matches.iter().copied().filter(|at| *at <= told).max());
+        let good = answered.max(matched).unwrap_or(earliest).max(earliest);
+        // One that answers well cannot be heard for other reasons.
+        let silent = self.traffic.silent_since(uid, told).filter(|since| since + REPORTS_EVERY >= good);
+        let good = good.max(silent.unwrap_or(good));
+        let failed = |answers: &[Answer]| {
+            let since_then = answers.iter().filter(|answer| !answer.kind.good() && answer.sent >= good && answer.sent <= told);
+            since_then.map(|answer| answer.sent).min()
+        };
+        let nobody = silent.and_then(|_| failed(&self.traffic.nowhere));
+        let first = failed(answers).into_iter().chain(nobody).chain(silent.map(|since| since + REPORTS_EVERY)).min();
+        first.map_or(told, |first| first.clamp(good.min(told), told))
+    }
+
+    fn open(&mut self, index: usize, at: i64, told: i64, fault: Option<u32>, cause: String) {
         let place = &mut self.places[index];
         place.in_service = false;
         place.suspect = None;
         let detected = place.detected.take().map(|detected| (Mark::Detected, detected.max(at)));
         let at_first = [(Mark::Fault, at)].into_iter().chain(detected).collect();
-        place.open = Some(Open { lost: place.holder.clone(), fault, cause, at: at_first, since: at });
+        let lost = place.holder.clone();
+        place.open = Some(Open { lost, fault, cause, told, node_lost: false, at: at_first, since: at, continues: false, failed: None, good_since: None });
     }
 
     /// Since when the holder has served well, if that lasted for `hold` before `until`.
     fn sustained(&self, index: usize, until: i64) -> Option<i64> {
+        self.good_since(index, until).filter(|begin| until - begin >= self.terms.hold)
+    }
+
+    /// The beginning of the good service that lasted for `hold` or goes on.
+    fn good_since(&self, index: usize, until: i64) -> Option<i64> {
         let place = &self.places[index];
         let open = place.open.as_ref()?;
         let added = *open.at.get(&Mark::EndpointAdded)?;
-        let mut begin = if self.traffic.any() { None } else { Some(added) };
-        for answer in self.traffic.of(&place.holder.name).iter().filter(|answer| answer.sent >= open.since && answer.ended <= until) {
+        let mut begin = if self.traffic.any() { open.good_since } else { Some(added) };
+        for answer in self.traffic.of(&place.holder.uid).iter().filter(|answer| answer.sent >= open.since && answer.ended <= until) {
             if answer.kind.good() {
                 begin.get_or_insert(answer.ended);
-            } else if begin.take_if(|begin| answer.ended - *begin < self.hold).is_none() && begin.is_some() {
+            } else if begin.take_if(|begin| answer.ended - *begin < self.terms.hold).is_none() && begin.is_some() {
                 break;
             }
         }
-        begin.filter(|begin| until - begin >= self.hold)
+        begin
     }
 
     /// Ends the place's open outage at `until`, recovered or not.
     fn close(&mut self, index: usize, until: i64) {
+        self.done.extend(self.told(index, until).map(|(lost, _)| lost));
+        self.places[index].open = None;
+    }
+
+    /// The place's open outage as it stands at `until`; and the first and the last request that failed.
+    fn told(&self, index: usize, until: i64) -> Option<(Lost, Option<(i64, i64)>)> {
         let sustained = self.sustained(index, until);
-        let place = &mut self.places[index];
-        let Some(open) = place.open.take() else { return };
-        let holder = &place.holder;
-        let mut at = open.at;
+        let Place { holder, open, .. } = &self.places[index];
+        let open = open.as_ref()?;
+        let mut at = open.at.clone();
         let t0 = at.get(&Mark::Fault).copied().unwrap_or(until);
-        let mine = || self.traffic.of(&holder.name).iter().filter(|answer| answer.sent >= open.since && answer.ended <= until && answer.kind.good());
+        let mine = || self.traffic.of(&holder.uid).iter().filter(|answer| answer.sent >= open.since && answer.ended <= until && answer.kind.good());
 
         if at.contains_key(&Mark::EndpointAdded)
             && let Some(first) = mine().next()
         {
-            at.insert(Mark::FirstGoodResponse, first.ended);
+            at.entry(Mark::FirstGoodResponse).or_insert(first.ended);
         }
         let right = mine().find(|answer| answer.kind == Kind::Right).map(|answer| answer.ended);
         let matched = self.traffic.matches.get(&holder.uid).and_then(|matches| matches.iter().copied().find(|at| *at >= open.since && *at <= until));
         if let Some(first) = right.into_iter().chain(matched).min() {
-            at.insert(Mark::FirstCorrectPrediction, first);
+            at.entry(Mark::FirstCorrectPrediction).or_insert(first);
         }
         if let Some(sustained) = sustained {
             at.insert(Mark::Sustained, sustained);
@@ -396,8 +527,9 @@ impl Builder<'_> {
             within.iter().min().copied().zip(within.iter().max().copied())
         };
         let seen = [
-            failures(self.traffic.of(&open.lost.name), if replaced { self.end } else { window_end }),
-            if replaced { failures(self.traffic.of(&holder.name), window_end) } else { None },
+            open.failed,
+            failures(self.traffic.of(&open.lost.uid), if replaced { self.end } else { window_end }),
+            if replaced { failures(self.traffic.of(&holder.uid), window_end) } else { None },
             failures(&self.traffic.nowhere, window_end),
         ];
         let first = seen.iter().flatten().map(|(first, _)| *first).min();
@@ -410,19 +542,21 @@ impl Builder<'_> {
         let came_back = at.contains_key(&Mark::ReplacementCreated) || at.contains_key(&Mark::ContainerStarted) || at.contains_key(&Mark::EndpointAdded);
         let outage = Outage {
             id: 0,
-            pod: open.lost.name,
-            uid: open.lost.uid,
-            node: open.lost.node,
+            pod: open.lost.name.clone(),
+            uid: open.lost.uid.clone(),
+            node: open.lost.node.clone(),
             replacement: (replaced || came_back).then(|| holder.name.clone()),
             replacement_node: (replaced || came_back).then(|| holder.node.clone()),
             fault: open.fault,
-            cause: open.cause,
+            cause: if open.continues { format!("{} (since before this window)", open.cause) } else { open.cause.clone() },
+            node_lost: open.node_lost,
+            continues: open.continues,
             marks: Marks::default(),
             routing_outage_ms: first.zip(last).map(|(first, last)| ms(last - first)),
             capacity_outage_ms: ms(window_end - t0),
             censored: sustained.is_none(),
         };
-        self.done.push(Lost { outage, at });
+        Some((Lost { outage, at }, first.zip(last)))
     }
 }
 
@@ -440,6 +574,13 @@ impl Open {
     fn begin_anew(&mut self, at: i64) {
         self.forget_from(Mark::ReplacementCreated);
         self.since = at;
+        self.good_since = None;
+    }
+
+    /// The pod was lost with its node, whose probes nobody asks any more.
+    fn of_lost_node(&mut self) {
+        self.node_lost = true;
+        self.cause = self.cause.replacen(UNREADY, &format!("node {} was lost: nobody heard from it", self.lost.node), 1);
     }
 
     fn forget_from(&mut self, mark: Mark) {

@@ -51,7 +51,7 @@ fn a_routing_outage_is_counted_from_when_users_asked_and_not_from_when_they_gave
     story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").requests(60, 1000, 10, "a", Kind::Right);
     story.planned(1000, 0, true, &[], &["node-1"]).endpoint(5000, "a", false);
     let asked = (1000..5000).step_by(100).map(|ms| Answer { sent: ms * 1000, ended: (ms + 2000) * 1000, kind: Kind::Silence });
-    story.traffic.by_pod.get_mut("a").unwrap().extend(asked);
+    story.traffic.by_pod.get_mut(&uid("a")).unwrap().extend(asked);
     let outage = &story.outages(500, 9000)[0].outage;
     assert_eq!((outage.marks.get(Mark::FirstFailure), outage.routing_outage_ms), (Some(1000.0), Some(3900.0)));
 }
@@ -71,6 +71,74 @@ fn an_outage_is_detected_at_the_latest_when_it_begins() {
     story.change(500, What::Ready { uid: uid("a"), ready: false }).change(500, What::Detected { uid: uid("a"), reason: "not ready any more".to_owned() });
     story.change(600, What::Ready { uid: uid("a"), ready: true }).kill(3000, 0, &["a"]);
     assert_eq!(story.outages(500, 4000)[0].outage.marks.get(Mark::Detected), None);
+}
+
+/// Pod `a` answers every 30 ms and its sidecar speaks every second until the power of its node goes at 5,000 ms; the cluster says so 45 s later.
+fn without_power(users: bool) -> Story {
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").created(0, "b", "node-2", None).comes_up(0, "b", "node-2");
+    if users {
+        story.requests(60, 5000, 30, "a", Kind::Right).requests(5010, 50_000, 30, "", Kind::Silence).requests(60, 90_000, 30, "b", Kind::Right);
+    }
+    story.silent(4_200, "a");
+    story.change(50_000, What::Node { node: "node-1".to_owned(), ready: false }).change(50_010, What::Ready { uid: uid("a"), ready: false });
+    story.change(50_010, What::Detected { uid: uid("a"), reason: "not ready any more".to_owned() }).endpoint(50_100, "a", false);
+    story.change(55_000, What::Terminating { uid: uid("a") });
+    story.created(55_100, "c", "node-2", Some("a")).comes_up(55_200, "c", "node-2");
+    if users {
+        story.requests(55_260, 90_000, 30, "c", Kind::Right);
+    }
+    story
+}
+
+/// Nobody planned it, and the cluster takes most of a minute to notice.
+#[test]
+fn a_node_without_power_is_lost_from_the_first_request_that_failed_and_not_from_when_it_is_called_lost() {
+    let lost = without_power(true).outages(500, 80_000);
+    let outage = &lost[0].outage;
+    assert_eq!((lost.len(), outage.pod.as_str(), outage.node_lost, outage.fault), (1, "a", true, None));
+    let marks = [Mark::Fault, Mark::FirstFailure, Mark::Detected, Mark::EndpointRemoved, Mark::ReplacementCreated];
+    assert_eq!(marks.map(|mark| outage.marks.get(mark)), [Some(5010.0), Some(5010.0), Some(50_000.0), Some(50_100.0), Some(55_100.0)]);
+    assert_eq!((outage.routing_outage_ms, outage.capacity_outage_ms), (Some(44_970.0), 50_251.0));
+    assert_eq!(outage.cause, "node node-1 was lost: nobody heard from it");
+    // Its endpoint is heard of before its node.
+    let mut story = without_power(true);
+    for (at, _) in story.facts.iter_mut().filter(|(_, fact)| matches!(fact, Fact::Change(What::Node { .. }))) {
+        *at += 300_000;
+    }
+    assert_eq!(story.outages(500, 80_000)[0].outage.cause, outage.cause);
+}
+
+#[test]
+fn where_nobody_asks_a_silent_sidecar_tells_when_its_node_was_lost() {
+    let lost = without_power(false).outages(500, 80_000);
+    assert_eq!(lost[0].outage.marks.get(Mark::Fault), Some(5_200.0), "when its next report did not come");
+    // Silence that began longer ago than anybody takes to notice says nothing.
+    let mut story = without_power(false);
+    story.traffic.silences.clear();
+    story.silent(-30_000, "a");
+    assert_eq!(story.outages(500, 80_000)[0].outage.marks.get(Mark::Fault), Some(50_010.0));
+    // Nor does that of a sidecar that cannot reach the controller, while its pod answers.
+    let mut story = without_power(false);
+    story.requests(60, 50_000, 30, "a", Kind::Right);
+    assert_eq!(story.outages(500, 80_000)[0].outage.marks.get(Mark::Fault), Some(50_010.0));
+}
+
+#[test]
+fn a_server_that_hangs_is_lost_from_the_first_request_that_it_failed() {
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").requests(60, 1000, 10, "a", Kind::Right);
+    // One that fails and then answers is well.
+    story.requests(500, 501, 10, "a", Kind::Upstream).requests(1010, 4000, 100, "a", Kind::Proxy);
+    story.change(4000, What::Ready { uid: uid("a"), ready: false }).endpoint(4001, "a", false);
+    let outage = &story.outages(500, 6000)[0].outage;
+    assert_eq!((outage.marks.get(Mark::Fault), outage.routing_outage_ms), (Some(1010.0), Some(2900.0)));
+    assert!(outage.cause.contains("readiness probe") && !outage.node_lost, "{}", outage.cause);
+    // What reached nobody is not this pod's doing while its sidecar speaks.
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").requests(60, 1000, 10, "a", Kind::Right).requests(1010, 4000, 100, "", Kind::Silence);
+    story.change(4000, What::Terminating { uid: uid("a") });
+    assert_eq!(story.outages(500, 6000)[0].outage.marks.get(Mark::Fault), Some(4000.0));
 }
 
 /// A kubelet that looks once a second is not the first to know.
@@ -133,7 +201,7 @@ fn a_failure_by_the_successor_starts_the_hold_anew() {
 #[test]
 fn ready_but_wrong_is_a_first_response_long_before_a_first_correct_prediction() {
     let mut story = killed();
-    story.traffic.by_pod.remove("b");
+    story.traffic.by_pod.remove(&uid("b"));
     story.requests(1260, 2000, 10, "b", Kind::Wrong).requests(2000, 4000, 10, "b", Kind::Right);
     story.traffic.matches.insert(uid("b"), vec![1_990_000, 2_500_000]);
     story.traffic.matches.insert(uid("a"), vec![500_000, 1_300_000]);

@@ -19,7 +19,11 @@ pub mod series;
 pub(crate) mod testing;
 mod window;
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use steadfast_api::{golden::Outcome, report::Service, sidecar};
 
@@ -27,7 +31,7 @@ use self::{
     availability::Measured,
     endpoints::Fleet,
     live::Live,
-    marks::{Answer, Fact, Planned, Traffic},
+    marks::{Answer, Fact, Planned, SILENT_AFTER, Terms, Traffic},
     replays::Replays,
     requests::{Kind, PodName, Request, Requests},
 };
@@ -46,10 +50,27 @@ pub struct History {
     pub live: Live,
     facts: Vec<(i64, Fact)>,
     dropped_facts: u64,
+    /// When each sidecar of the fleet was heard last, by UID.
+    heard: HashMap<String, i64>,
+    silences: Vec<Silence>,
+    look_back: i64,
+}
+
+/// A sidecar said nothing between two moments.
+#[derive(Clone, Debug)]
+struct Silence {
+    uid: String,
+    from: i64,
+    until: i64,
 }
 
 impl History {
     const FACTS_MAX: usize = 1 << 20;
+    const SILENCES_MAX: usize = 1 << 16;
+    /// What a cluster takes to call a node lost, unless it is told otherwise.
+    const NODE_GRACE: Duration = Duration::from_secs(50);
+    /// Beyond that, until everybody has heard of it.
+    const NOTICED_WITHIN: Duration = Duration::from_secs(15);
 
     /// `keep_us`: how far back [`live`] will be asked, in microseconds.
     pub fn new(epoch: Instant, keep_us: i64) -> Self {
@@ -61,7 +82,15 @@ impl History {
             live: Live::new(keep_us),
             facts: Vec::new(),
             dropped_facts: 0,
+            heard: HashMap::new(),
+            silences: Vec::new(),
+            look_back: (Self::NODE_GRACE + Self::NOTICED_WITHIN).as_micros() as i64,
         }
+    }
+
+    /// How long the platform takes to call a silent node lost.
+    pub fn node_grace(&mut self, grace: Duration) {
+        self.look_back = (grace + Self::NOTICED_WITHIN).as_micros() as i64;
     }
 
     /// Microseconds since the epoch, negative before it.
@@ -85,6 +114,9 @@ impl History {
         let at = self.us(seen.at);
         let uid = &seen.pod.uid;
         let pod = self.fleet.find(uid).map(|index| index as u32);
+        if pod.is_some() {
+            self.hear(at, uid);
+        }
         match &seen.what {
             sidecar::What::Upstream { ready } => {
                 self.fleet.upstream(at, uid, *ready);
@@ -113,6 +145,27 @@ impl History {
         let request = Request::new(self.us(record.due), self.us(record.sent), self.us(record.ended), pod, Kind::of(record.end));
         self.live.request(&request);
         self.requests.push(request);
+    }
+
+    /// A sidecar spoke: it does so every second, whatever happens.
+    fn hear(&mut self, at: i64, uid: &str) {
+        let Some(last) = self.heard.get_mut(uid) else {
+            self.heard.insert(uid.to_owned(), at);
+            return;
+        };
+        if at - *last >= SILENT_AFTER {
+            if self.silences.len() < Self::SILENCES_MAX {
+                self.silences.push(Silence { uid: uid.to_owned(), from: *last, until: at });
+            } else {
+                self.dropped_facts += 1;
+            }
+        }
+        *last = at.max(*last);
+    }
+
+    /// Whether a pod in the Service has a sidecar that spoke once and is silent now.
+    pub fn someone_is_silent(&self, now: i64) -> bool {
+        self.fleet.serving().any(|pod| self.heard.get(&pod.uid).is_some_and(|heard| now - heard >= SILENT_AFTER))
     }
 
     /// A planned fault was asked for at `at`; `planned.since` is when it took hold.
@@ -199,9 +252,12 @@ impl History {
 
     /// The same by pod, in the order of the fleet.
     pub fn measure_pods(&self, from: i64, until: i64) -> Vec<Service> {
-        let mut requests: HashMap<PodName, Vec<&Request>> = HashMap::new();
+        let names = self.names();
+        let mut requests: HashMap<&str, Vec<&Request>> = HashMap::new();
         for request in self.requests.due_in(from, until) {
-            requests.entry(request.pod).or_default().push(request);
+            if let Some(uid) = self.requests.text(request.pod).and_then(|name| bearer(&names, name, request.sent())) {
+                requests.entry(uid).or_default().push(request);
+            }
         }
         let mut replays: HashMap<u32, Vec<Outcome>> = HashMap::new();
         for replay in self.replays.between(from, until) {
@@ -211,7 +267,7 @@ impl History {
         pods.map(|(index, pod)| {
             // One at a time: a histogram is much larger than what becomes of it.
             let mut measured = Measured::default();
-            for request in self.requests.find(&pod.name).and_then(|name| requests.get(&name)).into_iter().flatten() {
+            for request in requests.get(pod.uid.as_str()).into_iter().flatten() {
                 measured.request(request);
             }
             for outcome in replays.get(&(index as u32)).into_iter().flatten() {
@@ -224,7 +280,7 @@ impl History {
 
     /// Outages of a sealed history between `begin` and `end`; `hold` is how long good service must last, in microseconds.
     pub fn outages(&self, hold: i64, begin: i64, end: i64) -> Vec<marks::Lost> {
-        marks::outages(&self.facts, &self.traffic(begin), hold, begin, end)
+        marks::outages(&self.facts, &self.traffic(begin), Terms { hold, look_back: self.look_back }, begin, end)
     }
 
     /// What was dropped because a bound was reached, in words.
@@ -238,17 +294,35 @@ impl History {
         counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what} were more than is kept, and are in no figure")).collect()
     }
 
+    /// Who had which name since when, in order.
+    fn names(&self) -> BTreeMap<&str, Vec<(i64, &str)>> {
+        let mut names: BTreeMap<&str, Vec<(i64, &str)>> = BTreeMap::new();
+        for pod in self.fleet.pods() {
+            let since = pod.states.first().map_or(i64::MIN, |(since, _)| *since);
+            names.entry(&pod.name).or_default().push((since, &pod.uid));
+        }
+        names
+    }
+
     fn traffic(&self, begin: i64) -> Traffic {
+        let names = self.names();
         let mut traffic = Traffic::default();
         for request in self.requests.all().iter().filter(|request| request.ended() >= begin) {
             let answer = Answer { sent: request.sent(), ended: request.ended(), kind: request.kind };
             match self.requests.text(request.pod) {
-                Some(name) => match traffic.by_pod.get_mut(name) {
-                    Some(answers) => answers.push(answer),
-                    None => drop(traffic.by_pod.insert(name.to_owned(), vec![answer])),
-                },
+                Some(name) => {
+                    let uid = bearer(&names, name, answer.sent).unwrap_or(name);
+                    match traffic.by_pod.get_mut(uid) {
+                        Some(answers) => answers.push(answer),
+                        None => drop(traffic.by_pod.insert(uid.to_owned(), vec![answer])),
+                    }
+                }
                 None => traffic.nowhere.push(answer),
             }
+        }
+        let over = self.silences.iter().map(|silence| (&silence.uid, silence.from, silence.until));
+        for (uid, from, until) in over.chain(self.heard.iter().map(|(uid, last)| (uid, *last, i64::MAX))) {
+            traffic.silences.entry(uid.clone()).or_default().push((from, until));
         }
         for answers in traffic.by_pod.values_mut().chain([&mut traffic.nowhere]) {
             answers.sort_by_key(|answer| answer.ended);
@@ -271,4 +345,11 @@ impl History {
     fn fact(&mut self, at: i64, fact: Fact) {
         if self.facts.len() < Self::FACTS_MAX { self.facts.push((at, fact)) } else { self.dropped_facts += 1 }
     }
+}
+
+/// UID of the pod that had this name then: of a StatefulSet's pods one after the other has it.
+fn bearer<'a>(names: &BTreeMap<&str, Vec<(i64, &'a str)>>, name: &str, at: i64) -> Option<&'a str> {
+    let bearers = names.get(name)?;
+    let after = bearers.partition_point(|(since, _)| *since <= at);
+    bearers.get(after.saturating_sub(1)).map(|(_, uid)| *uid)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    marks::{Answer, Fact, Lost, Planned, Traffic, outages},
+    marks::{Answer, Fact, Lost, Planned, Terms, Traffic, outages},
     requests::Kind,
 };
 use crate::platform::{Pod, What};
@@ -63,9 +63,15 @@ impl Story {
         self
     }
 
+    /// The sidecar's last word before a silence that lasts.
+    pub(crate) fn silent(&mut self, ms: i64, name: &str) -> &mut Self {
+        self.traffic.silences.entry(uid(name)).or_default().push((ms * 1000, i64::MAX));
+        self
+    }
+
     /// Requests every `every` ms from `from` to `until`, answered after 1 ms. An empty name: they reached no pod.
     pub(crate) fn requests(&mut self, from: i64, until: i64, every: usize, name: &str, kind: Kind) -> &mut Self {
-        let answers = if name.is_empty() { &mut self.traffic.nowhere } else { self.traffic.by_pod.entry(name.to_owned()).or_default() };
+        let answers = if name.is_empty() { &mut self.traffic.nowhere } else { self.traffic.by_pod.entry(uid(name)).or_default() };
         answers.extend((from..until).step_by(every).map(|ms| Answer { sent: ms * 1000, ended: (ms + 1) * 1000, kind }));
         answers.sort_by_key(|answer| answer.ended);
         self
@@ -74,6 +80,6 @@ impl Story {
     /// Outages with the run's zero at 0.
     pub(crate) fn outages(&mut self, hold_ms: i64, end_ms: i64) -> Vec<Lost> {
         self.facts.sort_by_key(|(at, _)| *at);
-        outages(&self.facts, &self.traffic, hold_ms * 1000, 0, end_ms * 1000)
+        outages(&self.facts, &self.traffic, Terms { hold: hold_ms * 1000, look_back: 65_000_000 }, 0, end_ms * 1000)
     }
 }

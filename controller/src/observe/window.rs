@@ -2,27 +2,37 @@
 
 use std::collections::BTreeMap;
 
-use steadfast_api::{Span, report::PodState};
+use steadfast_api::report::PodState;
 
-use super::{History, marks::Fact};
+use super::{
+    History,
+    marks::{self, Fact, Ongoing, Terms},
+};
 use crate::platform::{Pod, What};
 
 impl History {
     /// Takes out everything before `at`, in microseconds since the epoch, which must lie so far back that every request that was due then has ended. What stays begins
-    /// with the pods as they were at `at`: those that did not serve then are out of service from there on, unless all was `well`.
+    /// with the pods as they were at `at`, and with the outages that had not ended then, which go on with the marks that they have (good service must last for `hold`
+    /// for them to end); unless all was `well`: then a pod that does not serve is none that is missed. The earlier part is sealed.
     #[must_use]
-    pub fn before(&mut self, at: i64, well: bool) -> Self {
+    pub fn before(&mut self, at: i64, well: bool, hold: i64) -> Self {
         let (fleet, pods) = self.fleet.before(at);
         let stays = &self.fleet;
         let (requests, names) = self.requests.before(at, |name| stays.pods().iter().any(|pod| pod.name == name));
         self.live.rename(&names);
         let (later, facts): (Vec<_>, Vec<_>) = std::mem::take(&mut self.facts).into_iter().partition(|(when, _)| *when >= at);
-        self.facts = self.begun(at, well);
-        self.facts.extend(later);
         let mut earlier = Self::new(self.epoch, 0);
         earlier.replays = self.replays.before(at, &pods);
         (earlier.fleet, earlier.requests, earlier.facts) = (fleet, requests, facts);
+        (earlier.look_back, earlier.heard, earlier.silences) = (self.look_back, self.heard.clone(), self.silences.clone());
         earlier.dropped_facts = std::mem::take(&mut self.dropped_facts);
+        earlier.seal();
+        self.heard.retain(|uid, _| stays.find(uid).is_some());
+        self.silences.retain(|silence| silence.until >= at && stays.find(&silence.uid).is_some());
+        let terms = Terms { hold, look_back: self.look_back };
+        let ongoing = marks::ongoing(&earlier.facts, &earlier.traffic(i64::MIN), terms, at);
+        self.facts = self.begun(at, ongoing.into_iter().filter(|ongoing| !well || ongoing.in_service()).collect());
+        self.facts.extend(later);
         earlier
     }
 
@@ -33,23 +43,20 @@ impl History {
     }
 
     /// What must be known at `at` for what follows to make sense.
-    fn begun(&self, at: i64, well: bool) -> Vec<(i64, Fact)> {
+    fn begun(&self, at: i64, ongoing: Vec<Ongoing>) -> Vec<(i64, Fact)> {
         let mut facts = Vec::new();
-        let mut tell = |what: What| facts.push((at, Fact::Change(what)));
-        for track in self.fleet.pods() {
+        for track in self.fleet.pods().iter().filter(|track| ongoing.iter().all(|ongoing| ongoing.uids().all(|uid| uid != track.uid))) {
             // Whoever came after that tells of itself.
             let Some(state) = track.state_at(at) else { continue };
-            let uid = track.uid.clone();
-            let serves = state == PodState::Serving;
-            let pod = Pod { name: track.name.clone(), uid: uid.clone(), node: track.node.clone(), labels: BTreeMap::new(), in_service: serves };
-            tell(What::Created { pod, replaces: None });
-            if serves || !well {
-                tell(What::Endpoint { uid: uid.clone(), present: true });
-            }
-            if !serves && !well {
-                tell(What::BackOff { uid, reason: "out of service since before this window".to_owned(), wait: Span::ZERO });
+            // A node's silence takes nobody out of the Service; what follows from it does, and is told.
+            let in_service = matches!(state, PodState::Serving | PodState::Silent);
+            let pod = Pod { name: track.name.clone(), uid: track.uid.clone(), node: track.node.clone(), labels: BTreeMap::new(), in_service };
+            facts.push((at, Fact::Change(What::Created { pod, replaces: None })));
+            if in_service {
+                facts.push((at, Fact::Change(What::Endpoint { uid: track.uid.clone(), present: true })));
             }
         }
+        facts.extend(ongoing.into_iter().map(|ongoing| (at, Fact::Ongoing(ongoing))));
         facts
     }
 }
@@ -135,7 +142,7 @@ mod tests {
         seen.up(5100, "d", Some("b"));
         assert!(seen.history.lost_since(0) && seen.history.lost_since(5 * SECOND) && !seen.history.lost_since(6 * SECOND));
 
-        let mut first = seen.history.before(3 * SECOND, true);
+        let mut first = seen.history.before(3 * SECOND, true, SECOND / 10);
         let mut second = seen.history;
         first.seal();
         second.seal();
@@ -164,7 +171,7 @@ mod tests {
         seen.asked(10, 5, "gone", true);
         seen.asked(20, 5, "stays", true);
         seen.lost(1000, "gone");
-        let _ = seen.history.before(2 * SECOND, true);
+        let _ = seen.history.before(2 * SECOND, true, SECOND);
         assert_eq!(seen.history.replays.verdict(0), Some(Verdict::Fail), "its index is another now");
         assert_eq!(seen.history.replays.verdicts.iter().map(|judged| (judged.at, judged.pod)).collect::<Vec<_>>(), [(2 * SECOND, 0)]);
         let stays = seen.history.requests.find("stays").expect("its name");
@@ -173,12 +180,12 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_that_is_cut_in_two_is_told_of_in_both_windows() {
+    fn an_outage_that_is_cut_in_two_is_one_and_told_of_in_both_windows() {
         let mut seen = Seen::new();
         seen.up(0, "a", None);
         seen.asked(100, 5, "a", true);
         seen.change(1000, What::Endpoint { uid: uid("a"), present: false });
-        let mut first = seen.history.before(3 * SECOND, false);
+        let mut first = seen.history.before(3 * SECOND, false, SECOND);
         seen.change(5000, What::Endpoint { uid: uid("a"), present: true });
         for due in (5000..8000).step_by(10) {
             seen.asked(due, 5, "a", true);
@@ -188,7 +195,58 @@ mod tests {
         let first = first.outages(SECOND, 0, 3 * SECOND);
         assert_eq!((first.len(), first[0].outage.censored, first[0].outage.capacity_outage_ms), (1, true, 2000.0));
         let second = seen.history.outages(SECOND, 3 * SECOND, 8 * SECOND);
-        assert_eq!((second.len(), second[0].outage.censored, second[0].outage.capacity_outage_ms), (1, false, 2005.0));
+        assert_eq!((second.len(), second[0].outage.censored, second[0].outage.capacity_outage_ms), (1, false, 4005.0));
+        assert_eq!((first[0].outage.continues, second[0].outage.continues, second[0].outage.marks.get(Mark::Fault)), (false, true, Some(-2000.0)));
         assert!(second[0].outage.cause.contains("since before this window"), "{}", second[0].outage.cause);
+    }
+
+    #[test]
+    fn a_place_that_is_vacant_between_two_windows_is_taken_by_the_successor_in_the_second() {
+        let mut seen = Seen::new();
+        seen.up(0, "a", None);
+        seen.asked(100, 5, "a", true);
+        seen.lost(1000, "a");
+        seen.asked(2000, 5, "a", false);
+        let first = seen.history.before(3 * SECOND, false, SECOND).outages(SECOND, 0, 3 * SECOND);
+        let second = seen.history.before(6 * SECOND, false, SECOND).outages(SECOND, 3 * SECOND, 6 * SECOND);
+        seen.up(7000, "b", Some("a"));
+        for due in (7010..9000).step_by(10) {
+            seen.asked(due, 5, "b", true);
+        }
+        seen.history.seal();
+        let third = seen.history.outages(SECOND, 6 * SECOND, 9 * SECOND);
+        let told = |lost: &[crate::observe::marks::Lost]| {
+            lost.iter().map(|lost| (lost.outage.pod.clone(), lost.outage.continues, lost.outage.censored)).collect::<Vec<_>>()
+        };
+        assert_eq!((told(&first), told(&second)), (vec![("a".to_owned(), false, true)], vec![("a".to_owned(), true, true)]));
+        assert_eq!(told(&third), [("a".to_owned(), true, false)]);
+        let outage = &third[0].outage;
+        assert_eq!((outage.replacement.as_deref(), outage.capacity_outage_ms), (Some("b"), 6015.0), "from its own beginning");
+        assert_eq!(outage.marks.get(Mark::FirstFailure), Some(-4000.0), "which the first window saw");
+    }
+
+    #[test]
+    fn pods_of_one_name_one_after_the_other_are_asked_each_for_itself() {
+        let mut seen = Seen::new();
+        seen.change(0, What::Created { pod: pod("web-0", "first", "n1"), replaces: None });
+        seen.change(1, What::Endpoint { uid: "first".to_owned(), present: true });
+        for due in (10..1000).step_by(10) {
+            seen.asked(due, 5, "web-0", true);
+        }
+        seen.change(1000, What::Terminating { uid: "first".to_owned() });
+        seen.change(1001, What::Endpoint { uid: "first".to_owned(), present: false });
+        seen.asked(1005, 5, "web-0", false);
+        seen.asked(1100, 5, "web-0", false);
+        seen.change(1200, What::Gone { uid: "first".to_owned(), reason: "deleted".to_owned() });
+        seen.change(1300, What::Created { pod: pod("web-0", "second", "n1"), replaces: Some("first".to_owned()) });
+        seen.change(1400, What::Endpoint { uid: "second".to_owned(), present: true });
+        for due in (1410..8000).step_by(10) {
+            seen.asked(due, 5, "web-0", due != 7000);
+        }
+        seen.history.seal();
+        let lost = seen.history.outages(SECOND, 0, 8 * SECOND);
+        assert_eq!((lost.len(), lost[0].outage.routing_outage_ms), (1, Some(95.0)), "what the successor fails later is none of it");
+        let by_pod: Vec<u64> = seen.history.measure_pods(0, 8 * SECOND).iter().map(|service| service.availability.attempted).collect();
+        assert_eq!(by_pod, [101, 659], "each request once");
     }
 }

@@ -10,46 +10,51 @@
 //! ```
 //!
 //! Level-triggered, as FaultPolicies: after every change, and every two seconds, all sets are held against all pods. Nothing here is needed to go on replaying: a
-//! sidecar that lost its controller replays what it was assigned last. A pod is out for [`OUT_FOR`] by its own clock, and is told again long before that.
+//! sidecar that lost its controller replays what it was assigned last. A pod is out for [`OUT_FOR`] by its own clock, and is told again long before that: so whatever
+//! is asked of an API server here is asked for many sets at once, and a look is over in time whether or not it answers.
 //!
-//! A new leader takes over who is out from the status, as far as names stand there (ten, those who are out first); others who belong out leave again when their
-//! sidecars say so, with the next sample.
+//! A new leader takes over from the status what is replayed, and who is out, as far as names stand there (ten); others who belong out leave again when their
+//! sidecars say so, with the next sample. Nothing that is still to be read delays that, or the faults and runs of others.
 
 pub mod gate;
 mod promise;
 pub mod reader;
+mod readiness;
 pub mod runs;
 mod source;
 pub mod status;
 pub mod verdicts;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt, stream};
 use k8s_openapi::{
-    api::core::v1::{ObjectReference, Pod},
+    api::core::v1::ObjectReference,
     jiff::{SignedDuration, Timestamp},
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{ListParams, Patch, PatchParams},
+    api::{Patch, PatchParams},
     runtime::watcher,
 };
 use serde_json::json;
 use steadfast_api::{
     Span,
     golden::Verdict,
-    policy::{GoldenAssignment, LabelSelector, Unready},
+    policy::{GoldenAssignment, Unready},
     resource::{GoldenReadiness, GoldenSetSpec, GoldenSetStatus},
 };
 use tokio::time::{sleep, timeout};
 
 use self::{
-    gate::{Matched, Standing},
+    gate::{Decision, Matched, Standing},
     reader::Readers,
+    readiness::Readiness,
     runs::Runs,
     source::{About as Where, Source},
     status::{About, NAMES_MAX, Ready},
@@ -62,8 +67,7 @@ use super::{
 };
 use crate::{
     events::Events,
-    golden::SourceError,
-    metrics::Metrics,
+    metrics::{Metrics, POD_STATES},
     serve::{ingest::Ingest, policy::PolicyHub, sets::SetStore},
 };
 
@@ -76,11 +80,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Statuses change at most so often while only counts of pods do.
 const COUNTS_EVERY: SignedDuration = SignedDuration::from_secs(10);
 const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
-const LISTED_WITHIN: Duration = Duration::from_secs(5);
-/// A new leader waits no longer to know all sources before it speaks to sidecars.
-const FIRST_WITHIN: Duration = Duration::from_secs(20);
-/// Until then, those that a pod reads are asked for so often.
-const READ_EVERY: Duration = Duration::from_millis(200);
+/// A look asks for sources, and then who is ready, for so long each: both together much less than [`SAY_AGAIN`].
+const ASKED_WITHIN: Duration = Duration::from_secs(5);
+/// A new leader waits no longer for either before it speaks to sidecars, and for what others have asked of it.
+const FIRST_WITHIN: Duration = Duration::from_millis(500);
+/// Sets of which something is asked or written at once.
+const AT_ONCE: usize = 16;
 /// A pod returns by itself when nobody has said for so long that it is to stay out.
 const OUT_FOR: Duration = Duration::from_secs(30);
 /// It is said again when less than this is left.
@@ -99,6 +104,32 @@ struct Held {
     /// What was told of each pod, by UID.
     told: HashMap<String, Verdict>,
     written: Option<(GoldenSetStatus, Timestamp)>,
+}
+
+/// One set in the middle of a look.
+struct Asked {
+    object: Arc<GoldenSet>,
+    owner: String,
+    namespace: String,
+    name: String,
+    judged: Result<(GoldenSetSpec, GoldenAssignment), Ready>,
+    pods: Vec<Matched>,
+    /// Matching pods that ask for a sidecar and have none.
+    without: usize,
+    /// Why some could not be told.
+    refused: Option<String>,
+    standing: Standing,
+}
+
+impl Asked {
+    fn recovered_after(spec: &GoldenSetSpec, assignment: &GoldenAssignment) -> u32 {
+        let alpha = promise::alpha(&spec.verdict.false_alarms, assignment.every.get());
+        promise::settings(spec, alpha).recovered_after()
+    }
+
+    fn needs_ready(&self) -> bool {
+        self.judged.as_ref().is_ok_and(|(spec, assignment)| gate::needs_ready(&self.pods, &spec.readiness, Self::recovered_after(spec, assignment)))
+    }
 }
 
 /// One set as it stands after a look.
@@ -126,6 +157,9 @@ pub struct GoldenSets {
     verdicts: Verdicts,
     events: Events,
     metrics: Metrics,
+    readiness: Readiness,
+    /// Namespaces and names of the sets that metrics tell of.
+    measured: BTreeSet<(String, String)>,
     /// By owner in the hub.
     held: HashMap<String, Held>,
     /// The same of runs: UIDs of their pods.
@@ -150,21 +184,16 @@ impl GoldenSets {
         let Parts { client, pods, hub, ingest, sets, readers, runs, events, metrics } = parts;
         let objects = Watched::within(pods.scope().apis(&client), watcher::Config::default(), |_| {});
         let verdicts = Verdicts::follow(&ingest);
-        Self { client, objects, pods, hub, ingest, sets, readers, runs, verdicts, events, metrics, held: HashMap::new(), of_runs: HashMap::new() }
+        let (readiness, measured) = (Readiness::default(), BTreeSet::new());
+        let (held, of_runs) = (HashMap::new(), HashMap::new());
+        Self { client, objects, pods, hub, ingest, sets, readers, runs, verdicts, events, metrics, readiness, measured, held, of_runs }
     }
 
-    /// Returns once what is asked for now is in the hub, or after [`FIRST_WITHIN`].
+    /// Returns once what is asked for now is in the hub, as far as it is known by then.
     pub async fn first(&mut self) {
         self.pods.listed().await;
         self.objects.listed().await;
-        let all = async {
-            while self.look().await.iter().any(|looked| matches!(looked.ready, Ready::Source(SourceError::Reading(_)))) {
-                sleep(READ_EVERY).await;
-            }
-        };
-        if timeout(FIRST_WITHIN, all).await.is_err() {
-            tracing::warn!("not every golden set could be read; sidecars may leave some off for a while");
-        }
+        self.look(FIRST_WITHIN).await;
     }
 
     /// Never returns.
@@ -173,7 +202,7 @@ impl GoldenSets {
         let (mut objects, mut verdicts, mut runs) = (self.objects.changes(), self.verdicts.changes(), self.runs.changes());
         let mut brought = self.readers.handed.changes();
         loop {
-            let looked = self.look().await;
+            let looked = self.look(ASKED_WITHIN).await;
             self.write(looked).await;
             tokio::select! {
                 _ = objects.changed() => {}
@@ -187,8 +216,8 @@ impl GoldenSets {
         }
     }
 
-    /// Holds every set, and every run's, against every pod.
-    async fn look(&mut self) -> Vec<Looked> {
+    /// Holds every set, and every run's, against every pod; whoever is asked has so long to answer.
+    async fn look(&mut self, within: Duration) -> Vec<Looked> {
         let mut by_namespace: HashMap<String, Vec<PodFacts>> = HashMap::new();
         for pod in self.pods.all() {
             by_namespace.entry(pod.namespace.clone()).or_default().push(pod);
@@ -199,14 +228,15 @@ impl GoldenSets {
         let mut objects = self.objects.all();
         objects.retain(|object| object.metadata.deletion_timestamp.is_none());
         objects.sort_by_key(|object| (object.metadata.creation_timestamp.as_ref().map(|created| created.0), object.namespace(), object.name_any()));
-        let mut all = Vec::new();
-        let mut digests = BTreeSet::new();
-        for (number, object) in objects.into_iter().enumerate() {
-            let pods = by_namespace.get(&object.namespace().unwrap_or_default()).unwrap_or(&none);
-            let looked = self.look_at(object, number, pods).await;
-            digests.extend(looked.status.digest.clone());
-            all.push(looked);
+        let pods_of = |object: &GoldenSet| by_namespace.get(&object.namespace().unwrap_or_default()).unwrap_or(&none);
+        for object in &objects {
+            self.held.entry(owner_of(object)).or_insert_with(|| taken_over(object, pods_of(object)));
         }
+        let judged = self.judge(&objects, within).await;
+        let mut asked: Vec<Asked> = objects.iter().zip(judged).map(|(object, judged)| self.ask(object, judged, pods_of(object))).collect();
+        self.keep_gates(&mut asked, within).await;
+        let all: Vec<Looked> = asked.into_iter().map(|asked| self.tell(asked, &by_namespace)).collect();
+        let digests: BTreeSet<String> = all.iter().filter_map(|looked| looked.status.digest.clone()).collect();
         let owners: HashSet<&str> = all.iter().map(|looked| looked.owner.as_str()).collect();
         let gone: Vec<String> = self.held.keys().filter(|owner| !owners.contains(owner.as_str())).cloned().collect();
         for owner in gone {
@@ -244,78 +274,105 @@ impl GoldenSets {
         }
     }
 
-    async fn look_at(&mut self, object: Arc<GoldenSet>, number: usize, pods: &[PodFacts]) -> Looked {
-        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-        let owner = format!("goldenset/{namespace}/{name}");
-        if !self.held.contains_key(&owner) {
-            self.held.insert(owner.clone(), taken_over(&object, pods));
+    /// What is to be replayed of each, or why nothing is.
+    async fn judge(&mut self, objects: &[Arc<GoldenSet>], within: Duration) -> Vec<Result<(GoldenSetSpec, GoldenAssignment), Ready>> {
+        let began = Instant::now();
+        let mut work = Vec::new();
+        for (number, object) in objects.iter().enumerate() {
+            let spec = wanted(object, number);
+            let source = self.held.get_mut(&owner_of(object)).map(|held| std::mem::take(&mut held.source)).unwrap_or_default();
+            work.push((object, spec, source));
         }
-        let mut status = GoldenSetStatus { observed_generation: object.metadata.generation, ..GoldenSetStatus::default() };
-        let judged = self.judge(&object, &owner, number).await;
-        let (spec, assignment) = match judged {
+        let this = &*self;
+        let looks = stream::iter(work).map(|(object, spec, mut source)| async move {
+            let spec = match spec {
+                Ok(spec) => spec,
+                Err(why) => return (source, Err(why)),
+            };
+            let (namespace, name, uid) = (object.namespace().unwrap_or_default(), object.name_any(), object.uid().unwrap_or_default());
+            let about = Where {
+                client: &this.client,
+                readers: &this.readers,
+                sets: &this.sets,
+                namespace: &namespace,
+                name: &name,
+                uid: &uid,
+                generation: object.metadata.generation,
+                spec,
+            };
+            let digest = timeout(within.saturating_sub(began.elapsed()), source.look(&about)).await;
+            let digest = digest.unwrap_or_else(|_| source.so_far()).map_err(Ready::Source);
+            let judged = digest.and_then(|digest| Ok((spec.clone(), promise::assignment(&name, &digest, spec).map_err(Ready::Invalid)?)));
+            (source, judged)
+        });
+        let looked: Vec<_> = looks.buffered(AT_ONCE).collect().await;
+        let mut all = Vec::new();
+        for (object, (source, judged)) in objects.iter().zip(looked) {
+            self.held.entry(owner_of(object)).or_default().source = source;
+            all.push(judged);
+        }
+        all
+    }
+
+    /// Assigns a set to its pods, and gathers what they say.
+    fn ask(&mut self, object: &Arc<GoldenSet>, judged: Result<(GoldenSetSpec, GoldenAssignment), Ready>, pods: &[PodFacts]) -> Asked {
+        let (namespace, name, owner) = (object.namespace().unwrap_or_default(), object.name_any(), owner_of(object));
+        let mut asked =
+            Asked { object: Arc::clone(object), owner, namespace, name, judged, pods: Vec::new(), without: 0, refused: None, standing: Standing::Off };
+        match &asked.judged {
+            Err(_) => self.drop_all(&asked.owner),
+            Ok((spec, assignment)) => {
+                let matching = |pod: &&PodFacts| spec.selector.matches(&pod.labels);
+                let (matched, without): (Vec<&PodFacts>, Vec<&PodFacts>) = pods.iter().filter(matching).partition(|pod| pod.has_sidecar);
+                // Whoever asks for none is not missed.
+                asked.without = without.iter().filter(|pod| pod.asks).count();
+                asked.refused = self.assign(&asked.owner, &matched, assignment);
+                asked.pods = self.what_they_say(&asked.owner, assignment, &matched);
+            }
+        }
+        asked
+    }
+
+    /// One set's status, and Events about its pods.
+    fn tell(&mut self, asked: Asked, by_namespace: &HashMap<String, Vec<PodFacts>>) -> Looked {
+        let mut status = GoldenSetStatus { observed_generation: asked.object.metadata.generation, ..GoldenSetStatus::default() };
+        let (spec, assignment) = match asked.judged {
             Ok(judged) => judged,
             Err(ready) => {
-                self.drop_all(&owner);
+                let (object, owner) = (asked.object, asked.owner);
                 return Looked { object, owner, ready, gate: Standing::Off, readiness: GoldenReadiness::default(), status, broken: Vec::new() };
             }
         };
-        status.digest = Some(assignment.digest.clone());
-        let matching = |pod: &&PodFacts| spec.selector.matches(&pod.labels);
-        let (matched, without): (Vec<&PodFacts>, Vec<&PodFacts>) = pods.iter().filter(matching).partition(|pod| pod.has_sidecar);
-        // Whoever asks for none is not missed.
-        let without = without.iter().filter(|pod| pod.asks).count();
-        let refused = self.assign(&owner, &matched, &assignment);
-        let pods = self.what_they_say(&owner, &assignment, &matched);
-        let gate = self.keep_gate(&owner, &namespace, &name, &spec, &assignment, &pods).await;
-        let answered = pods.iter().filter(|pod| pod.said.is_some()).count();
-        self.tell_pods(&owner, &namespace, &name, &pods);
-
-        let held = self.held.entry(owner.clone()).or_default();
+        self.tell_pods(&asked.owner, &asked.namespace, &asked.name, &asked.pods);
+        let pods = &asked.pods;
+        let held = self.held.entry(asked.owner.clone()).or_default();
+        // Whoever waits for an edit waits until what it names is replayed.
+        status.observed_generation = held.source.in_force();
+        status.digest = Some(assignment.digest);
         status.verdict = of_service(pods.iter().map(|pod| pod.said.map(|said| said.verdict)));
         let count = |verdict| pods.iter().filter(|pod| pod.said.is_some_and(|said| said.verdict == verdict)).count() as u32;
         (status.pods_matched, status.pods_passing, status.pods_failing) = (pods.len() as u32, count(Verdict::Pass), count(Verdict::Fail));
         status.pods_gated = held.out.len() as u32;
-        let mut failing: Vec<(bool, String)> = pods
-            .iter()
-            .map(|pod| (pod, held.out.contains_key(&pod.uid)))
-            .filter(|(pod, out)| *out || pod.said.is_some_and(|said| said.verdict == Verdict::Fail))
-            .map(|(pod, out)| (!out, pod.name.clone()))
-            .collect();
-        failing.sort();
-        status.failing = failing.into_iter().map(|(_, name)| name).take(NAMES_MAX).collect();
+        let created: HashMap<&str, Option<Timestamp>> =
+            by_namespace.get(&asked.namespace).into_iter().flatten().map(|pod| (pod.uid.as_str(), pod.created)).collect();
+        let names = |which: &dyn Fn(&Matched) -> bool| {
+            let mut named: Vec<_> =
+                pods.iter().filter(|pod| which(pod)).map(|pod| (Reverse(created.get(pod.uid.as_str()).copied().flatten()), &pod.name)).collect();
+            named.sort();
+            named.into_iter().map(|(_, name)| name.clone()).take(NAMES_MAX).collect()
+        };
+        status.gated = names(&|pod| held.out.contains_key(&pod.uid));
+        status.failing = names(&|pod| held.out.contains_key(&pod.uid) || pod.said.is_some_and(|said| said.verdict == Verdict::Fail));
         let broken = pods.iter().filter(|pod| pod.said.is_some_and(|said| said.verdict == Verdict::ReferenceBroken)).map(|pod| pod.name.clone()).collect();
-        let ready = match refused {
+        let answered = pods.iter().filter(|pod| pod.said.is_some()).count();
+        let without = asked.without;
+        let ready = match asked.refused {
             Some(why) => Ready::NotTold(why),
-            None if matched.is_empty() => Ready::NoPods { without },
+            None if pods.is_empty() => Ready::NoPods { without },
             None if answered < pods.len() => Ready::Starting(answered),
             None => Ready::Replaying { without },
         };
-        Looked { object, owner, ready, gate, readiness: spec.readiness.clone(), status, broken }
-    }
-
-    /// What is to be replayed, or why nothing is.
-    async fn judge(&mut self, object: &GoldenSet, owner: &str, number: usize) -> Result<(GoldenSetSpec, GoldenAssignment), Ready> {
-        let spec = object.spec.get().map_err(|why| Ready::Invalid(format!("spec: {why}")))?;
-        if number >= SETS_MAX {
-            return Err(Ready::Invalid(format!("there are more than {SETS_MAX} GoldenSets on this cluster: those made last are not replayed")));
-        }
-        // Before anything is fetched.
-        promise::assignment(&object.name_any(), "", spec).map_err(Ready::Invalid)?;
-        let (namespace, name, uid) = (object.namespace().unwrap_or_default(), object.name_any(), object.uid().unwrap_or_default());
-        let held = self.held.entry(owner.to_owned()).or_default();
-        let about = Where {
-            client: &self.client,
-            readers: &self.readers,
-            sets: &self.sets,
-            namespace: &namespace,
-            name: &name,
-            uid: &uid,
-            generation: object.metadata.generation,
-            spec,
-        };
-        let digest = held.source.look(&about).await.map_err(Ready::Source)?;
-        let assignment = promise::assignment(&name, &digest, spec).map_err(Ready::Invalid)?;
-        Ok((spec.clone(), assignment))
+        Looked { object: asked.object, owner: asked.owner, ready, gate: asked.standing, readiness: spec.readiness, status, broken }
     }
 
     /// Assigns it to these pods and to no others; tells why some could not be told.
@@ -356,13 +413,35 @@ impl GoldenSets {
         matched.iter().map(one).collect()
     }
 
+    /// Decides for all sets of a namespace together who is out.
+    async fn keep_gates(&mut self, asked: &mut [Asked], within: Duration) {
+        let needed: BTreeSet<String> = asked.iter().filter(|asked| asked.needs_ready()).map(|asked| asked.namespace.clone()).collect();
+        self.readiness.learn(&self.client, &needed, within).await;
+        let mut by_namespace: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (index, one) in asked.iter().enumerate() {
+            by_namespace.entry(&one.namespace).or_default().push(index);
+        }
+        let mut decided = Vec::new();
+        for (namespace, indices) in by_namespace {
+            let judged = indices.into_iter().filter_map(|index| Some((index, asked[index].judged.as_ref().ok()?)));
+            let (indices, sets): (Vec<usize>, Vec<gate::Set<'_>>) = judged
+                .map(|(index, (spec, assignment))| {
+                    let (recovered_after, ready) = (Asked::recovered_after(spec, assignment), self.readiness.of(namespace, &spec.selector));
+                    (index, gate::Set { pods: &asked[index].pods, rule: &spec.readiness, recovered_after, ready })
+                })
+                .unzip();
+            decided.extend(indices.into_iter().zip(gate::decide(&sets)));
+        }
+        for (index, decision) in decided {
+            self.carry_out(&asked[index], &decision);
+            asked[index].standing = decision.standing;
+        }
+    }
+
     /// Takes out who belongs out, and lets return who belongs in.
-    async fn keep_gate(&mut self, owner: &str, namespace: &str, name: &str, spec: &GoldenSetSpec, assignment: &GoldenAssignment, pods: &[Matched]) -> Standing {
-        let alpha = promise::alpha(&spec.verdict.false_alarms, assignment.every.get());
-        let recovered_after = promise::settings(spec, alpha).recovered_after();
-        let ready = if gate::needs_ready(pods, &spec.readiness, recovered_after) { self.ready(namespace, &spec.selector).await } else { None };
-        let decision = gate::decide(pods, &spec.readiness, recovered_after, ready.as_ref());
-        let held = self.held.entry(owner.to_owned()).or_default();
+    fn carry_out(&mut self, asked: &Asked, decision: &Decision) {
+        let Asked { owner, namespace, name, pods, .. } = asked;
+        let held = self.held.entry(owner.clone()).or_default();
         let now = Instant::now();
         for pod in pods {
             let about = || pod_reference(namespace, &pod.name, &pod.uid);
@@ -387,27 +466,12 @@ impl GoldenSets {
                 let _ = self.hub.set_unready(owner, &pod.uid, None);
                 let why = match &decision.standing {
                     Standing::ReferenceBroken | Standing::MostFail { .. } => "it may be the set that is wrong",
-                    Standing::AtCap { .. } => "more pods are out than may be",
+                    Standing::AtCap { .. } | Standing::HeldByOthers { .. } => "more pods are out than may be",
                     Standing::LastReady => "no other pod is ready",
                     _ => "its answers are right again",
                 };
                 self.events.say(about(), "ReturnedToService", "Gate", &format!("GoldenSet {name}: {why}"));
             }
-        }
-        decision.standing
-    }
-
-    /// UIDs of the matching pods that are ready now, with or without a sidecar.
-    async fn ready(&self, namespace: &str, selector: &LabelSelector) -> Option<BTreeSet<String>> {
-        let labels = selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        match timeout(LISTED_WITHIN, api.list(&ListParams::default().labels(&labels))).await {
-            Ok(Ok(pods)) => Some(pods.items.iter().filter(|pod| is_ready(pod)).filter_map(ResourceExt::uid).collect()),
-            Ok(Err(error)) => {
-                tracing::warn!(namespace, %error, "who is ready is not known, so no pod leaves its Service");
-                None
-            }
-            Err(_) => None,
         }
     }
 
@@ -449,11 +513,12 @@ impl GoldenSets {
         held.told.clear();
     }
 
-    fn tell_metrics(&self, all: &[Looked]) {
-        self.metrics.golden_verdict.reset();
-        self.metrics.golden_pods.reset();
-        self.metrics.golden_ready.reset();
-        self.metrics.golden_gate_blocked.reset();
+    fn tell_metrics(&mut self, all: &[Looked]) {
+        // Never all at once: somebody may read in between.
+        let now = all.iter().take(SETS_MAX).map(|looked| (looked.object.namespace().unwrap_or_default(), looked.object.name_any())).collect();
+        for (namespace, set) in std::mem::replace(&mut self.measured, now).difference(&self.measured) {
+            self.metrics.forget_golden_set(namespace, set);
+        }
         self.metrics.sidecars_connected.set(self.hub.connections() as i64);
         self.metrics.not_understood.set(self.ingest.passed_over() as i64);
         for looked in all.iter().take(SETS_MAX) {
@@ -464,8 +529,8 @@ impl GoldenSets {
                 let gauge = self.metrics.golden_verdict.with_label_values(&[&namespace, &set, &verdict.to_string()]);
                 gauge.set(i64::from(status.verdict == Some(verdict)));
             }
-            let counts = [("matched", status.pods_matched), ("passing", status.pods_passing), ("failing", status.pods_failing), ("gated", status.pods_gated)];
-            for (state, count) in counts {
+            let counts = [status.pods_matched, status.pods_passing, status.pods_failing, status.pods_gated];
+            for (state, count) in POD_STATES.into_iter().zip(counts) {
                 self.metrics.golden_pods.with_label_values(&[namespace.as_str(), &set, state]).set(count.into());
             }
             self.metrics.golden_ready.with_label_values(&labels).set(i64::from(matches!(looked.ready, Ready::Replaying { .. })));
@@ -476,11 +541,12 @@ impl GoldenSets {
 
     async fn write(&mut self, all: Vec<Looked>) {
         let now = Timestamp::now();
+        let mut news = Vec::new();
         for looked in all {
             let Looked { object, owner, ready, gate, readiness, mut status, broken } = looked;
-            let held = self.held.entry(owner).or_default();
+            let held = self.held.entry(owner.clone()).or_default();
             let before = held.written.as_ref().map(|(status, _)| status).or(object.status.as_ref());
-            let about = About { ready: &ready, gate: &gate, readiness: &readiness, generation: object.metadata.generation, broken: &broken };
+            let about = About { ready: &ready, gate: &gate, readiness: &readiness, generation: status.observed_generation, broken: &broken };
             status.conditions = status::conditions(before.map(|before| before.conditions.as_slice()).unwrap_or_default(), &status, &about, now);
             if let Some((written, at)) = &held.written
                 && (*written == status || (only_counts_differ(written, &status) && now.duration_since(*at) < COUNTS_EVERY))
@@ -488,47 +554,74 @@ impl GoldenSets {
                 continue;
             }
             let verdict_before = before.and_then(|before| before.verdict);
-            let namespace = object.namespace().unwrap_or_default();
-            let patch = json!({
-                "apiVersion": API_VERSION, "kind": GoldenSet::KIND,
-                "metadata": { "name": object.name_any(), "namespace": namespace },
-                "status": status,
-            });
-            let api: Api<GoldenSet> = Api::namespaced(self.client.clone(), &namespace);
-            match timeout(WRITTEN_WITHIN, api.patch_status(&object.name_any(), &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch))).await {
-                Ok(Ok(_)) => {
-                    if status.verdict != verdict_before
-                        && let (Some(verdict), Some(condition)) = (status.verdict, status.conditions.get(1))
-                    {
-                        let reason = format!("Golden{verdict}");
-                        match verdict {
-                            Verdict::Fail | Verdict::ReferenceBroken => self.events.warn(object.object_ref(&()), &reason, "Replay", &condition.message),
-                            Verdict::Pass | Verdict::Inconclusive => self.events.say(object.object_ref(&()), &reason, "Replay", &condition.message),
-                        }
-                    }
-                    held.written = Some((status, now));
+            news.push((object, owner, verdict_before, status));
+        }
+        let began = Instant::now();
+        let client = &self.client;
+        let writes = stream::iter(news).map(|(object, owner, verdict_before, status)| async move {
+            let written = write_one(client, &object, &status, WRITTEN_WITHIN.saturating_sub(began.elapsed())).await;
+            (object, owner, verdict_before, status, written)
+        });
+        let written: Vec<_> = writes.buffer_unordered(AT_ONCE).collect().await;
+        for (object, owner, verdict_before, status, _) in written.into_iter().filter(|(.., written)| *written) {
+            if status.verdict != verdict_before
+                && let (Some(verdict), Some(condition)) = (status.verdict, status.conditions.get(1))
+            {
+                let reason = format!("Golden{verdict}");
+                match verdict {
+                    Verdict::Fail | Verdict::ReferenceBroken => self.events.warn(object.object_ref(&()), &reason, "Replay", &condition.message),
+                    Verdict::Pass | Verdict::Inconclusive => self.events.say(object.object_ref(&()), &reason, "Replay", &condition.message),
                 }
-                // Deleted meanwhile.
-                Ok(Err(kube::Error::Api(answer))) if answer.code == 404 => {}
-                Ok(Err(error)) => tracing::warn!(set = %object, %error, "its status could not be written"),
-                Err(_) => tracing::warn!(set = %object, "its status could not be written in time"),
             }
+            self.held.entry(owner).or_default().written = Some((status, now));
         }
     }
 }
 
-/// What the leader before left in the status: who is out, and who was told to fail.
+/// Whether it was.
+async fn write_one(client: &Client, object: &GoldenSet, status: &GoldenSetStatus, within: Duration) -> bool {
+    let namespace = object.namespace().unwrap_or_default();
+    let patch = json!({
+        "apiVersion": API_VERSION, "kind": GoldenSet::KIND,
+        "metadata": { "name": object.name_any(), "namespace": namespace },
+        "status": status,
+    });
+    let api: Api<GoldenSet> = Api::namespaced(client.clone(), &namespace);
+    match timeout(within, api.patch_status(&object.name_any(), &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch))).await {
+        Ok(Ok(_)) => return true,
+        // Deleted meanwhile.
+        Ok(Err(kube::Error::Api(answer))) if answer.code == 404 => {}
+        Ok(Err(error)) => tracing::warn!(set = %object, %error, "its status could not be written"),
+        Err(_) => tracing::warn!(set = %object, "its status could not be written in time"),
+    }
+    false
+}
+
+fn owner_of(object: &GoldenSet) -> String {
+    format!("goldenset/{}/{}", object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// What it asks for, where that makes sense: before anything is fetched. `number`: so many were made before it.
+fn wanted(object: &GoldenSet, number: usize) -> Result<&GoldenSetSpec, Ready> {
+    let spec = object.spec.get().map_err(|why| Ready::Invalid(format!("spec: {why}")))?;
+    if number >= SETS_MAX {
+        return Err(Ready::Invalid(format!("there are more than {SETS_MAX} GoldenSets on this cluster: those made last are not replayed")));
+    }
+    promise::assignment(&object.name_any(), "", spec).map_err(Ready::Invalid)?;
+    Ok(spec)
+}
+
+/// What the leader before left in the status: what is replayed, who is out, and who was told to fail.
 fn taken_over(object: &GoldenSet, pods: &[PodFacts]) -> Held {
     let mut held = Held::default();
     let Some(status) = &object.status else { return held };
-    for (index, name) in status.failing.iter().enumerate() {
-        let Some(pod) = pods.iter().find(|pod| pod.name == *name) else { continue };
-        if index < status.pods_gated as usize {
-            // Told again at once.
-            held.out.insert(pod.uid.clone(), Instant::now());
-        }
-        held.told.insert(pod.uid.clone(), Verdict::Fail);
+    if let Some(digest) = &status.digest {
+        held.source = Source::taken_over(digest, status.observed_generation);
     }
+    let uid_of = |name: &String| pods.iter().find(|pod| pod.name == *name).map(|pod| pod.uid.clone());
+    // Told again at once.
+    held.out.extend(status.gated.iter().filter_map(uid_of).map(|uid| (uid, Instant::now())));
+    held.told.extend(status.failing.iter().filter_map(uid_of).map(|uid| (uid, Verdict::Fail)));
     held
 }
 
@@ -536,14 +629,9 @@ fn taken_over(object: &GoldenSet, pods: &[PodFacts]) -> Held {
 fn only_counts_differ(one: &GoldenSetStatus, other: &GoldenSetStatus) -> bool {
     let standing = |status: &GoldenSetStatus| {
         let conditions: Vec<_> = status.conditions.iter().map(|c| (c.kind.clone(), c.status.clone(), c.reason.clone())).collect();
-        (conditions, status.observed_generation, status.digest.clone(), status.verdict, status.failing.clone(), status.pods_gated)
+        (conditions, status.observed_generation, status.digest.clone(), status.verdict, status.failing.clone(), status.gated.clone(), status.pods_gated)
     };
     standing(one) == standing(other)
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    pod.metadata.deletion_timestamp.is_none() && conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn pod_reference(namespace: &str, name: &str, uid: &str) -> ObjectReference {
@@ -564,13 +652,15 @@ mod tests {
     #[test]
     fn a_new_leader_knows_who_is_out_and_does_not_tell_it_again() {
         let object: GoldenSet = serde_saphyr::from_str(
-            "{metadata: {name: s}, spec: {source: {configMap: {name: s}}}, status: {podsMatched: 4, podsFailing: 2, podsGated: 1, failing: [a, b, gone]}}",
+            "{metadata: {name: s}, spec: {source: {configMap: {name: s}}}, status: {observedGeneration: 3, digest: 'sha256:1', podsMatched: 4, podsFailing: 2, podsGated: 1, \
+             failing: [b, a, gone], gated: [a]}}",
         )
         .unwrap();
         let pod = |name: &str| PodFacts {
             namespace: "models".into(),
             name: name.into(),
             uid: format!("uid-{name}"),
+            created: None,
             labels: BTreeMap::new(),
             has_sidecar: true,
             asks: true,
@@ -580,6 +670,7 @@ mod tests {
         let held = taken_over(&object, &[pod("a"), pod("b"), pod("c")]);
         assert_eq!(held.out.keys().collect::<Vec<_>>(), ["uid-a"]);
         assert_eq!(held.told.len(), 2);
+        assert_eq!((held.source.so_far(), held.source.in_force()), (Ok("sha256:1".to_owned()), Some(3)), "and what is replayed");
     }
 
     #[test]

@@ -227,6 +227,7 @@ mod tests {
             namespace: "models".into(),
             name: "a".into(),
             uid: "1".into(),
+            created: None,
             labels: serde_saphyr::from_str(labels).unwrap(),
             has_sidecar: true,
             asks: true,

@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::{
+    api::core::v1::{Namespace, Pod},
+    jiff::Timestamp,
+};
 use kube::{Api, Client, ResourceExt, core::PartialObjectMeta, runtime::watcher};
 use tokio::sync::watch;
 
@@ -28,6 +31,7 @@ pub struct PodFacts {
     pub namespace: String,
     pub name: String,
     pub uid: String,
+    pub created: Option<Timestamp>,
     pub labels: BTreeMap<String, String>,
     pub has_sidecar: bool,
     /// It or its namespace asks for one.
@@ -122,6 +126,7 @@ impl Pods {
                     ports: PodPorts::read(pod.annotations()),
                     name: pod.name_any(),
                     uid: pod.uid().unwrap_or_default(),
+                    created: pod.metadata.creation_timestamp.as_ref().map(|created| created.0),
                     labels: pod.labels().clone(),
                     namespace,
                 }

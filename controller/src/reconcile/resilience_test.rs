@@ -258,12 +258,15 @@ impl Tests {
             started_at: Some(now()),
             ..ResilienceTestStatus::default()
         };
-        match self.plan(test).await {
-            Err(why) => {
+        match self.planned(test, &started).await {
+            Err(Unplanned::Refused(why)) => {
                 self.events.warn(test.object_ref(&()), "Refused", "Run", &why);
                 let status = ResilienceTestStatus { phase: RunPhase::Refused, reason: Some(why), progress: None, finished_at: Some(now()), ..started };
                 self.write(test, status).await;
             }
+            // The next leader goes on.
+            Err(Unplanned::NotNow(_)) if *self.stopping.borrow() => {}
+            Err(Unplanned::NotNow(why)) => self.write(test, finished(started, Some(why))).await,
             Ok((plan, _sets)) => {
                 // A watch goes on where the leader before left it.
                 let before = test.status.clone().filter(|status| status.phase == RunPhase::Running);
@@ -287,6 +290,36 @@ impl Tests {
         self.metrics.forget_watch(&namespace, &name);
     }
 
+    /// The plan, once there is one: a watch is not over because its golden set is not there yet or an API server does not answer; a test that breaks something has
+    /// waited for that as long as [`golden::fetch`] does.
+    async fn planned(&self, test: &ResilienceTest, started: &ResilienceTestStatus) -> Result<(Plan, Folder), Unplanned> {
+        loop {
+            match self.plan(test).await {
+                Err(Unplanned::NotNow(why)) if watches(test) => {
+                    let before = test.status.clone().filter(|status| status.phase == RunPhase::Running).unwrap_or_else(|| started.clone());
+                    self.write(test, ResilienceTestStatus { progress: Some(looks_again(&why)), ..before }).await;
+                    if self.is_ended_within(test, WATCH_AGAIN).await {
+                        return Err(Unplanned::NotNow(why));
+                    }
+                }
+                Err(Unplanned::NotNow(why)) => return Err(Unplanned::Refused(why)),
+                planned => return planned,
+            }
+        }
+    }
+
+    /// Whether somebody ends a watch before so long has passed.
+    async fn is_ended_within(&self, test: &ResilienceTest, within: Duration) -> bool {
+        let until = Instant::now() + within;
+        while Instant::now() < until {
+            if self.shall_end(test, true) {
+                return true;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        false
+    }
+
     /// Watches until somebody ends it: a target that is not there, or never well, may be later.
     async fn watch(&self, test: &ResilienceTest, plan: &Arc<Plan>, so_far: &SoFar) -> Result<(), String> {
         loop {
@@ -295,15 +328,10 @@ impl Tests {
                 return ended.map(drop);
             }
             let why = ended.map_or_else(|why| why, |report| report.verdict.reason);
-            let progress = format!("looks again in {} s: {why}", WATCH_AGAIN.as_secs());
-            so_far.update(|status| ResilienceTestStatus { progress: Some(progress), ..status });
+            so_far.update(|status| ResilienceTestStatus { progress: Some(looks_again(&why)), ..status });
             self.write(test, so_far.now()).await;
-            let again = Instant::now() + WATCH_AGAIN;
-            while Instant::now() < again {
-                if self.shall_end(test, true) {
-                    return Err(why);
-                }
-                sleep(LOOK_EVERY).await;
+            if self.is_ended_within(test, WATCH_AGAIN).await {
+                return Err(why);
             }
         }
     }
@@ -318,23 +346,36 @@ impl Tests {
     }
 
     /// What will be run, with its golden sets in a folder that lives as long as it.
-    async fn plan(&self, test: &ResilienceTest) -> Result<(Plan, Folder), String> {
+    async fn plan(&self, test: &ResilienceTest) -> Result<(Plan, Folder), Unplanned> {
         let namespace = test.namespace().unwrap_or_default();
-        let spec = test.spec.get().map_err(|why| format!("spec: {why}"))?.clone();
+        let spec = test.spec.get().map_err(|why| Unplanned::Refused(format!("spec: {why}")))?.clone();
         if !spec.steps.is_empty() && !self.pods.allowed_in(&namespace) {
-            return Err(format!("namespace {namespace} does not allow faults: kubectl label namespace {namespace} {FAULTS_LABEL}={FAULTS_ALLOWED}"));
+            let why = format!("namespace {namespace} does not allow faults: kubectl label namespace {namespace} {FAULTS_LABEL}={FAULTS_ALLOWED}");
+            return Err(Unplanned::Refused(why));
         }
         let folder = Folder(std::env::temp_dir().join(format!("steadfast-{}", test.uid().unwrap_or_default())));
         let golden = spec.golden.iter().map(|golden| &golden.set);
         for name in spec.load.iter().map(|load| &load.inputs.golden_set).chain(golden).collect::<BTreeSet<_>>() {
-            golden::fetch(&self.means.client, &namespace, name, &folder.0, &*self.golden).await?;
+            golden::fetch(&self.means.client, &namespace, name, &folder.0, &*self.golden).await.map_err(Unplanned::NotNow)?;
         }
         let metadata = Metadata { name: test.name_any(), labels: test.labels().clone() };
         let wanted = Test { api_version: ApiVersion::V1Alpha1, kind: Kind::ResilienceTest, metadata, spec };
         let finder = Finder { shelves: vec![folder.0.clone()], work_dir: folder.0.clone() };
         let plan = Plan::new(wanted, Target::Cluster, &finder);
-        plan.map(|plan| (plan, folder)).map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+        plan.map(|plan| (plan, folder)).map_err(|problems| Unplanned::Refused(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))
     }
+}
+
+/// Why there is no plan.
+enum Unplanned {
+    /// The test must be another one.
+    Refused(String),
+    /// It may be otherwise in a moment.
+    NotNow(String),
+}
+
+fn looks_again(why: &str) -> String {
+    format!("looks again in {} s: {why}", WATCH_AGAIN.as_secs())
 }
 
 /// Removed with all it holds.

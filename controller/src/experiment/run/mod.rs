@@ -105,7 +105,11 @@ pub async fn run<P: Platform>(
     windows: Option<mpsc::Sender<Window>>,
 ) -> (Course, History) {
     let reach = halt::reach_us(&plan.test.spec.halt).max(GLANCE.as_micros() as i64);
-    let history = Arc::new(Mutex::new(History::new(Instant::now(), reach + 1_000_000)));
+    let mut history = History::new(Instant::now(), reach + 1_000_000);
+    if let Some(timers) = platform.timers() {
+        history.node_grace(timers.node_monitor_grace_period.get());
+    }
+    let history = Arc::new(Mutex::new(history));
     let (sink, records) = mpsc::channel(RECORDS_MAX);
     let changes = tokio::spawn(take_changes(Arc::clone(&platform), Arc::clone(&history)));
     let evidence = tokio::spawn(take_seen(seen, Arc::clone(&history)));

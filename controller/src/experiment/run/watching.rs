@@ -9,10 +9,16 @@ use steadfast_api::report::PhaseKind;
 use tokio::sync::mpsc;
 
 use super::{Conductor, Course, Ending, lock};
-use crate::{experiment::progress::PhaseNow, observe::History, platform::Platform};
+use crate::{
+    experiment::progress::PhaseNow,
+    observe::{History, marks::SILENT_AFTER},
+    platform::Platform,
+};
 
 /// Beyond the time-outs of users, until what they asked in a window is on record.
 const SETTLE: Duration = Duration::from_secs(1);
+/// A loss that nobody was told of yet shows by then at the latest, where a sidecar falls silent with it.
+const SETTLE_MIN: Duration = Duration::from_micros(SILENT_AFTER as u64).saturating_add(SETTLE);
 /// Where nobody asks for windows, the whole watch is one.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365);
 
@@ -24,7 +30,7 @@ impl<P: Platform> Conductor<'_, P> {
         let spec = &self.plan.test.spec;
         let (hold, users, platform) = (spec.stable.hold.get().as_micros() as i64, !spec.load.is_empty(), self.platform);
         let (window, within) = (spec.window().get(), spec.stable.within.get());
-        let settle = SETTLE + spec.load.iter().map(|load| load.timeout.get()).max().unwrap_or_default();
+        let settle = (SETTLE + spec.load.iter().map(|load| load.timeout.get()).max().unwrap_or_default()).max(SETTLE_MIN);
         let mut begin = self.course.began;
         let Some(windows) = self.windows.clone() else {
             self.phase(PhaseNow::Watch, PhaseKind::Baseline, "watched", 1, None, begin, FOR_EVER);
@@ -43,6 +49,10 @@ impl<P: Platform> Conductor<'_, P> {
                 if (cut < due && !history.lost_since(from)) || history.lost_since(cut - hold) {
                     return None;
                 }
+                // Somebody who cannot be heard may be lost: the cluster knows in a minute.
+                if history.someone_is_silent(now) {
+                    return None;
+                }
                 let since = history.well_since(platform.wanted(), users)?;
                 (since + hold <= cut && cut > from).then_some(cut)
             });
@@ -55,7 +65,7 @@ impl<P: Platform> Conductor<'_, P> {
                 let mut history = lock(self.history);
                 let cut_us = over.unwrap_or_else(|| history.us(now) - settle.as_micros() as i64);
                 let ago = Duration::from_micros((history.us(now) - cut_us).max(0) as u64);
-                (now.checked_sub(ago).unwrap_or(now), history.before(cut_us, over.is_some()))
+                (now.checked_sub(ago).unwrap_or(now), history.before(cut_us, over.is_some(), hold))
             };
             begin = cut;
             self.hand_over(&windows, cut, earlier, number).await;
@@ -63,7 +73,7 @@ impl<P: Platform> Conductor<'_, P> {
     }
 
     /// The window that ended at `cut` goes to whoever reports on it.
-    async fn hand_over(&mut self, windows: &mpsc::Sender<Window>, cut: Instant, mut earlier: History, number: u32) {
+    async fn hand_over(&mut self, windows: &mpsc::Sender<Window>, cut: Instant, earlier: History, number: u32) {
         if let Some(phase) = self.course.phases.last_mut() {
             phase.end = cut;
         }
@@ -73,7 +83,6 @@ impl<P: Platform> Conductor<'_, P> {
         self.course.phases.clear();
         self.course.began = cut;
         self.course.nodes = self.platform.nodes();
-        earlier.seal();
         // Whoever listened has gone: so will this run.
         let _ = self.alongside(windows.send((course, earlier))).await;
     }

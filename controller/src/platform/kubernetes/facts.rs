@@ -141,6 +141,11 @@ impl Facts {
     /// A pod as it is now. Returns its UID when it is new.
     pub(super) fn pod(&mut self, at: Instant, object: &Object) -> Option<String> {
         let uid = object.uid()?;
+        if let Some(why) = over(object) {
+            // Its object may stay for hours, and is nobody's pod: an evicted one leaves its place at once.
+            self.lost(at, &uid, why);
+            return None;
+        }
         let new = !self.pods.contains_key(&uid);
         if new {
             self.created(at, &uid, object);
@@ -209,12 +214,16 @@ impl Facts {
 
     /// The object is gone.
     pub(super) fn gone(&mut self, at: Instant, uid: &str) {
+        self.lost(at, uid, "deleted".to_owned());
+    }
+
+    fn lost(&mut self, at: Instant, uid: &str, reason: String) {
         let Some(known) = self.pods.remove(uid) else { return };
         self.order.retain(|other| other != uid);
         if !known.terminating {
             self.vacant.push_back((uid.to_owned(), known.pod.name));
         }
-        self.tell(at, What::Gone { uid: uid.to_owned(), reason: "deleted".to_owned() });
+        self.tell(at, What::Gone { uid: uid.to_owned(), reason });
     }
 
     /// The Service's endpoints that are ready now, of all its slices.
@@ -253,6 +262,14 @@ fn ready_endpoints(slices: &[impl AsRef<EndpointSlice>]) -> BTreeSet<String> {
     let endpoints = slices.iter().flat_map(|slice| &slice.as_ref().endpoints);
     let ready = endpoints.filter(|endpoint| endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready.unwrap_or(true)));
     ready.filter_map(|endpoint| endpoint.target_ref.as_ref()?.uid.clone()).collect()
+}
+
+/// How a pod ended whose containers never start again.
+fn over(object: &Object) -> Option<String> {
+    let status = object.status.as_ref()?;
+    let phase = status.phase.as_deref().filter(|phase| matches!(*phase, "Failed" | "Succeeded"))?;
+    let words: Vec<&str> = [status.reason.as_deref(), status.message.as_deref()].into_iter().flatten().map(str::trim).collect();
+    Some(if words.is_empty() { format!("its pod ended ({phase})") } else { words.join(": ") })
 }
 
 /// What a pod's status says.
@@ -391,6 +408,26 @@ mod tests {
         assert_eq!(reasons, ["exited with status 3; its last words: no model"]);
         facts.pod(now, &up("a", 1, "True"));
         assert!(matches!(told.try_recv().unwrap().what, What::ContainerStarted { restarts: 1, .. }));
+    }
+
+    /// Its object stays until somebody collects it.
+    #[test]
+    fn a_pod_that_is_evicted_by_its_kubelet_leaves_its_place_and_is_none_of_the_targets_any_more() {
+        let (mut facts, mut told) = facts();
+        let now = Instant::now();
+        facts.pod(now, &up("a", 0, "True"));
+        heard(&mut told);
+        let evicted = pod("a", &format!("|{SPEC}status: {{phase: Failed, reason: Evicted, message: 'The node was low on resource: memory. '}}\n"));
+        assert_eq!(facts.pod(now, &evicted), None);
+        assert!(matches!(told.try_recv().unwrap().what, What::Gone { reason, .. } if reason == "Evicted: The node was low on resource: memory."));
+        facts.pod(now, &pod("b", ""));
+        facts.pod(now, &evicted);
+        facts.gone(now, "u-a");
+        assert_eq!(heard(&mut told), ["created b for u-a"], "nothing is told of it again");
+        assert_eq!(facts.pods().into_iter().map(|pod| pod.name).collect::<Vec<_>>(), ["b"]);
+        // Those that ended before anybody looked.
+        facts.pod(now, &pod("c", &format!("|{SPEC}status: {{phase: Succeeded}}\n")));
+        assert_eq!((facts.pods().len(), heard(&mut told).len()), (1, 0));
     }
 
     #[test]

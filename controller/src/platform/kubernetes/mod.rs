@@ -149,8 +149,17 @@ impl KubernetesPlatform {
 
     /// What a reader of the report must know of this platform.
     pub fn notes(&self) -> Vec<String> {
+        let node = &self.inner.means.node;
+        let beside = if self.inner.facts().nodes().contains(node) {
+            ", where pods of the target are too: what loads that node loads the users, and it is never cut off or switched off"
+        } else {
+            ""
+        };
         vec![
-            format!("Users ask by Service {}/{} at {}, each request on a connection of its own.", self.inner.namespace, self.service, self.address),
+            format!(
+                "Users ask by Service {}/{} at {}, each request on a connection of its own, from the controller's process on node {node}{beside}.",
+                self.inner.namespace, self.service, self.address
+            ),
             "Kubelet tells of containers and readiness about a second late at most; where a sidecar or a user knew better, their word counts.".to_owned(),
         ]
     }

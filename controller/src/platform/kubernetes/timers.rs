@@ -1,47 +1,70 @@
 //! How fast this cluster can be: its own timers, from its settings where they can be read, else from what its version has by default.
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec, Probe};
+use k8s_openapi::apimachinery::pkg::version::Info;
 use kube::{Api, Client, api::ListParams};
 use steadfast_api::{
     Span,
     report::{PlatformTimers, ProbeTimers},
 };
 
+use crate::webhook::decide::SIDECAR;
+
 const FLAG: &str = "--node-monitor-grace-period";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
-/// Kubernetes' own, which no cluster can change.
+/// Kubernetes' own, which no cluster can change, or few do and nobody tells: a kubelet renews its Lease four times in the 40 s for which it holds, and the controller
+/// manager looks at nodes every 5 s (`--node-monitor-period`).
+const NODE_HEARTBEAT: Span = Span::from_secs(10);
+const NODE_MONITOR_PERIOD: Span = Span::from_secs(5);
 const BACK_OFF: Span = Span::from_secs(10);
 const BACK_OFF_MAX: Span = Span::from_secs(300);
 
 /// `pod`: one of the target's.
 pub(super) async fn timers(client: &Client, pod: &Pod) -> Option<PlatformTimers> {
-    let (node_monitor_grace_period, known_from) = grace_period(client).await?;
     let spec = pod.spec.as_ref()?;
+    let (node_monitor_grace_period, known_from) = grace_period(client).await;
+    let sidecar = spec.init_containers.iter().flatten().find(|container| container.name == SIDECAR);
     Some(PlatformTimers {
         node_monitor_grace_period,
         known_from,
+        node_heartbeat: NODE_HEARTBEAT,
+        node_monitor_period: NODE_MONITOR_PERIOD,
         toleration_seconds: toleration(spec),
         back_off: BACK_OFF,
         back_off_max: BACK_OFF_MAX,
         readiness: spec.containers.first().and_then(|server| server.readiness_probe.as_ref()).map(probe),
+        sidecar_readiness: sidecar.and_then(|sidecar| sidecar.readiness_probe.as_ref()).map(probe),
     })
 }
 
-/// The controller manager tells its flags to nobody; where it runs as a pod, its command line does.
-async fn grace_period(client: &Client) -> Option<(Span, String)> {
+/// The controller manager tells its flags to nobody; where it runs as a pod, its command line does, to whoever may read that namespace.
+async fn grace_period(client: &Client) -> (Span, String) {
     let managers = ListParams::default().labels("component=kube-controller-manager").limit(8);
     let pods: Api<Pod> = Api::namespaced(client.clone(), "kube-system");
-    for pod in pods.list(&managers).await.ok()?.items {
-        let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-        let mut words = containers.flat_map(|container| container.command.iter().chain(&container.args).flatten());
-        if let Some(span) = words.find_map(|word| word.strip_prefix(FLAG)?.strip_prefix('=')?.parse().ok()) {
-            return Some((span, format!("{FLAG} of kube-controller-manager")));
-        }
+    let (pods, unread) = match pods.list(&managers).await {
+        Ok(pods) => (pods.items, "its flag is not there"),
+        Err(_) => (Vec::new(), "its pods may not be read"),
+    };
+    match pods.iter().find_map(flag) {
+        Some(span) => (span, format!("{FLAG} of kube-controller-manager")),
+        None => by_default(client.apiserver_version().await.ok().as_ref(), unread),
     }
-    let version = client.apiserver_version().await.ok()?;
-    let minor: u32 = version.minor.trim_matches(|c: char| !c.is_ascii_digit()).parse().ok()?;
+}
+
+fn flag(manager: &Pod) -> Option<Span> {
+    let containers = manager.spec.iter().flat_map(|spec| &spec.containers);
+    let mut words = containers.flat_map(|container| container.command.iter().chain(&container.args).flatten());
+    words.find_map(|word| word.strip_prefix(FLAG)?.strip_prefix('=')?.parse().ok())
+}
+
+fn by_default(version: Option<&Info>, unread: &str) -> (Span, String) {
+    let minor = |version: &Info| version.minor.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().ok();
+    let (minor, of) = match version.and_then(|version| Some((minor(version)?, &version.major))) {
+        Some((minor, major)) => (minor, format!("Kubernetes {major}.{minor}")),
+        None => (u32::MAX, "Kubernetes since 1.32".to_owned()),
+    };
     let span = Span::from_secs(if minor >= 32 { 50 } else { 40 });
-    Some((span, format!("the default of Kubernetes {}.{minor}, since the controller manager's flags cannot be read", version.major)))
+    (span, format!("the default of {of}: kube-controller-manager's own is not readable here ({unread})"))
 }
 
 /// Nothing: it tolerates a lost node for ever.
@@ -69,6 +92,37 @@ fn probe(probe: &Probe) -> ProbeTimers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_grace_period_is_that_of_the_flag_or_of_the_version() {
+        let manager =
+            |args: &str| serde_saphyr::from_str::<Pod>(&format!("spec: {{containers: [{{name: m, command: [kube-controller-manager{args}]}}]}}")).unwrap();
+        assert_eq!((flag(&manager(", --node-monitor-grace-period=16s")), flag(&manager(""))), (Some(Span::from_secs(16)), None));
+        let version = |minor: &str| Info { major: "1".into(), minor: minor.into(), ..Info::default() };
+        let (span, words) = by_default(Some(&version("31+")), "its pods may not be read");
+        assert_eq!(span, Span::from_secs(40));
+        assert_eq!(words, "the default of Kubernetes 1.31: kube-controller-manager's own is not readable here (its pods may not be read)");
+        assert_eq!((by_default(Some(&version("34")), "").0, by_default(None, "").0), (Span::from_secs(50), Span::from_secs(50)));
+    }
+
+    /// A heartbeat may be ten seconds old when its node falls silent, and who watches looks every five.
+    #[test]
+    fn a_node_is_called_lost_within_a_range_and_its_pods_are_replaced_after_their_toleration() {
+        let timers = PlatformTimers {
+            node_monitor_grace_period: Span::from_secs(50),
+            known_from: String::new(),
+            node_heartbeat: NODE_HEARTBEAT,
+            node_monitor_period: NODE_MONITOR_PERIOD,
+            toleration_seconds: Some(Span::from_secs(300)),
+            back_off: BACK_OFF,
+            back_off_max: BACK_OFF_MAX,
+            readiness: None,
+            sidecar_readiness: None,
+        };
+        assert_eq!(timers.node_called_lost(), (Span::from_secs(40), Span::from_secs(55)));
+        assert_eq!(timers.node_loss(), Some((Span::from_secs(340), Span::from_secs(355))));
+        assert_eq!(PlatformTimers { toleration_seconds: None, ..timers }.node_loss(), None);
+    }
 
     #[test]
     fn a_pod_says_how_long_it_waits_on_a_lost_node() {

@@ -6,6 +6,9 @@
 //!   be no better. While too few have answered to know, nobody leaves, and who is out stays.
 //! - At most `maxUnavailable` of the matching pods are out, rounded down; and never the last one that is ready.
 //!
+//! Several sets may speak of the same pods, so all of a namespace are decided together: whoever is out by any of them is out for the cap of each that it matches, and
+//! is nobody's last ready one.
+//!
 //! A pod returns when its sidecar says Pass, or has seen so many right answers, and no wrong one, that a server which still answers the share `detect` wrong would have
 //! given them with a probability of one in twenty at most (`golden_sets::sequential::Settings::recovered_after`). A sidecar or server that starts anew
 //! has to show the same.
@@ -78,6 +81,10 @@ pub enum Standing {
         failing: usize,
         right: usize,
     },
+    /// Pods that other sets hold out leave it no room.
+    HeldByOthers {
+        belong: usize,
+    },
     /// Nobody else is ready, or nobody knows who is.
     LastReady,
 }
@@ -95,52 +102,97 @@ pub fn needs_ready(pods: &[Matched], rule: &GoldenReadiness, recovered_after: u3
     rule.gate && pods.iter().any(|pod| pod.belongs_out(recovered_after))
 }
 
-/// See the module. `ready`: UIDs of the matching pods that are ready now, whoever is out not being; `None`: the API server did not say.
-pub fn decide(pods: &[Matched], rule: &GoldenReadiness, recovered_after: u32, ready: Option<&BTreeSet<String>>) -> Decision {
-    let nobody = |standing| Decision { out: BTreeSet::new(), standing };
-    if !rule.gate {
-        return nobody(Standing::Off);
+/// One set of a namespace.
+#[derive(Clone, Debug)]
+pub struct Set<'a> {
+    pub pods: &'a [Matched],
+    pub rule: &'a GoldenReadiness,
+    pub recovered_after: u32,
+    /// UIDs of the matching pods that are ready now, with or without a sidecar; `None`: the API server did not say.
+    pub ready: Option<BTreeSet<String>>,
+}
+
+/// Who belongs out of one set's pods.
+struct Wish<'a> {
+    /// Who is out stays before somebody else goes.
+    belong: Vec<&'a Matched>,
+    /// Enough is known of the others for somebody to leave.
+    known: bool,
+}
+
+impl<'a> Set<'a> {
+    fn cap(&self) -> usize {
+        (self.pods.len() as u64 * u64::from(self.rule.max_unavailable.ppm()) / 1_000_000) as usize
     }
-    if pods.iter().any(|pod| pod.said.is_some_and(|said| said.verdict == Verdict::ReferenceBroken)) {
-        return nobody(Standing::ReferenceBroken);
-    }
-    // Who is out stays before somebody else goes.
-    let mut belong: Vec<&Matched> = pods.iter().filter(|pod| pod.belongs_out(recovered_after)).collect();
-    belong.sort_by(|a, b| (!a.out, &a.name).cmp(&(!b.out, &b.name)));
-    if belong.is_empty() {
-        return nobody(Standing::Open);
-    }
-    let right = pods.iter().filter(|pod| !pod.belongs_out(recovered_after) && pod.is_right()).count();
-    let unknown = pods.len() - belong.len() - right;
-    if right + unknown < belong.len() {
-        return nobody(Standing::MostFail { failing: belong.len(), right });
-    }
-    let known = right >= belong.len();
-    let cap = (pods.len() as u64 * u64::from(rule.max_unavailable.ppm()) / 1_000_000) as usize;
-    let others_ready = |out: &BTreeSet<String>, pod: &Matched| ready.is_some_and(|ready| ready.iter().any(|uid| *uid != pod.uid && !out.contains(uid)));
-    let mut out = BTreeSet::new();
-    let mut last = false;
-    for pod in &belong {
-        if out.len() >= cap || (!known && !pod.out) {
-            continue;
+
+    /// Where nobody is out whatever the others do, it says why.
+    fn wish(&self) -> Result<Wish<'a>, Standing> {
+        if !self.rule.gate {
+            return Err(Standing::Off);
         }
-        // Not knowing who is ready is a reason not to send somebody out, and none to bring somebody back.
-        if others_ready(&out, pod) || (pod.out && ready.is_none()) {
-            out.insert(pod.uid.clone());
-        } else {
-            last = true;
+        if self.pods.iter().any(|pod| pod.said.is_some_and(|said| said.verdict == Verdict::ReferenceBroken)) {
+            return Err(Standing::ReferenceBroken);
+        }
+        let mut belong: Vec<&Matched> = self.pods.iter().filter(|pod| pod.belongs_out(self.recovered_after)).collect();
+        belong.sort_by(|a, b| (!a.out, &a.name).cmp(&(!b.out, &b.name)));
+        if belong.is_empty() {
+            return Err(Standing::Open);
+        }
+        let right = self.pods.iter().filter(|pod| !pod.belongs_out(self.recovered_after) && pod.is_right()).count();
+        let unknown = self.pods.len() - belong.len() - right;
+        if right + unknown < belong.len() {
+            return Err(Standing::MostFail { failing: belong.len(), right });
+        }
+        Ok(Wish { known: right >= belong.len(), belong })
+    }
+
+    fn has(&self, uid: &str) -> bool {
+        self.pods.iter().any(|pod| pod.uid == uid)
+    }
+}
+
+/// See the module: one decision for each set of a namespace, in their order, those that come first before others.
+pub fn decide(sets: &[Set<'_>]) -> Vec<Decision> {
+    let wishes: Vec<Result<Wish<'_>, Standing>> = sets.iter().map(Set::wish).collect();
+    let mut all: BTreeSet<&str> = BTreeSet::new();
+    let mut of = vec![BTreeSet::new(); sets.len()];
+    let (mut last, mut no_room) = (vec![false; sets.len()], vec![false; sets.len()]);
+    for stays in [true, false] {
+        for (index, wish) in wishes.iter().enumerate() {
+            let Ok(wish) = wish else { continue };
+            for pod in wish.belong.iter().filter(|pod| pod.out == stays && (stays || wish.known)) {
+                let uid = pod.uid.as_str();
+                if !all.contains(uid) {
+                    let mut bound = sets.iter().filter(|set| set.rule.gate && set.has(uid));
+                    if bound.clone().any(|set| set.pods.iter().filter(|pod| all.contains(pod.uid.as_str())).count() >= set.cap()) {
+                        no_room[index] = true;
+                        continue;
+                    }
+                    // Not knowing who is ready is a reason not to send somebody out, and none to bring somebody back.
+                    let others = |ready: &BTreeSet<String>| ready.iter().any(|other| other != uid && !all.contains(other.as_str()));
+                    if !bound.all(|set| set.ready.as_ref().map_or(stays, others)) {
+                        last[index] = true;
+                        continue;
+                    }
+                    all.insert(uid);
+                }
+                of[index].insert(pod.uid.clone());
+            }
         }
     }
-    let standing = if out.len() == belong.len() {
-        Standing::Gating
-    } else if last {
-        Standing::LastReady
-    } else if out.len() >= cap {
-        Standing::AtCap { belong: belong.len(), cap }
-    } else {
-        Standing::Waiting
-    };
-    Decision { out, standing }
+    let decided = wishes.iter().zip(sets).zip(of).enumerate();
+    let decided = decided.map(|(index, ((wish, set), out))| {
+        let standing = match wish {
+            Err(standing) => standing.clone(),
+            Ok(wish) if out.len() == wish.belong.len() => Standing::Gating,
+            Ok(_) if last[index] => Standing::LastReady,
+            Ok(wish) if out.len() >= set.cap() => Standing::AtCap { belong: wish.belong.len(), cap: set.cap() },
+            Ok(wish) if no_room[index] => Standing::HeldByOthers { belong: wish.belong.len() },
+            Ok(_) => Standing::Waiting,
+        };
+        Decision { out, standing }
+    });
+    decided.collect()
 }
 
 #[cfg(test)]
@@ -165,6 +217,10 @@ mod tests {
     }
 
     use Verdict::{Fail, Inconclusive, Pass, ReferenceBroken};
+
+    fn decide(pods: &[Matched], rule: &GoldenReadiness, recovered_after: u32, ready: Option<&BTreeSet<String>>) -> Decision {
+        super::decide(&[Set { pods, rule, recovered_after, ready: ready.cloned() }]).remove(0)
+    }
 
     fn out(pods: &[Matched], share: &str, who: &[&str]) -> (Vec<String>, Standing) {
         let decision = decide(pods, &rule(share), AFTER, Some(&ready(who)));
@@ -219,7 +275,68 @@ mod tests {
         assert!(decide(&pods, &rule("50%"), AFTER, None).out.is_empty());
     }
 
+    #[test]
+    fn two_sets_that_gate_the_same_pods_share_one_cap_and_one_last_ready_pod() {
+        let pods = |wrong: &str, out: bool| -> Vec<Matched> {
+            let one = |name: &&str| if *name == wrong { pod(name, Fail, 3, out) } else { pod(name, Pass, 800, false) };
+            ["a", "b", "c"].iter().map(one).collect()
+        };
+        let decided = |first: &[Matched], second: &[Matched], share: &str, who: &[&str]| -> Vec<(Vec<String>, Standing)> {
+            let (rule, ready) = (rule(share), ready(who));
+            let sets = [first, second].map(|pods| Set { pods, rule: &rule, recovered_after: AFTER, ready: Some(ready.clone()) });
+            super::decide(&sets).into_iter().map(|decision| (decision.out.into_iter().collect(), decision.standing)).collect()
+        };
+        let (a, b, none) = (vec!["a".to_owned()], vec!["b".to_owned()], vec![]);
+        assert_eq!(
+            decided(&pods("a", false), &pods("b", false), "34%", &["a", "b", "c"]),
+            [(a.clone(), Standing::Gating), (none.clone(), Standing::HeldByOthers { belong: 1 })]
+        );
+        // Who is out stays, whichever set is older.
+        assert_eq!(decided(&pods("a", false), &pods("b", true), "34%", &["a", "c"])[1], (b.clone(), Standing::Gating));
+        assert_eq!(decided(&pods("a", false), &pods("a", false), "34%", &["a", "b", "c"]), [(a.clone(), Standing::Gating), (a.clone(), Standing::Gating)]);
+        // The first has just been told to leave, and is ready still.
+        assert_eq!(decided(&pods("a", true), &pods("b", false), "100%", &["a", "b"]), [(a, Standing::Gating), (none, Standing::LastReady)]);
+    }
+
+    fn told(states: &[(u8, u64, bool, bool)], set: &str) -> Vec<Matched> {
+        let one = |(index, (verdict, samples, out, _)): (usize, &(u8, u64, bool, bool))| {
+            let verdict = [Pass, Fail, Inconclusive, ReferenceBroken, Fail][usize::from(*verdict)];
+            pod(&format!("{set}{index}"), verdict, *samples, *out)
+        };
+        states.iter().enumerate().map(one).collect()
+    }
+
+    fn states() -> impl Strategy<Value = Vec<(u8, u64, bool, bool)>> {
+        prop::collection::vec((0..5_u8, 0..40_u64, any::<bool>(), any::<bool>()), 0..12)
+    }
+
     proptest! {
+        /// Pods 0 to 2 of the second set are the last three of the first.
+        #[test]
+        fn what_two_sets_hold_out_together_is_within_the_cap_of_each_and_leaves_each_a_ready_pod(
+            first in states(), second in states(), ppm in (0..=1_000_000_u32, 0..=1_000_000_u32), who in prop::collection::vec(any::<bool>(), 24),
+        ) {
+            let mut sets = [told(&first, "p"), told(&second, "q")];
+            let shared: Vec<String> = sets[0].iter().rev().take(3).map(|pod| pod.uid.clone()).collect();
+            for (pod, uid) in sets[1].iter_mut().zip(shared) {
+                (pod.name, pod.uid) = (uid.clone(), uid);
+            }
+            let uids: BTreeSet<String> = sets.iter().flatten().map(|pod| pod.uid.clone()).collect();
+            let now: BTreeSet<String> = uids.iter().zip(&who).filter(|(_, ready)| **ready).map(|(uid, _)| uid.clone()).collect();
+            let ready_of = |pods: &[Matched]| pods.iter().map(|pod| pod.uid.clone()).filter(|uid| now.contains(uid)).collect::<BTreeSet<String>>();
+            let rules = [ppm.0, ppm.1].map(|ppm| GoldenReadiness { gate: true, max_unavailable: steadfast_api::Percent::from_ppm(ppm).unwrap() });
+            let asked: Vec<Set<'_>> =
+                sets.iter().zip(&rules).map(|(pods, rule)| Set { pods, rule, recovered_after: AFTER, ready: Some(ready_of(pods)) }).collect();
+            let decisions = super::decide(&asked);
+            let all: BTreeSet<&String> = decisions.iter().flat_map(|decision| &decision.out).collect();
+            for (set, decision) in asked.iter().zip(&decisions) {
+                let out = set.pods.iter().filter(|pod| all.contains(&pod.uid)).count();
+                prop_assert!(out as u64 * 1_000_000 <= set.pods.len() as u64 * u64::from(set.rule.max_unavailable.ppm()), "{decisions:?}");
+                prop_assert!(out == 0 || set.ready.iter().flatten().any(|uid| !all.contains(uid)), "{decisions:?}");
+                prop_assert!(decision.out.iter().all(|uid| set.pods.iter().any(|pod| pod.uid == *uid && (pod.failed() || pod.out))));
+            }
+        }
+
         #[test]
         fn never_more_than_the_cap_and_never_the_last_ready_one(
             states in prop::collection::vec((0..5_u8, 0..40_u64, any::<bool>(), any::<bool>()), 0..12),

@@ -18,7 +18,7 @@ use crate::{
     serve::{policy::PolicyHub, sets::SetStore},
 };
 
-/// A run lasts hours at most: one false alarm in ten million samples, as on one machine.
+/// One false alarm in ten million samples, as on one machine: none in a run of hours, and one in four months of a watch that asks every second.
 const ALPHA: &str = "1e-7";
 
 /// What one run wants.

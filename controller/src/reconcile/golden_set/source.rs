@@ -1,5 +1,8 @@
 //! The files of GoldenSets, as far as sidecars may fetch them: looked at again and again, read when they have changed, given out only with the right digest.
 //!
+//! What was read stays in force until what takes its place has been read: an edited GoldenSet goes on with the old content meanwhile, and a new leader with the one that
+//! its predecessor named in the status, which the sidecars have. So nobody who is out of his Service returns because something is being read.
+//!
 //! ConfigMaps are read here; everything else is brought by a [reader](super::reader).
 
 use std::{
@@ -47,8 +50,12 @@ pub struct About<'a> {
 #[derive(Debug, Default)]
 pub struct Source {
     looked: Option<Instant>,
-    /// Of the GoldenSet.
+    /// Of the GoldenSet that is looked at.
     generation: Option<i64>,
+    /// Of the GoldenSet that `found` is about.
+    in_force: Option<i64>,
+    /// Where that lies, and which digest it has to have.
+    of: Option<(GoldenSource, Option<String>)>,
     /// Of the ConfigMaps.
     versions: Vec<Option<String>>,
     reading: Option<Reading>,
@@ -56,6 +63,16 @@ pub struct Source {
 }
 
 impl Source {
+    /// What the leader before had read, of that generation: sidecars have it, and it is read again at once.
+    pub fn taken_over(digest: &str, generation: Option<i64>) -> Self {
+        Self { in_force: generation, found: Some(Ok(digest.to_owned())), ..Self::default() }
+    }
+
+    /// Generation of the GoldenSet whose source is in force.
+    pub const fn in_force(&self) -> Option<i64> {
+        self.in_force
+    }
+
     /// The digest of what is held for the sidecars now, after a look where one is due.
     ///
     /// # Errors
@@ -63,9 +80,23 @@ impl Source {
     pub async fn look(&mut self, about: &About<'_>) -> Result<String, SourceError> {
         if self.generation != about.generation {
             self.end(about.readers).await;
-            *self = Self { generation: about.generation, ..Self::default() };
+            self.edited(about.generation, about.spec);
         }
         if let GoldenSource::ConfigMap(source) = &about.spec.source { self.by_config_maps(about, source).await } else { self.by_reader(about).await }
+    }
+
+    /// What was found stays until the source as it is now has been read, which takes no reading where it is the same.
+    fn edited(&mut self, generation: Option<i64>, spec: &GoldenSetSpec) {
+        self.generation = generation;
+        let of = (spec.source.clone(), spec.digest.clone());
+        let same = self.of.as_ref() == Some(&of) || matches!((&self.found, &of.1), (Some(Ok(found)), Some(digest)) if found == digest);
+        self.of = Some(of);
+        if same {
+            self.in_force = generation;
+        } else {
+            (self.looked, self.versions) = (None, Vec::new());
+            self.found.take_if(|found| found.is_err());
+        }
     }
 
     /// Takes away what is under way.
@@ -84,6 +115,7 @@ impl Source {
             tracing::warn!(namespace, why, "the source of a golden set cannot be looked at; what was read stays");
             return Ok(digest.clone());
         }
+        self.in_force = self.generation;
         self.found = Some(found.clone());
         found
     }
@@ -91,14 +123,15 @@ impl Source {
     async fn by_reader(&mut self, about: &About<'_>) -> Result<String, SourceError> {
         if let Some(reading) = &mut self.reading {
             let Ok(Some(brought)) = timeout(ASKED_WITHIN, about.readers.look(reading)).await else { return self.so_far() };
+            let found = self.keep(about.namespace, brought.and_then(|tar| accept(about, &tar)));
             self.end(about.readers).await;
-            let found = brought.and_then(|tar| accept(about, &tar));
-            return self.keep(about.namespace, found);
+            return found;
         }
         let since = self.looked.map_or(Duration::MAX, |looked| looked.elapsed());
         let due = match &self.found {
             None => true,
-            Some(Ok(digest)) => about.sets.get(digest).is_none() || (about.spec.digest.is_none() && since >= READ_AGAIN),
+            Some(Ok(digest)) if self.in_force != about.generation || about.sets.get(digest).is_none() => since >= READ_AGAIN_IF_BAD,
+            Some(Ok(_)) => about.spec.digest.is_none() && since >= READ_AGAIN,
             Some(Err(_)) => since >= READ_AGAIN_IF_BAD,
         };
         if due {
@@ -113,8 +146,12 @@ impl Source {
         self.so_far()
     }
 
-    fn so_far(&self) -> Result<String, SourceError> {
-        let reading = || self.reading.as_ref().map_or_else(String::new, |reading| format!("a pod reads it: {}", reading.why));
+    /// Without a look.
+    ///
+    /// # Errors
+    /// As [`Self::look`].
+    pub fn so_far(&self) -> Result<String, SourceError> {
+        let reading = || self.reading.as_ref().map_or_else(|| "it has not been read yet".to_owned(), |reading| format!("a pod reads it: {}", reading.why));
         self.found.clone().unwrap_or_else(|| Err(SourceError::Reading(reading())))
     }
 
@@ -175,5 +212,51 @@ struct Folder(PathBuf);
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(source: &str) -> GoldenSetSpec {
+        serde_saphyr::from_str(&format!("{{{source}}}")).unwrap()
+    }
+
+    /// The source after an edit, and whether it is looked at anew.
+    fn after(mut source: Source, spec: &GoldenSetSpec, generation: i64) -> (Result<String, SourceError>, Option<i64>, bool) {
+        source.edited(generation.into(), spec);
+        (source.so_far(), source.in_force(), source.looked.is_none())
+    }
+
+    #[test]
+    fn what_was_read_stays_in_force_until_an_edited_source_has_been_read() {
+        let claim = |name: &str, more: &str| spec(&format!("source: {{persistentVolumeClaim: {{claimName: {name}}}}}{more}"));
+        let read = |spec: &GoldenSetSpec| {
+            let mut source = Source::default();
+            source.edited(Some(1), spec);
+            assert_eq!(source.keep("models", Ok("sha256:1".into())).as_deref(), Ok("sha256:1"));
+            source
+        };
+        let old = || Ok("sha256:1".to_owned());
+        assert_eq!(after(read(&claim("a", "")), &claim("b", ""), 2), (old(), Some(1), true), "another claim is read, and the old set replayed meanwhile");
+        assert_eq!(after(read(&claim("a", "")), &claim("a", ", schedule: {every: 5s}"), 2), (old(), Some(2), false), "nothing of the source is another");
+        assert_eq!(after(read(&claim("a", "")), &claim("b", ", digest: 'sha256:1'"), 2), (old(), Some(2), false), "it is known already what comes");
+        assert_eq!(after(read(&claim("a", "")), &claim("a", ", digest: 'sha256:2'"), 2), (old(), Some(1), true));
+        let mut moved = read(&claim("a", ""));
+        moved.edited(Some(2), &claim("b", ""));
+        assert_eq!(moved.keep("models", Ok("sha256:2".into())), Ok("sha256:2".into()));
+        assert_eq!(moved.in_force(), Some(2));
+    }
+
+    #[test]
+    fn a_new_leader_goes_on_with_what_the_status_names_and_reads_it_at_once() {
+        let spec = spec("source: {persistentVolumeClaim: {claimName: a}}");
+        assert_eq!(after(Source::taken_over("sha256:1", Some(3)), &spec, 3), (Ok("sha256:1".into()), Some(3), true));
+        assert_eq!(after(Source::taken_over("sha256:1", Some(2)), &spec, 3), (Ok("sha256:1".into()), Some(2), true), "edited while nobody led");
+        let mut broken = Source::default();
+        broken.edited(Some(1), &spec);
+        let _ = broken.keep("models", Err(SourceError::NotFound("nothing".into())));
+        assert!(matches!(after(broken, &spec, 2).0, Err(SourceError::NotFound(_))), "as long as nothing of it is another");
     }
 }

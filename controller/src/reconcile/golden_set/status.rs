@@ -138,6 +138,9 @@ fn gate(status: &GoldenSetStatus, about: &About<'_>) -> (&'static str, &'static 
             ("AtCap", format!("{belong} belong out, and {share} of {matched} pods is less than one: {least}% would let one leave"))
         }
         Standing::AtCap { belong, cap } => ("AtCap", format!("{belong} belong out, and {share} of {matched} pods is {cap}")),
+        Standing::HeldByOthers { belong } => {
+            ("HeldByOthers", format!("{belong} belong out, and what other golden sets hold out of these pods leaves no room: the cap holds for all together"))
+        }
         Standing::Waiting => ("Waiting", "too few pods have answered to tell whether the set or a pod is wrong; nobody else leaves".to_owned()),
         Standing::ReferenceBroken => ("ReferenceBroken", "nobody leaves while the reference is broken".to_owned()),
         Standing::MostFail { failing, right } => {

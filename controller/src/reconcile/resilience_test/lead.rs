@@ -102,6 +102,10 @@ impl Tests {
         let (told, hear) = watch::channel(Progress::default());
         let rerun = format!("kubectl -n {namespace} get resiliencetest {name} -o yaml, then apply it under another name");
         let watches = plan.test.spec.steps.is_empty();
+        if watches {
+            // A counter that is born with its first outage has not risen.
+            self.metrics.outages.with_label_values(&[&namespace, &name]).inc_by(0);
+        }
         let (send, mut windows) = mpsc::channel::<Window>(WINDOWS_MAX);
         let about = |window: u32| About { run_id: if watches { format!("{uid}-{window}") } else { uid.clone() }, rerun: rerun.clone() };
         let mut ended = 0;
@@ -149,21 +153,23 @@ impl Tests {
         if !report.outages.is_empty() {
             // The next window's report takes the place of this one.
             of_outage = self.keep(test, &outage_report_name(&name), report).await;
-            for outage in report.outages.iter().take(OUTAGES_TOLD) {
+            for outage in report.outages.iter().filter(|outage| is_news(outage)).take(OUTAGES_TOLD) {
                 self.events.warn(test.object_ref(&()), "Outage", "Watch", &outage_in_words(outage));
             }
-            if let Some(more) = report.outages.len().checked_sub(OUTAGES_TOLD).filter(|more| *more > 0) {
+            if let Some(more) = report.outages.iter().filter(|outage| is_news(outage)).count().checked_sub(OUTAGES_TOLD).filter(|more| *more > 0) {
                 self.events.warn(test.object_ref(&()), "Outages", "Watch", &format!("and {more} more outages in the same window: see the report"));
             }
         }
-        self.metrics.outages.with_label_values(&[&namespace, &name]).inc_by(report.outages.len() as u64);
+        // One that began in the window before was counted there.
+        let began = report.outages.iter().filter(|outage| !outage.continues).count();
+        self.metrics.outages.with_label_values(&[&namespace, &name]).inc_by(began as u64);
         if let Some(ratio) = report.total.availability.ratio {
             self.metrics.availability.with_label_values(&[&namespace, &name]).set(ratio);
         }
         so_far.update(|status| {
             let before = ResilienceTestStatus {
                 windows: Some(status.windows.unwrap_or(0).saturating_add(1)),
-                outages: Some(status.outages.unwrap_or(0).saturating_add(report.outages.len() as u32)),
+                outages: Some(status.outages.unwrap_or(0).saturating_add(began as u32)),
                 last_outage: report.outages.last().map(outage_in_words).or(status.last_outage),
                 outage_report: of_outage.or(status.outage_report),
                 ..status
@@ -198,6 +204,11 @@ impl Tests {
             self.write(test, so_far.now()).await;
         }
     }
+}
+
+/// Whether it has begun or ended in its window.
+const fn is_news(outage: &Outage) -> bool {
+    !outage.continues || !outage.censored
 }
 
 /// One sentence.

@@ -292,14 +292,14 @@ fn latency_limits(report: &Report) -> Vec<Limit> {
 
 /// Before these a lost node cannot be noticed, and its pods not be replaced.
 fn floor(report: &Report) -> Vec<Limit> {
-    let node_failed =
-        report.outages.iter().any(|outage| outage.fault.and_then(|index| report.faults.get(index as usize)).is_some_and(|fault| fault.action == "nodeFailure"));
+    let planned = |fault: Option<u32>| fault.and_then(|index| report.faults.get(index as usize)).is_some_and(|fault| fault.action == "nodeFailure");
+    let node_failed = report.outages.iter().any(|outage| outage.node_lost || planned(outage.fault));
     let Some(timers) = report.run.timers.as_ref().filter(|_| node_failed) else {
         return Vec::new();
     };
     let limit = |span: Span, label: &str| Limit { ms: span.get().as_secs_f64() * 1e3, label: label.to_owned() };
-    let lost = limit(timers.node_monitor_grace_period, "node called lost");
-    std::iter::once(lost).chain(timers.node_loss().map(|span| limit(span, "its pods replaced"))).collect()
+    let lost = limit(timers.node_called_lost().0, "node called lost");
+    std::iter::once(lost).chain(timers.node_loss().map(|(least, _)| limit(least, "its pods replaced"))).collect()
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use steadfast_api::{
+    Span,
     mark::{Mark, Outage},
-    report::Report,
+    report::{ProbeTimers, Report},
 };
 
 use super::{
@@ -150,8 +151,14 @@ fn floor(report: &Report) -> String {
     };
     let never = || "never".to_owned();
     let probe = timers.readiness.as_ref();
+    let threshold = |probe: &ProbeTimers| format!("{} × {}", probe.period, probe.failure_threshold);
+    let lost = range(timers.node_called_lost());
+    // The sidecar's probe makes the pod unready as the server's own does: whichever is first.
+    let sidecar = timers.sidecar_readiness.as_ref().map(|probe| format!("{} by the sidecar’s probe", threshold(probe)));
+    let server = probe.map(|probe| if sidecar.is_some() { format!("{} by the server’s", threshold(probe)) } else { threshold(probe) });
+    let unready: Vec<String> = sidecar.into_iter().chain(server).collect();
     let rows = [
-        ("A lost node is noticed after", "nodeMonitorGracePeriod", timers.node_monitor_grace_period.to_string(), "50s (40s before 1.32)"),
+        ("A lost node is noticed after", "nodeMonitorGracePeriod, since its last heartbeat", lost.clone(), "40s to 55s (30s to 45s before 1.32)"),
         ("Its pods are replaced after a further", "tolerationSeconds", timers.toleration_seconds.map_or_else(never, |span| span.to_string()), "5m"),
         (
             "A process that died is started again after",
@@ -160,25 +167,30 @@ fn floor(report: &Report) -> String {
             "10s to 5m",
         ),
         ("Readiness is asked every", "readinessProbe.periodSeconds", probe.map_or_else(never, |probe| probe.period.to_string()), "10s"),
-        (
-            "A pod is unready after",
-            "periodSeconds × failureThreshold",
-            probe.map_or_else(never, |probe| format!("{} × {}", probe.period, probe.failure_threshold)),
-            "10s × 3",
-        ),
+        ("A pod is unready after", "periodSeconds × failureThreshold", if unready.is_empty() { never() } else { unready.join(", ") }, "10s × 3"),
     ]
     .map(|(what, field, here, kubernetes)| {
         vec![format!(r#"{what}<span class="under"><code>{field}</code></span>"#), format!("<strong>{here}</strong>"), kubernetes.to_owned()]
     });
     let node = timers.node_loss().map_or_else(
         || "pods of a lost node are replaced by nobody".to_owned(),
-        |floor| format!("no pod of a lost node is replaced before {floor} have passed; with Kubernetes’ defaults it is 5m 50s"),
+        |floor| {
+            format!(
+                "a lost node is called so {lost} after it fell silent, and its pods are replaced after {}; with Kubernetes’ defaults after 5m 40s to 5m 55s",
+                range(floor)
+            )
+        },
     );
     format!(
         r#"<h3>The floor: the platform’s own timers</h3><p class="note">No recovery is faster than these: {node}. The grace period is known from: {}.</p>{}"#,
         esc(&timers.known_from),
         table("Timers of the platform", "timers", &["Timer", "In this run", "Kubernetes’ default"], rows)
     )
+}
+
+/// At least and at most: a heartbeat may have been sent a moment ago or be due, and so may the look at it.
+fn range((least, most): (Span, Span)) -> String {
+    if least == most { least.to_string() } else { format!("{least} to {most}") }
 }
 
 const LEGEND: &str = r#"<ul class="legend" aria-label="What the bars show">

@@ -85,11 +85,14 @@ pub(super) struct Target<'a> {
     pub prefix: &'a str,
 }
 
-/// The nodes that this action may choose, of `nodes`: with opt-in, and not the controller's own where it would be taken away.
+/// The nodes that this action may choose, of `nodes`: with opt-in, and not the controller's own where it would be taken away, or where its processors would be burned
+/// although there are others.
 ///
 /// # Errors
 /// When there is none; why the first of them was refused.
 pub(super) async fn choosable(means: &Means, action: &Action, nodes: Vec<String>) -> Result<Vec<String>, FailureError> {
+    // Whose users would be measured with the node's own trouble, where there is another.
+    let burns = matches!(action, Action::CpuPressure(_));
     let (guarded, harms, takes) = match action {
         Action::NodeFailure(_) | Action::Drain(_) => (true, true, true),
         Action::NetworkLatency(latency) if latency.by == LatencyBy::Agent => (true, true, true),
@@ -121,7 +124,12 @@ pub(super) async fn choosable(means: &Means, action: &Action, nodes: Vec<String>
     }
     match refused {
         Some(error) if may.is_empty() => Err(error),
-        _ => Ok(may),
+        _ => {
+            if burns && may.iter().any(|node| *node != means.node) {
+                may.retain(|node| *node != means.node);
+            }
+            Ok(may)
+        }
     }
 }
 
