@@ -167,13 +167,73 @@ fn the_dockerfile_makes_each_image_that_the_chart_names_of_files_that_are_there(
         let source = line.split(' ').nth(1).expect("a source");
         assert!(root().join(source).exists(), "{line}");
     }
-    // Whatever is built is let through to it.
-    let (ignored, workspace) = (read("deploy/Dockerfile.dockerignore"), read("Cargo.toml"));
-    let members = workspace.lines().find_map(|line| line.strip_prefix("members = ")).expect("members");
-    for member in members.trim_matches(['[', ']']).split(", ").map(|member| member.trim_matches('"')) {
-        let folder = member.split('/').next().expect("a folder");
-        assert!(ignored.contains(&format!("\n!{folder}\n")), "{folder} is kept from Docker");
+}
+
+/// Whether Docker is given this file: of the patterns that match it or a folder that it is in, the last one decides.
+fn is_let_through(ignored: &str, path: &Path) -> bool {
+    let parts: Vec<&str> = path.iter().map(|part| part.to_str().expect("UTF-8")).collect();
+    ignored.lines().fold(true, |through, line| {
+        let (pattern, lets) = line.strip_prefix('!').map_or((line, false), |pattern| (pattern, true));
+        let matches = match pattern.strip_prefix("**/") {
+            _ if pattern == "**" => true,
+            Some(name) => parts.contains(&name),
+            None => path.starts_with(pattern),
+        };
+        if matches { lets } else { through }
+    })
+}
+
+/// Every file below `folder` that Docker is given, as paths from the root.
+fn let_through(ignored: &str, folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(root().join(folder)).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let path = folder.join(entry.file_name());
+        if ["target", ".git", ".cache"].iter().any(|name| path.ends_with(name)) {
+            continue;
+        }
+        match entry.file_type().expect("a type") {
+            kind if kind.is_dir() => let_through(ignored, &path, found),
+            _ if is_let_through(ignored, &path) => found.push(path),
+            _ => {}
+        }
     }
+}
+
+/// The files that a source file takes into the program, without those that its tests take.
+fn included(text: &str) -> impl Iterator<Item = &str> {
+    let program = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    ["include_str!(\"", "include_bytes!(\""].into_iter().flat_map(|word| program.split(word).skip(1)).filter_map(|rest| rest.split('"').next())
+}
+
+#[test]
+fn docker_is_given_every_file_that_the_build_reads() {
+    let ignored = fs::read_to_string(root().join("deploy/Dockerfile.dockerignore")).expect("it is there");
+    let mut files = Vec::new();
+    let_through(&ignored, Path::new(""), &mut files);
+    // The workspace is whole: cargo finds each member and each target that a manifest names.
+    let copy = tempfile::tempdir().expect("a folder");
+    for file in &files {
+        let to = copy.path().join(file);
+        fs::create_dir_all(to.parent().expect("a folder")).expect("made");
+        fs::copy(root().join(file), to).expect("copied");
+    }
+    let cargo = Command::new(env!("CARGO")).args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(copy.path()).output();
+    let cargo = cargo.expect("it runs");
+    assert!(cargo.status.success(), "{}", String::from_utf8_lossy(&cargo.stderr));
+    let mut seen = 0;
+    for file in files.iter().filter(|file| file.extension().is_some_and(|kind| kind == "rs")) {
+        let text = fs::read_to_string(copy.path().join(file)).expect("a source file");
+        // Whole files of tests are named by another's attribute.
+        if file.file_stem().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with("tests")) {
+            continue;
+        }
+        for inner in included(&text) {
+            let wanted = copy.path().join(file.parent().expect("a folder")).join(inner);
+            assert!(wanted.is_file(), "{} takes in {inner}, which deploy/Dockerfile.dockerignore keeps from Docker", file.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 10, "{seen} files are taken in: are they still found?");
 }
 
 #[test]
