@@ -67,7 +67,9 @@ fn plain_manifests_are_what_the_chart_renders() {
     let agent = ["--show-only", "templates/agent.yaml", "--set", "nodeAgent.enabled=true"];
     for (file, first, values) in [
         ("crds.yaml", "", &crds[..]),
-        ("steadfast.yaml", namespace.as_str(), &["--set", "crds.install=false"]),
+        ("steadfast.yaml", namespace.as_str(), &["--set", "crds.install=false,admissionPolicies.enabled=false"]),
+        // Kubernetes 1.29 does not know them.
+        ("admission.yaml", "", &["--show-only", "templates/admission.yaml", "--set", "nodeAgent.enabled=true"]),
         // In a folder of its own: `kubectl apply -f deploy/manifests` must not bring what is privileged.
         ("opt-in/node-agent.yaml", "", &agent),
     ] {
@@ -126,12 +128,52 @@ fn with_named_namespaces_the_cluster_wide_role_is_left_with_what_has_no_namespac
 #[test]
 fn values_that_contradict_each_other_are_refused_with_what_would_be_right() {
     let with = |values: &str| try_template(&["--kube-version", NEWEST, "--set", "watchNamespaces={models}", "--set", values]);
-    for values in ["failures.nodes=true", "nodeAgent.enabled=true", "powerHook.url=http://hook"] {
+    for values in ["failures.nodes=true", "failures.cpuPressureOnNodes=true", "nodeAgent.enabled=true", "powerHook.url=http://hook"] {
         let Some(refused) = with(values) else { return };
         assert!(refused.as_ref().is_err_and(|why| why.contains("watchNamespaces") && why.contains("leave")), "{values}: {refused:?}");
     }
     let own = with(&format!("watchNamespaces={{{NAMESPACE}}}")).expect("helm is there");
     assert!(own.is_err_and(|why| why.contains("own namespace")));
+    for elsewhere in ["{vision}", "{models,vision}", "{*}"] {
+        let readers = with(&format!("goldenSets.readerNamespaces={elsewhere}")).expect("helm is there");
+        assert!(readers.as_ref().is_err_and(|why| why.contains("readerNamespaces") && why.contains("watchNamespaces")), "{elsewhere}: {readers:?}");
+    }
+    assert!(with("goldenSets.readerNamespaces={models}").expect("helm is there").is_ok());
+}
+
+#[test]
+fn a_failure_beyond_pods_is_a_right_that_nobody_has_by_default() {
+    let Some(default) = template(&[]) else { return };
+    for (value, rule) in [
+        ("failures.workloads", "resources: [deployments, statefulsets, daemonsets, replicasets], verbs: [get, patch]"),
+        ("failures.nodes", "resources: [nodes], verbs: [patch]"),
+        ("failures.cpuPressureOnNodes", "resources: [pods], verbs: [create, patch, delete]"),
+    ] {
+        assert!(!default.contains(rule), "{value}: {rule}");
+        let granted = template(&["--set", &format!("{value}=true")]).expect("helm is there");
+        assert!(granted.contains(rule), "{value}: {rule}");
+    }
+    assert_eq!(of_kind(&default, "ValidatingAdmissionPolicy").len(), 5);
+    let oldest = try_template(&["--kube-version", OLDEST]).expect("helm is there").expect("1.29 is enough");
+    assert!(!oldest.contains("ValidatingAdmissionPolicy"), "it came with 1.30");
+}
+
+#[test]
+fn every_pod_goes_to_linux_and_takes_the_secrets_and_the_user_that_the_values_say() {
+    let hooks = |more: &[&str]| {
+        let mut args = vec!["--set", "nodeAgent.enabled=true,nodeSelector.disk=fast,imagePullSecrets[0].name=registry"];
+        args.extend(more);
+        template(&args)
+    };
+    let Some(rendered) = hooks(&[]) else { return };
+    let pods: Vec<&str> = ["Deployment", "DaemonSet"].into_iter().flat_map(|kind| of_kind(&rendered, kind)).collect();
+    assert_eq!(pods.len(), 2);
+    for pod in &pods {
+        assert!(pod.contains("kubernetes.io/os: linux") && pod.contains("seccompProfile: {type: RuntimeDefault}") && pod.contains("- name: registry"), "{pod}");
+    }
+    assert!(pods[0].contains("disk: fast") && pods[0].contains("runAsUser: 65532") && !pods[1].contains("disk: fast"));
+    let drawn = hooks(&["--set", "runAsUser=null"]).expect("helm is there");
+    assert!(!of_kind(&drawn, "Deployment").concat().contains("runAsUser"), "the platform draws it");
 }
 
 #[test]
