@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
-use steadfast_controller::install::{self, CheckError, Checked, NAMESPACE, Options, Severity};
+use steadfast_controller::{
+    access::Access,
+    install::{self, CheckError, Checked, NAMESPACE, Options, Severity},
+};
 
 use crate::{
     exit,
@@ -31,6 +34,8 @@ pub(crate) struct Args {
     /// Namespaces of model servers [default: those labelled steadfast.dev/inject=true or steadfast.dev/faults=allowed].
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = namespace)]
     target: Vec<String>,
+    #[command(flatten)]
+    access: Access,
     /// Text for people, or JSON.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -50,7 +55,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return exit::failed(format!("no runtime: {error}")),
     };
-    let options = Options { namespace: args.namespace, node_agent: args.node_agent, targets: args.target };
+    let options = Options { namespace: args.namespace, node_agent: args.node_agent, targets: args.target, access: args.access };
     let checked = match runtime.block_on(install::check(&options)) {
         Ok(checked) => checked,
         Err(error @ CheckError::NoCluster(_)) => return exit::bad_input(error),

@@ -7,6 +7,7 @@ use std::{
 
 use steadfast_api::report::Report;
 use steadfast_controller::{
+    access::Access,
     experiment::remote::{Remote, RemoteError},
     report::{html, json, junit, store},
 };
@@ -22,12 +23,14 @@ pub(crate) struct Args {
     /// A report.json.
     #[arg(required_unless_present = "test", conflicts_with = "test")]
     file: Option<PathBuf>,
-    /// On the cluster of KUBECONFIG: the ResilienceTest whose report is drawn.
+    /// On a cluster: the ResilienceTest whose report is drawn.
     #[arg(long, value_name = "NAME")]
     test: Option<String>,
     /// Its namespace [default: the context's].
     #[arg(long, short, value_name = "NAME", requires = "test")]
     namespace: Option<String>,
+    #[command(flatten)]
+    access: Access,
     /// Of a test without steps: the last window with an outage, not the last window.
     #[arg(long, requires = "test")]
     outage: bool,
@@ -48,7 +51,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
             Ok(report) => report,
             Err(error) => return exit::bad_input(format!("{}: {error}", file.display())),
         },
-        (None, test) => match fetch(test.as_deref().unwrap_or_default(), args.namespace, args.outage) {
+        (None, test) => match fetch(&args.access, test.as_deref().unwrap_or_default(), args.namespace, args.outage) {
             Ok(report) => report,
             Err(RemoteError::Refused(why)) => return exit::bad_input(why),
             Err(error) => return exit::failed(error),
@@ -77,10 +80,10 @@ fn read(file: &Path) -> Result<Report, String> {
     json::read(&text).map_err(|error| error.to_string())
 }
 
-fn fetch(test: &str, namespace: Option<String>, outage: bool) -> Result<Report, RemoteError> {
+fn fetch(access: &Access, test: &str, namespace: Option<String>, outage: bool) -> Result<Report, RemoteError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| RemoteError::Failed(format!("no runtime: {error}")))?;
     runtime.block_on(async {
-        let remote = Remote::connect(namespace).await?;
+        let remote = Remote::connect(access, namespace).await?;
         remote.report(&remote.address(test, outage).await?).await
     })
 }

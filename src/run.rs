@@ -11,8 +11,13 @@ use std::{
 };
 
 use clap::ValueEnum;
-use steadfast_api::{read::from_yaml, report::Report, test::ResilienceTest};
+use steadfast_api::{
+    read::{BadFile, from_yaml},
+    report::Report,
+    test::ResilienceTest,
+};
 use steadfast_controller::{
+    access::Access,
     experiment::{
         Plan, Progress,
         local::{Options, run_local},
@@ -49,15 +54,44 @@ pub(crate) struct Args {
     #[arg(long, short, value_name = "NAME")]
     namespace: Option<String>,
     #[command(flatten)]
+    access: Access,
+    #[command(flatten)]
     common: Common,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Platform {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Platform {
     /// This machine: pods are processes, nodes are groups of them.
     Local,
-    /// The Kubernetes cluster of KUBECONFIG, which has Steadfast installed.
+    /// A Kubernetes cluster that has Steadfast installed.
     Kubernetes,
+}
+
+impl Platform {
+    pub(crate) const ALL: [Self; 2] = [Self::Local, Self::Kubernetes];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Kubernetes => "kubernetes",
+        }
+    }
+
+    const fn target(self) -> Target {
+        match self {
+            Self::Local => Target::Local,
+            Self::Kubernetes => Target::Cluster,
+        }
+    }
+
+    /// A test that could run there. On a cluster the golden sets are those of its namespace, which are not looked for here.
+    pub(crate) fn read(self, name: &str, text: &str, finder: &Finder) -> Result<Plan, Vec<BadFile>> {
+        let finder = match self {
+            Self::Local => finder.clone(),
+            Self::Kubernetes => Finder { shelves: Vec::new(), work_dir: finder.work_dir.clone() },
+        };
+        Plan::read(name, text, self.target(), &finder)
+    }
 }
 
 /// Options of every command that leads a run.
@@ -93,12 +127,12 @@ pub(crate) fn main(args: Args) -> ExitCode {
         return match from_yaml::<ResilienceTest>(&name, &text) {
             Ok(mut test) => {
                 test.spec.seed = args.seed.unwrap_or(test.spec.seed);
-                cluster::lead(&test, args.namespace, &args.common)
+                cluster::lead(&test, &args.access, args.namespace, &args.common)
             }
             Err(error) => refuse(&[error]),
         };
     }
-    let mut plan = match Plan::read(&name, &text, Target::Local, &finder) {
+    let mut plan = match args.platform.read(&name, &text, &finder) {
         Ok(plan) => plan,
         Err(errors) => return refuse(&errors),
     };
@@ -106,7 +140,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
         plan.test.spec.seed = seed;
     }
     if args.dry_run {
-        return match dry_run(&plan) {
+        return match dry_run(&plan, args.platform.target()) {
             Ok(text) => print(&text),
             Err(error) => exit::failed(error),
         };
@@ -157,11 +191,8 @@ pub(crate) fn lead(plan: &Plan, rerun: String, work_dir: PathBuf, common: &Commo
         Ok(runtime) => runtime,
         Err(error) => return exit::failed(format!("no runtime: {error}")),
     };
-    // Better now than after the run.
-    if let Some(directory) = &common.report_dir
-        && let Err(error) = store::can_write(directory)
-    {
-        return exit::bad_input(format!("--report-dir: {error}"));
+    if let Err(error) = can_keep(common) {
+        return exit::bad_input(error);
     }
     let report = runtime.block_on(async {
         let interrupt = interrupts()?;
@@ -184,18 +215,26 @@ pub(crate) fn lead(plan: &Plan, rerun: String, work_dir: PathBuf, common: &Commo
     keep(&report, common)
 }
 
+/// Whether the report can be written: better asked now than after the run.
+fn can_keep(common: &Common) -> Result<(), String> {
+    let directory = common.report_dir.clone().unwrap_or_else(|| Path::new(store::DEFAULT_PARENT).join("report"));
+    store::can_write(&directory).map_err(|error| format!("the report could not be written: --report-dir: {error}"))
+}
+
 /// Writes the report, and says how the run went.
 fn keep(report: &Report, common: &Common) -> ExitCode {
+    match written(report, common) {
+        Ok(status) => status,
+        Err(why) => exit::failed(why),
+    }
+}
+
+/// The exit status of a run whose report is written; `Err` if it is not.
+fn written(report: &Report, common: &Common) -> Result<ExitCode, String> {
     let directory = common.report_dir.clone().unwrap_or_else(|| store::default_directory(report));
-    let stored = match store::write(report, &directory) {
-        Ok(stored) => stored,
-        Err(error) => {
-            say(common.output, report, &summary::text(report, None));
-            return exit::failed(format!("the report could not be written: {error}"));
-        }
-    };
-    say(common.output, report, &summary::text(report, Some(&stored)));
-    ExitCode::from(report.verdict.outcome.exit_code())
+    let stored = store::write(report, &directory).map_err(|error| format!("the report could not be written: {error}"));
+    say(common.output, report, &summary::text(report, stored.as_ref().ok()));
+    stored.map(|_| ExitCode::from(report.verdict.outcome.exit_code()))
 }
 
 fn say(output: Output, report: &Report, summary: &str) {

@@ -3,6 +3,8 @@
 //! Pure data with serde: parsed at the edge into types that cannot hold an illegal value. No input or output, no tokio, hyper or kube.
 
 pub mod fault;
+#[cfg(test)]
+mod frozen;
 pub mod golden;
 pub mod mark;
 pub mod node;

@@ -16,7 +16,11 @@ use ::http::{Method, Request, Response, StatusCode};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::body::Incoming;
-use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{Pod, ServiceAccount},
+    discovery::v1::EndpointSlice,
+};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
@@ -30,6 +34,7 @@ use tokio::{
 };
 
 use crate::{
+    access::Access,
     events::Events,
     http::{self, BadCertificate, Identity},
     install::version,
@@ -137,6 +142,9 @@ pub struct Args {
     /// Image of steadfast with the program nft. With it, pods may ask to be redirected; without it they may not.
     #[arg(long, value_name = "IMAGE")]
     pub redirect_image: Option<String>,
+    /// Always, IfNotPresent or Never, of that image. Without it: Kubernetes' own rule.
+    #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"], requires = "redirect_image")]
+    pub redirect_image_pull_policy: Option<String>,
     /// Object store for reports, such as s3://BUCKET/PATH; its keys are in the variables of the store's own tools. Without it they are ConfigMaps.
     #[arg(long, value_name = "URL")]
     pub reports_url: Option<String>,
@@ -378,6 +386,7 @@ async fn means(args: &Args, client: Client, pods: Arc<Pods>) -> Means {
         node: spec.node_name.unwrap_or_default(),
         image: container.image.unwrap_or_default(),
         image_pull_policy: container.image_pull_policy,
+        image_pull_secrets: spec.image_pull_secrets.unwrap_or_default(),
         power: args.power.hook(),
     }
 }
@@ -396,6 +405,8 @@ pub struct UndoArgs {
     pub watch_namespaces: Vec<String>,
     #[command(flatten)]
     pub power: PowerArgs,
+    #[command(flatten)]
+    pub access: Access,
 }
 
 /// Returns what was done, and what could not be.
@@ -403,25 +414,54 @@ pub struct UndoArgs {
 /// # Errors
 /// When there is no cluster, or it does not say what is in force.
 pub async fn undo_everything(args: UndoArgs) -> Result<undo::Summary, String> {
-    let client = Client::try_default().await.map_err(|error| ClusterError::NoCluster(Box::new(error)).to_string())?;
+    let client = args.access.client().await.map_err(|error| error.to_string())?;
     let scope = Scope::new(&args.watch_namespaces);
     let stopped = crate::reconcile::resilience_test::stop_all(&client, &scope).await.map_err(|error| format!("runs cannot be stopped: {error}"))?;
     for test in &stopped {
         tracing::info!(test, "its run was stopped");
     }
     let pods = Arc::new(Pods::watch(&client, scope));
-    let means = Means { client, pods, namespace: args.namespace, node: String::new(), image: String::new(), image_pull_policy: None, power: args.power.hook() };
+    let means = Means {
+        client,
+        pods,
+        namespace: args.namespace,
+        node: String::new(),
+        image: String::new(),
+        image_pull_policy: None,
+        image_pull_secrets: Vec::new(),
+        power: args.power.hook(),
+    };
     undo::everything(&means).await.map_err(|error| error.to_string())
+}
+
+/// Whose the Lease and the EndpointSlice are that nobody installs: the account of this pod, so that they go with it when the chart goes. It goes last, so nobody is left
+/// who could make them again.
+async fn owner(client: &Client, args: &Args) -> Result<serde_json::Value, kube::Error> {
+    let pod = Api::<Pod>::namespaced(client.clone(), &args.namespace).get(&args.name).await?;
+    let name = pod.spec.and_then(|spec| spec.service_account_name).unwrap_or_default();
+    let account = Api::<ServiceAccount>::namespaced(client.clone(), &args.namespace).get(&name).await?;
+    Ok(json!([{ "apiVersion": "v1", "kind": "ServiceAccount", "name": name, "uid": account.metadata.uid }]))
 }
 
 /// Leads sidecars here, and goes on doing so should somebody change it.
 async fn advertise(client: &Client, args: &Args) {
+    let owned = async {
+        let owner = owner(client, args).await?;
+        let leases: Api<Lease> = Api::namespaced(client.clone(), &args.namespace);
+        leases.patch(&args.lease, &PatchParams::default(), &Patch::Merge(json!({ "metadata": { "ownerReferences": owner } }))).await?;
+        Ok::<_, kube::Error>(owner)
+    };
+    let owner = owned.await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the Lease and the EndpointSlice cannot be told whose they are, and stay when the chart goes");
+        json!([])
+    });
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), &args.namespace);
     let name = format!("{}-leader", args.sidecar_service);
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {
             "name": name,
+            "ownerReferences": owner,
             "labels": { "kubernetes.io/service-name": args.sidecar_service, "endpointslice.kubernetes.io/managed-by": "steadfast.dev" },
         },
         "addressType": if args.address.is_ipv4() { "IPv4" } else { "IPv6" },
@@ -468,7 +508,7 @@ fn settings(args: &Args, authorities: &str) -> SidecarSettings {
             memory_limit: args.proxy_memory_limit.clone(),
         },
         leave_seconds: args.leave_seconds,
-        redirect: args.redirect_image.clone().map(|image| RedirectSettings { image, image_pull_policy: args.proxy_image_pull_policy.clone() }),
+        redirect: args.redirect_image.clone().map(|image| RedirectSettings { image, image_pull_policy: args.redirect_image_pull_policy.clone() }),
     }
 }
 

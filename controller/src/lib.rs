@@ -3,6 +3,7 @@
 //! In: an experiment file (`steadfast_api::test`). Through: [`platform`] keeps the target and carries out faults, [`load`] plays the users, [`serve`] hears the
 //! sidecars, [`observe`] turns all of it into marks, availability and consistency, [`experiment`] leads the run. Out: [`report`].
 
+pub mod access;
 pub mod agent;
 pub mod cluster;
 pub mod events;

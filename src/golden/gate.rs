@@ -8,7 +8,10 @@ use std::{
 use clap::Args as ClapArgs;
 use serde_json::json;
 use steadfast_api::Span;
-use steadfast_controller::golden::gate::{Gate, GateError, Looked, Standing};
+use steadfast_controller::{
+    access::Access,
+    golden::gate::{Gate, GateError, Looked, Standing},
+};
 
 use super::{Output, inconclusive, print_json};
 use crate::exit;
@@ -31,6 +34,8 @@ pub(super) struct Args {
     /// Its namespace [default: that of kubectl's context].
     #[arg(short, long, value_name = "NAME")]
     namespace: Option<String>,
+    #[command(flatten)]
+    access: Access,
     /// Longest wait.
     #[arg(long, value_name = "TIME", default_value = "15m")]
     timeout: Span,
@@ -40,7 +45,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn main(args: &Args) -> Result<ExitCode, ExitCode> {
-    let gate = Gate::connect(&args.name, args.namespace.clone()).await.map_err(code)?;
+    let gate = Gate::connect(&args.access, &args.name, args.namespace.clone()).await.map_err(code)?;
     let began = Instant::now();
     let looked = wait(args, &gate, began).await?;
     let (word, status) = match looked.verdict {

@@ -1,37 +1,60 @@
-//! `steadfast run --platform kubernetes`: the same file, the same report, on the cluster of `KUBECONFIG`.
+//! `steadfast run --platform kubernetes`: the same file, the same report, on a cluster.
+//!
+//! The test there, and the report that goes with it, are taken away only once the report lies here.
 
 use std::process::ExitCode;
 
 use steadfast_api::{report::Report, resource::RunPhase, test::ResilienceTest};
-use steadfast_controller::experiment::{
-    Progress,
-    remote::{Remote, RemoteError, Submitted},
+use steadfast_controller::{
+    access::Access,
+    experiment::{
+        Progress,
+        remote::{Remote, RemoteError, Submitted},
+    },
 };
 use tokio::sync::watch;
 
-use super::{Common, Output, interrupts, keep};
+use super::{Common, Output, can_keep, interrupts, written};
 use crate::{exit, progress};
 
 /// Hands `test` to the controller there, tells how it gets on, and keeps its report here.
-pub(super) fn lead(test: &ResilienceTest, namespace: Option<String>, common: &Common) -> ExitCode {
+pub(super) fn lead(test: &ResilienceTest, access: &Access, namespace: Option<String>, common: &Common) -> ExitCode {
+    if let Err(error) = can_keep(common) {
+        return exit::bad_input(error);
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return exit::failed(format!("no runtime: {error}")),
     };
-    let report = runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let interrupt = interrupts().map_err(RemoteError::Failed)?;
+        let remote = Remote::connect(access, namespace).await?;
+        let submitted = remote.submit(test).await?;
+        eprintln!("steadfast: resiliencetest {} in namespace {}", submitted.name, remote.namespace());
         let (told, hear) = watch::channel(Progress::default());
         let view = tokio::spawn(progress::show(hear, common.output == Output::Json));
-        let report = run(test, namespace, interrupt, &told).await;
+        let report = follow(&remote, &submitted, interrupt, &told).await;
         drop(told);
         // It ends with the sender; its last frame must not come after the summary.
         let _ = view.await;
-        report
+        let status = match report {
+            Ok(report) => written(&report, common).map_err(|why| RemoteError::Failed(stays(&why, access, &remote, &submitted)))?,
+            Err(RemoteError::Failed(why)) => return Err(RemoteError::Failed(stays(&why, access, &remote, &submitted))),
+            Err(refused) => {
+                remote.remove(&submitted).await?;
+                return Err(refused);
+            }
+        };
+        // The run counts, and its report is here.
+        if let Err(error) = remote.remove(&submitted).await {
+            eprintln!("steadfast: resiliencetest {} stays in namespace {}: {error}", submitted.name, remote.namespace());
+        }
+        Ok(status)
     });
-    match report {
-        Ok(report) => keep(&report, common),
+    match ended {
+        Ok(status) => status,
         Err(RemoteError::Refused(why)) => exit::bad_input(why),
-        // Nothing was tested: not the target's failure.
+        // Nothing was tested, or nothing is known of it: not the target's failure.
         Err(error) => {
             eprintln!("steadfast: {error}");
             ExitCode::from(3)
@@ -39,21 +62,14 @@ pub(super) fn lead(test: &ResilienceTest, namespace: Option<String>, common: &Co
     }
 }
 
-async fn run(
-    test: &ResilienceTest,
-    namespace: Option<String>,
-    interrupt: watch::Receiver<bool>,
-    told: &watch::Sender<Progress>,
-) -> Result<Report, RemoteError> {
-    let remote = Remote::connect(namespace).await?;
-    let submitted = remote.submit(test).await?;
-    eprintln!("steadfast: resiliencetest {} in namespace {}", submitted.name, remote.namespace());
-    let ended = follow(&remote, &submitted, interrupt, told).await;
-    // A report that could not be fetched stays where it is.
-    if !matches!(ended, Err(RemoteError::Failed(_))) {
-        remote.remove(&submitted).await?;
-    }
-    ended
+/// Where the report is when it did not come here, and how to get it.
+fn stays(why: &str, access: &Access, remote: &Remote, test: &Submitted) -> String {
+    let (name, namespace) = (&test.name, remote.namespace());
+    format!(
+        "{why}\nresiliencetest {name} stays, with its report if there is one: steadfast report --test {name} --namespace {namespace}{} gets it; \
+         kubectl -n {namespace} delete resiliencetest {name} takes both away",
+        access.flags()
+    )
 }
 
 async fn follow(remote: &Remote, test: &Submitted, interrupt: watch::Receiver<bool>, told: &watch::Sender<Progress>) -> Result<Report, RemoteError> {

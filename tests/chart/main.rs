@@ -67,7 +67,9 @@ fn plain_manifests_are_what_the_chart_renders() {
     let agent = ["--show-only", "templates/agent.yaml", "--set", "nodeAgent.enabled=true"];
     for (file, first, values) in [
         ("crds.yaml", "", &crds[..]),
-        ("steadfast.yaml", namespace.as_str(), &["--set", "crds.install=false"]),
+        ("steadfast.yaml", namespace.as_str(), &["--set", "crds.install=false,admissionPolicies.enabled=false"]),
+        // Kubernetes 1.29 does not know them.
+        ("admission.yaml", "", &["--show-only", "templates/admission.yaml", "--set", "nodeAgent.enabled=true"]),
         // In a folder of its own: `kubectl apply -f deploy/manifests` must not bring what is privileged.
         ("opt-in/node-agent.yaml", "", &agent),
     ] {
@@ -126,12 +128,52 @@ fn with_named_namespaces_the_cluster_wide_role_is_left_with_what_has_no_namespac
 #[test]
 fn values_that_contradict_each_other_are_refused_with_what_would_be_right() {
     let with = |values: &str| try_template(&["--kube-version", NEWEST, "--set", "watchNamespaces={models}", "--set", values]);
-    for values in ["failures.nodes=true", "nodeAgent.enabled=true", "powerHook.url=http://hook"] {
+    for values in ["failures.nodes=true", "failures.cpuPressureOnNodes=true", "nodeAgent.enabled=true", "powerHook.url=http://hook"] {
         let Some(refused) = with(values) else { return };
         assert!(refused.as_ref().is_err_and(|why| why.contains("watchNamespaces") && why.contains("leave")), "{values}: {refused:?}");
     }
     let own = with(&format!("watchNamespaces={{{NAMESPACE}}}")).expect("helm is there");
     assert!(own.is_err_and(|why| why.contains("own namespace")));
+    for elsewhere in ["{vision}", "{models,vision}", "{*}"] {
+        let readers = with(&format!("goldenSets.readerNamespaces={elsewhere}")).expect("helm is there");
+        assert!(readers.as_ref().is_err_and(|why| why.contains("readerNamespaces") && why.contains("watchNamespaces")), "{elsewhere}: {readers:?}");
+    }
+    assert!(with("goldenSets.readerNamespaces={models}").expect("helm is there").is_ok());
+}
+
+#[test]
+fn a_failure_beyond_pods_is_a_right_that_nobody_has_by_default() {
+    let Some(default) = template(&[]) else { return };
+    for (value, rule) in [
+        ("failures.workloads", "resources: [deployments, statefulsets, daemonsets, replicasets], verbs: [get, patch]"),
+        ("failures.nodes", "resources: [nodes], verbs: [patch]"),
+        ("failures.cpuPressureOnNodes", "resources: [pods], verbs: [create, patch, delete]"),
+    ] {
+        assert!(!default.contains(rule), "{value}: {rule}");
+        let granted = template(&["--set", &format!("{value}=true")]).expect("helm is there");
+        assert!(granted.contains(rule), "{value}: {rule}");
+    }
+    assert_eq!(of_kind(&default, "ValidatingAdmissionPolicy").len(), 5);
+    let oldest = try_template(&["--kube-version", OLDEST]).expect("helm is there").expect("1.29 is enough");
+    assert!(!oldest.contains("ValidatingAdmissionPolicy"), "it came with 1.30");
+}
+
+#[test]
+fn every_pod_goes_to_linux_and_takes_the_secrets_and_the_user_that_the_values_say() {
+    let hooks = |more: &[&str]| {
+        let mut args = vec!["--set", "nodeAgent.enabled=true,nodeSelector.disk=fast,imagePullSecrets[0].name=registry"];
+        args.extend(more);
+        template(&args)
+    };
+    let Some(rendered) = hooks(&[]) else { return };
+    let pods: Vec<&str> = ["Deployment", "DaemonSet"].into_iter().flat_map(|kind| of_kind(&rendered, kind)).collect();
+    assert_eq!(pods.len(), 2);
+    for pod in &pods {
+        assert!(pod.contains("kubernetes.io/os: linux") && pod.contains("seccompProfile: {type: RuntimeDefault}") && pod.contains("- name: registry"), "{pod}");
+    }
+    assert!(pods[0].contains("disk: fast") && pods[0].contains("runAsUser: 65532") && !pods[1].contains("disk: fast"));
+    let drawn = hooks(&["--set", "runAsUser=null"]).expect("helm is there");
+    assert!(!of_kind(&drawn, "Deployment").concat().contains("runAsUser"), "the platform draws it");
 }
 
 #[test]
@@ -167,13 +209,73 @@ fn the_dockerfile_makes_each_image_that_the_chart_names_of_files_that_are_there(
         let source = line.split(' ').nth(1).expect("a source");
         assert!(root().join(source).exists(), "{line}");
     }
-    // Whatever is built is let through to it.
-    let (ignored, workspace) = (read("deploy/Dockerfile.dockerignore"), read("Cargo.toml"));
-    let members = workspace.lines().find_map(|line| line.strip_prefix("members = ")).expect("members");
-    for member in members.trim_matches(['[', ']']).split(", ").map(|member| member.trim_matches('"')) {
-        let folder = member.split('/').next().expect("a folder");
-        assert!(ignored.contains(&format!("\n!{folder}\n")), "{folder} is kept from Docker");
+}
+
+/// Whether Docker is given this file: of the patterns that match it or a folder that it is in, the last one decides.
+fn is_let_through(ignored: &str, path: &Path) -> bool {
+    let parts: Vec<&str> = path.iter().map(|part| part.to_str().expect("UTF-8")).collect();
+    ignored.lines().fold(true, |through, line| {
+        let (pattern, lets) = line.strip_prefix('!').map_or((line, false), |pattern| (pattern, true));
+        let matches = match pattern.strip_prefix("**/") {
+            _ if pattern == "**" => true,
+            Some(name) => parts.contains(&name),
+            None => path.starts_with(pattern),
+        };
+        if matches { lets } else { through }
+    })
+}
+
+/// Every file below `folder` that Docker is given, as paths from the root.
+fn let_through(ignored: &str, folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(root().join(folder)).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let path = folder.join(entry.file_name());
+        if ["target", ".git", ".cache"].iter().any(|name| path.ends_with(name)) {
+            continue;
+        }
+        match entry.file_type().expect("a type") {
+            kind if kind.is_dir() => let_through(ignored, &path, found),
+            _ if is_let_through(ignored, &path) => found.push(path),
+            _ => {}
+        }
     }
+}
+
+/// The files that a source file takes into the program, without those that its tests take.
+fn included(text: &str) -> impl Iterator<Item = &str> {
+    let program = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    ["include_str!(\"", "include_bytes!(\""].into_iter().flat_map(|word| program.split(word).skip(1)).filter_map(|rest| rest.split('"').next())
+}
+
+#[test]
+fn docker_is_given_every_file_that_the_build_reads() {
+    let ignored = fs::read_to_string(root().join("deploy/Dockerfile.dockerignore")).expect("it is there");
+    let mut files = Vec::new();
+    let_through(&ignored, Path::new(""), &mut files);
+    // The workspace is whole: cargo finds each member and each target that a manifest names.
+    let copy = tempfile::tempdir().expect("a folder");
+    for file in &files {
+        let to = copy.path().join(file);
+        fs::create_dir_all(to.parent().expect("a folder")).expect("made");
+        fs::copy(root().join(file), to).expect("copied");
+    }
+    let cargo = Command::new(env!("CARGO")).args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(copy.path()).output();
+    let cargo = cargo.expect("it runs");
+    assert!(cargo.status.success(), "{}", String::from_utf8_lossy(&cargo.stderr));
+    let mut seen = 0;
+    for file in files.iter().filter(|file| file.extension().is_some_and(|kind| kind == "rs")) {
+        let text = fs::read_to_string(copy.path().join(file)).expect("a source file");
+        // Whole files of tests are named by another's attribute.
+        if file.file_stem().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with("tests")) {
+            continue;
+        }
+        for inner in included(&text) {
+            let wanted = copy.path().join(file.parent().expect("a folder")).join(inner);
+            assert!(wanted.is_file(), "{} takes in {inner}, which deploy/Dockerfile.dockerignore keeps from Docker", file.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 10, "{seen} files are taken in: are they still found?");
 }
 
 #[test]

@@ -109,6 +109,7 @@ fn a_user_without_rights_is_told_which_are_missing_and_one_whose_rights_end_befo
     let role = format!("{}-maker", space.name());
     let account = format!("--serviceaccount={}:maker", space.name());
     let resources = "--resource=namespaces,secrets,services,serviceaccounts,deployments.apps,poddisruptionbudgets.policy,mutatingwebhookconfigurations.admissionregistration.k8s.io,\
+                     validatingadmissionpolicies.admissionregistration.k8s.io,validatingadmissionpolicybindings.admissionregistration.k8s.io,\
                      customresourcedefinitions.apiextensions.k8s.io,roles.rbac.authorization.k8s.io,rolebindings.rbac.authorization.k8s.io,\
                      clusterroles.rbac.authorization.k8s.io,clusterrolebindings.rbac.authorization.k8s.io";
     cluster.kubectl(&["create", "clusterrole", &role, "--verb=create,get,list,patch", resources]).expect("made");
@@ -170,6 +171,7 @@ fn an_installation_that_is_there_is_found_and_a_second_one_is_blocked() {
     let other = check(&cluster, None, &["--namespace", "steadfast-test-nowhere"]);
     assert_eq!(other.status, Some(1), "{:#}", other.json);
     other.has("earlier", "blocked", &installed.system);
+    other.has("definitions", "warning", &format!("release steadfast of namespace {}", installed.system));
 }
 
 #[test]

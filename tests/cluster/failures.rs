@@ -65,7 +65,7 @@ pub(crate) fn eventually_as_before(cluster: &Cluster, installed: &Installed<'_>,
 #[test]
 fn nodes_workloads_and_containers_fail_with_proof_and_are_put_back() {
     let Some(cluster) = cluster_alone() else { return };
-    let installed = install_with(&cluster, &["nodeAgent.enabled=true", "failures.nodes=true"]);
+    let installed = install_with(&cluster, &["nodeAgent.enabled=true", "failures.nodes=true", "failures.cpuPressureOnNodes=true"]);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("failures", ASKS);
     digits(&space, 3);
@@ -158,7 +158,8 @@ fn a_slow_node_is_fast_again_when_its_agent_is_killed() {
 #[test]
 fn a_leader_that_is_killed_or_told_to_stop_in_any_failure_leaves_nothing() {
     let Some(cluster) = cluster_alone() else { return };
-    let installed = install_with(&cluster, &["nodeAgent.enabled=true", "failures.nodes=true", "leaderElection.leaseDurationSeconds=6"]);
+    let installed =
+        install_with(&cluster, &["nodeAgent.enabled=true", "failures.nodes=true", "failures.cpuPressureOnNodes=true", "leaderElection.leaseDurationSeconds=6"]);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("killed", ASKS);
     digits(&space, 3);
@@ -285,7 +286,7 @@ fn the_case_study_runs_on_a_cluster_with_a_node_that_loses_its_power() {
     let nodes = cluster.nodes();
     let _power: Vec<_> = nodes.iter().filter_map(|node| cluster.power(node)).collect();
     let station = PowerStation::start(&cluster);
-    let installed = install_with(&cluster, &["failures.nodes=true", &format!("powerHook.url={}", station.url())]);
+    let installed = install_with(&cluster, &["failures.nodes=true", "failures.cpuPressureOnNodes=true", &format!("powerHook.url={}", station.url())]);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("case-study", ASKS);
     golden_set(&space, "recommender");

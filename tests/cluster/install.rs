@@ -1,6 +1,9 @@
 //! Steadfast on the cluster as its chart installs it: once for all tests that run at the same time, gone after the last of them.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use crate::harness::{AGENT_IMAGE, Cluster, IMAGE, PROXY_IMAGE, output, root};
 
@@ -33,6 +36,8 @@ pub(crate) fn install_with<'a>(cluster: &'a Cluster, values: &[&str]) -> Install
     let system = format!("steadfast-test-system-{}-{}", std::process::id(), users.installations);
     if users.now == 0 {
         let mut args = vec!["upgrade", "--install", "steadfast", "deploy/chart", "--take-ownership", "--create-namespace", "--wait", "--timeout", "120s"];
+        // What tests do beyond pods; by default nobody may.
+        args.extend(["--set", "failures.workloads=true"]);
         args.extend(values.iter().flat_map(|value| ["--set", value]));
         helm(cluster, &system, &args).unwrap_or_else(|why| panic!("{why}\n{}", state(cluster, &system)));
     }
@@ -52,6 +57,24 @@ pub(crate) fn helm(cluster: &Cluster, system: &str, args: &[&str]) -> Result<Str
         }
     }
     output(command.current_dir(root()), None)
+}
+
+/// What the controller made itself goes with the chart, within the garbage collector's time. Of tests are `steadfast-test-…` and `steadfast-tls`.
+fn nothing_stays(cluster: &Cluster, system: &str) -> Result<(), String> {
+    let made = "leases,endpointslices,services,serviceaccounts,secrets,configmaps,pods,jobs,deployments,daemonsets,roles,rolebindings,nodefaults";
+    let wide = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings";
+    let began = Instant::now();
+    loop {
+        let left = cluster.kubectl(&["--namespace", system, "get", made, "-o", "name"])? + &cluster.kubectl(&["get", wide, "-o", "name"])?;
+        let left: Vec<&str> = left.lines().filter(|name| name.contains("/steadfast") && !name.contains("/steadfast-t")).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if began.elapsed() > Duration::from_secs(30) {
+            return Err(format!("left behind in {system}: {}", left.join(", ")));
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
 }
 
 fn state(cluster: &Cluster, system: &str) -> String {
@@ -87,9 +110,11 @@ impl Drop for Installed<'_> {
         users.now -= 1;
         if users.now == 0 {
             let gone = helm(self.cluster, &self.system, &["uninstall", "steadfast", "--wait", "--timeout", "60s"]);
-            let gone = gone.and_then(|_| self.cluster.kubectl(&["delete", "namespace", &self.system, "--wait=false"]));
+            let gone = gone.and_then(|_| nothing_stays(self.cluster, &self.system));
+            let gone = gone.and_then(|()| self.cluster.kubectl(&["delete", "namespace", &self.system, "--wait=false"]));
             if let Err(why) = gone {
-                eprintln!("the chart could not be uninstalled: {why}");
+                let why = format!("the chart could not be uninstalled: {why}");
+                if std::thread::panicking() { eprintln!("{why}") } else { panic!("{why}") }
             }
         }
     }

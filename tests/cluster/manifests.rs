@@ -28,7 +28,8 @@ impl Applied<'_> {
         // Definitions are left by charts of other tests, which own their fields.
         let apply = ["apply", "--server-side", "--force-conflicts", "--filename"];
         let applied = output(self.0.command("kubectl").args(apply).arg(crds), None).expect("definitions are applied");
-        applied + &output(self.0.command("kubectl").args(apply).arg("-"), Some(&manifest("steadfast.yaml"))).expect("the rest is applied")
+        let rest = |file: &str| output(self.0.command("kubectl").args(apply).arg("-"), Some(&manifest(file))).expect("the rest is applied");
+        applied + &rest("steadfast.yaml") + &rest("admission.yaml")
     }
 }
 
@@ -36,7 +37,7 @@ impl Drop for Applied<'_> {
     fn drop(&mut self) {
         let gone = output(
             self.0.command("kubectl").args(["delete", "--ignore-not-found", "--wait=true", "--timeout=100s", "--filename", "-"]),
-            Some(&manifest("steadfast.yaml")),
+            Some(&(manifest("admission.yaml") + "---\n" + &manifest("steadfast.yaml"))),
         );
         if let Err(why) = gone {
             eprintln!("{why}");

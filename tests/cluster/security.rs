@@ -1,13 +1,15 @@
 //! What docs/security.md claims of rights and ports, asked of a real API server and a real pod.
 
 use std::{
+    io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    process::{Child, Stdio},
     time::Duration,
 };
 
 use crate::{
     experiments::{ASKS, digits},
-    harness::{Cluster, cluster, cluster_alone},
+    harness::{Cluster, Namespace, cluster, cluster_alone, output},
     install::{install, install_with},
 };
 
@@ -23,7 +25,9 @@ fn may(cluster: &Cluster, who: &str, namespace: &str, verb: &str, what: &str) ->
 fn nobody_has_a_right_that_was_not_asked_for() {
     let Some(cluster) = cluster_alone() else { return };
     let space = cluster.namespace("rights");
-    for (values, granted) in [(&[][..], false), (&["nodeAgent.enabled=true", "failures.nodes=true", "failures.workloads=true"][..], true)] {
+    for (values, granted) in
+        [(&[][..], false), (&["nodeAgent.enabled=true", "failures.nodes=true", "failures.workloads=true", "failures.cpuPressureOnNodes=true"][..], true)]
+    {
         let installed = install_with(&cluster, if granted { values } else { &["failures.workloads=false"] });
         let account = |name: &str| format!("system:serviceaccount:{}:{name}", installed.system);
         let controller = account("steadfast-controller");
@@ -43,6 +47,7 @@ fn nobody_has_a_right_that_was_not_asked_for() {
             assert_eq!(may(&cluster, &controller, others, verb, what), wanted, "the controller in other namespaces, values {values:?}: {verb} {what}");
         }
         assert!(may(&cluster, &controller, &installed.system, "create", "nodefaults.steadfast.dev"));
+        assert_eq!(may(&cluster, &controller, &installed.system, "create", "pods"), granted, "pods that burn");
         assert!(!may(&cluster, &controller, &installed.system, "list", "secrets"), "of its own namespace it reads the one that holds its certificates");
         let agent = account("steadfast-agent");
         for (verb, what, wanted) in [
@@ -100,7 +105,214 @@ fn the_admin_port_is_reached_from_its_own_pod_alone() {
         assert!(reached(4180) && reached(4179), "users and kubelet get in");
         assert!(!reached(4178), "the admin port listens on loopback alone");
     }
-    // Neither does the way of users lead there.
-    let said = space.ask("digits:80", "/policy");
-    assert!(said.as_ref().map_or(true, |text| !text.contains("policies")), "{said:?}");
+    // Neither does the way of users lead there, however they ask; what would be seen is there to be seen.
+    space.apply(&format!(
+        "{{apiVersion: steadfast.dev/v1alpha1, kind: FaultPolicy, metadata: {{name: {MARKER}}}, spec: {{selector: {{matchLabels: {{app: digits}}}}, expiresAfter: 5m, \
+         budget: {{concurrent: 1, share: 1%}}}}}}"
+    ));
+    space.wait(30, "a policy in force", || (space.get(&format!("faultpolicy/{MARKER}"))?["status"]["podsArmed"] == 1).then_some(()));
+    let forward = Forward::to(&cluster, space.name(), pods[0]["metadata"]["name"].as_str().expect("a name"));
+    let policies = |host: &str| format!("GET /policy HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let seen =
+        space.wait(20, "the admin port, from within", || exchange(&cluster, forward.0, &policies("127.0.0.1:4178")).filter(|said| said.contains(" 200 ")));
+    assert!(seen.contains(MARKER), "{seen}");
+    if cluster.is_elsewhere() {
+        return;
+    }
+    let users: SocketAddr = format!("{address}:4180").parse().expect("an address");
+    for request in [
+        policies("127.0.0.1:4178"),
+        policies("localhost:4178"),
+        policies(&users.to_string()),
+        "GET http://127.0.0.1:4178/policy HTTP/1.1\r\nHost: 127.0.0.1:4178\r\nConnection: close\r\n\r\n".to_owned(),
+        "CONNECT 127.0.0.1:4178 HTTP/1.1\r\nHost: 127.0.0.1:4178\r\n\r\nGET /policy HTTP/1.1\r\nHost: 127.0.0.1:4178\r\nConnection: close\r\n\r\n".to_owned(),
+        "DELETE /policy HTTP/1.1\r\nHost: 127.0.0.1:4178\r\nConnection: close\r\n\r\n".to_owned(),
+    ] {
+        let said = exchange(&cluster, users, &request).unwrap_or_else(|| panic!("no answer to {request}"));
+        assert!(said.starts_with("HTTP/1.1 ") && !said.contains(MARKER), "{request}\n{said}");
+    }
+    assert!(exchange(&cluster, forward.0, &policies("127.0.0.1:4178")).is_some_and(|said| said.contains(MARKER)), "and nothing was disarmed");
+}
+
+/// A policy's name that stands in no model server's answer.
+const MARKER: &str = "marker-of-the-admin-port";
+
+/// The admin port of a pod as seen from its own loopback, by `kubectl port-forward`.
+struct Forward(SocketAddr, Child);
+
+impl Forward {
+    fn to(cluster: &Cluster, namespace: &str, pod: &str) -> Self {
+        let port = 14_178;
+        let mut command = cluster.command("kubectl");
+        command.args(["--namespace", namespace, "port-forward", &format!("pod/{pod}"), &format!("{port}:4178")]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("kubectl runs");
+        Self(SocketAddr::from(([127, 0, 0, 1], port)), child)
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        let _ = self.1.kill();
+        let _ = self.1.wait();
+    }
+}
+
+/// What comes back within two seconds; `None`: nobody listens.
+fn exchange(cluster: &Cluster, to: SocketAddr, request: &str) -> Option<String> {
+    cluster.inside(|| {
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut said = Vec::new();
+        // A connection that stays open has said what it had to say.
+        let _ = stream.read_to_end(&mut said);
+        (!said.is_empty()).then(|| String::from_utf8_lossy(&said).into_owned())
+    })
+}
+
+#[test]
+fn a_sidecars_token_speaks_for_its_own_pod_and_to_nobody_but_the_controller() {
+    let Some(cluster) = cluster() else { return };
+    if cluster.is_elsewhere() {
+        eprintln!("not run: addresses of this cluster cannot be dialled from here");
+        return;
+    }
+    let installed = install(&cluster);
+    let space = cluster.namespace_with("tokens", ASKS);
+    digits(&space, 2);
+    let pods = space.list("pods");
+    let [a, b] = [0, 1].map(|index| (pods[index]["metadata"]["name"].as_str().expect("a name"), pods[index]["metadata"]["uid"].as_str().expect("a UID")));
+    // As kubelet asks for it.
+    let token = |audience: &[&str]| {
+        let mut args = vec!["create", "token", "default", "--bound-object-kind=Pod", "--bound-object-name", a.0, "--bound-object-uid", a.1];
+        args.extend(audience);
+        space.kubectl(&args).expect("a token").trim().to_owned()
+    };
+    let ours = token(&["--audience=steadfast.dev"]);
+    let service =
+        cluster.kubectl(&["--namespace", &installed.system, "get", "service/steadfast-sidecars", "-o", "jsonpath={.spec.clusterIP}"]).expect("a Service");
+    // A connection that was opened stays so until curl gives up on it.
+    let dial = |uid: &str, token: &str| {
+        let url = format!("https://{service}:4193/v1alpha1/connection?uid={uid}");
+        let bearer = format!("Authorization: Bearer {token}");
+        let mut curl = cluster.command("curl");
+        curl.args(["--silent", "--insecure", "--http1.1", "--max-time", "3", "--write-out", "%{http_code}", "--output", "/dev/null"]);
+        let ran = curl.args(["--header", "Connection: Upgrade", "--header", "Upgrade: steadfast-sidecar", "--header", &bearer, &url]).output().expect("curl");
+        String::from_utf8_lossy(&ran.stdout).into_owned()
+    };
+    assert_eq!(dial(a.1, &ours), "101", "{}", installed.state());
+    assert_eq!(dial(b.1, &ours), "403", "for another pod");
+    assert_eq!(dial(a.1, &token(&[])), "401", "the token of another audience");
+    assert_eq!(dial(a.1, "nonsense"), "401");
+    // To the API server it is nobody's token.
+    let server = cluster.kubectl(&["get", "service/kubernetes", "-o", "jsonpath={.spec.clusterIP}"]).expect("a Service");
+    let ask = |token: &str| {
+        let mut curl = cluster.command("curl");
+        curl.args([
+            "--silent",
+            "--insecure",
+            "--max-time",
+            "5",
+            "--write-out",
+            "%{http_code}",
+            "--output",
+            "/dev/null",
+            "--header",
+            &format!("Authorization: Bearer {token}"),
+        ]);
+        String::from_utf8_lossy(&curl.arg(format!("https://{server}/api/v1/namespaces/{}/pods", space.name())).output().expect("curl").stdout).into_owned()
+    };
+    assert_eq!(ask(&ours), "401");
+    assert_eq!(ask(&token(&[])), "403", "as the pod's own account it is known, and may do nothing");
+}
+
+#[test]
+fn whoever_has_the_controllers_token_meets_what_its_roles_cannot_say() {
+    let Some(cluster) = cluster_alone() else { return };
+    let installed = install_with(&cluster, &[]);
+    let (allows, refuses) = (cluster.namespace_with("allows", "steadfast.dev/faults: allowed"), cluster.namespace("refuses"));
+    for space in [&allows, &refuses] {
+        space.apply(
+            "{apiVersion: v1, kind: Pod, metadata: {name: idle}, spec: {containers: [{name: pause, image: 'steadfast.test/pause:1', imagePullPolicy: Never}]}}",
+        );
+        space.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: settings}, data: {a: b}}");
+    }
+    let account = format!("system:serviceaccount:{}:steadfast-controller", installed.system);
+    let as_controller = |namespace: &str, args: &[&str], input: Option<&str>| {
+        let mut command = cluster.command("kubectl");
+        command.args(["--as", &account, "--namespace", namespace]).args(args);
+        output(&mut command, input)
+    };
+    let denied = |answer: Result<String, String>, says: &str| {
+        let why = answer.expect_err("it is denied");
+        assert!(why.contains("ValidatingAdmissionPolicy") && why.contains(says), "{why}");
+    };
+    // Policies are in force some moments after they are made.
+    refuses.wait(20, "policies in force", || as_controller(refuses.name(), &["delete", "pod/idle", "--dry-run=server"], None).is_err().then_some(()));
+    denied(as_controller(refuses.name(), &["delete", "pod/idle", "--dry-run=server"], None), "steadfast.dev/faults=allowed");
+    as_controller(allows.name(), &["delete", "pod/idle", "--dry-run=server"], None).expect("where faults are allowed");
+    let eviction = |space: &Namespace<'_>| {
+        let body =
+            format!("{{\"apiVersion\": \"policy/v1\", \"kind\": \"Eviction\", \"metadata\": {{\"name\": \"idle\", \"namespace\": \"{}\"}}}}", space.name());
+        let path = format!("/api/v1/namespaces/{}/pods/idle/eviction?dryRun=All", space.name());
+        as_controller(space.name(), &["create", "--raw", &path, "-f", "-"], Some(&body))
+    };
+    denied(eviction(&refuses), "steadfast.dev/faults=allowed");
+    eviction(&allows).expect("where faults are allowed");
+    for space in [&allows, &refuses] {
+        let taken = as_controller(space.name(), &["patch", "configmap/settings", "--type=merge", "-p", r#"{"data": {"a": "c"}}"#], None);
+        denied(taken, "belong to a ResilienceTest");
+        // Nor may it be called a report.
+        let claimed = r#"{"metadata": {"ownerReferences": [{"apiVersion": "steadfast.dev/v1alpha1", "kind": "ResilienceTest", "name": "x", "uid": "x"}]}}"#;
+        denied(as_controller(space.name(), &["patch", "configmap/settings", "--type=merge", "-p", claimed], None), "belong to a ResilienceTest");
+    }
+    let webhook = ["patch", "mutatingwebhookconfiguration/steadfast", "--type=json", "-p"];
+    for change in [
+        r#"[{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Fail"}]"#,
+        r#"[{"op": "remove", "path": "/webhooks/0/namespaceSelector"}]"#,
+        r#"[{"op": "replace", "path": "/webhooks/1/rules/0/resources", "value": ["secrets"]}]"#,
+        r#"[{"op": "replace", "path": "/webhooks/0/clientConfig/service/namespace", "value": "default"}]"#,
+    ] {
+        denied(as_controller("default", &[&webhook[..], &[change]].concat(), None), "caBundle");
+    }
+}
+
+#[test]
+fn who_may_not_make_tests_in_a_namespace_cannot_fault_it() {
+    let Some(cluster) = cluster() else { return };
+    let installed = install(&cluster);
+    let (mine, theirs) = (cluster.namespace_with("mine", "steadfast.dev/inject: 'true'"), cluster.namespace_with("theirs", ASKS));
+    let user = format!("user-of-{}", mine.name());
+    mine.kubectl(&["create", "rolebinding", "edit", "--clusterrole=edit", &format!("--user={user}")]).expect("bound");
+    let make = |space: &Namespace<'_>, kind: &str, spec: &str| {
+        let mut command = cluster.command("kubectl");
+        command.args(["--as", &user, "--namespace", space.name(), "create", "-f", "-"]);
+        output(&mut command, Some(&format!("{{apiVersion: steadfast.dev/v1alpha1, kind: {kind}, metadata: {{name: wish}}, spec: {spec}}}")))
+    };
+    let kill = "{target: {selector: {matchLabels: {app: digits}}}, steps: [{name: killed, podKill: {pods: {mode: one}}}], stable: {within: 10s, hold: 1s}}";
+    let slow = "{selector: {matchLabels: {app: digits}}, expiresAfter: 5m, budget: {concurrent: 9, share: 100%}, rules: [{faults: [{delay: {fixed: 1s}}]}]}";
+    for (kind, spec) in [("ResilienceTest", kill), ("FaultPolicy", slow), ("NodeFault", "{node: n1, fault: {partition: {}}, lasts: 1s, notAfter: x}")] {
+        let why = make(&theirs, kind, spec).expect_err("no right there");
+        assert!(why.contains("orbidden") && why.contains(&user), "{kind}: {why}");
+    }
+    // With the right, and without its namespace's word, it is refused, and said.
+    mine.wait(20, "aggregated roles", || may(&cluster, &user, mine.name(), "create", "resiliencetests.steadfast.dev").then_some(()));
+    digits(&mine, 1);
+    let pods = mine.pods("app=digits");
+    make(&mine, "ResilienceTest", kill).expect("made");
+    let said = mine.wait(60, &format!("a refusal\n{}", installed.state()), || {
+        let status = mine.get("resiliencetest/wish")?["status"].clone();
+        (status["phase"] == "Refused").then(|| status["reason"].as_str().unwrap_or_default().to_owned())
+    });
+    assert!(said.contains("steadfast.dev/faults=allowed"), "{said}");
+    make(&mine, "FaultPolicy", slow).expect("made");
+    mine.wait(30, "a policy that is not in force", || {
+        let status = mine.get("faultpolicy/wish")?["status"].clone();
+        (status["conditions"][0]["status"] == "False" && status["podsArmed"] == 0).then_some(())
+    });
+    assert_eq!(mine.pods("app=digits"), pods);
+    // What it is, and why, is told at a glance.
+    let table = mine.kubectl(&["get", "faultpolicies"]).expect("a table");
+    let reason = mine.get("faultpolicy/wish").expect("it is there")["status"]["conditions"][0]["reason"].as_str().expect("a reason").to_owned();
+    assert!(table.contains("REASON") && table.contains(&reason) && !table.contains("<invalid>"), "{table}");
 }

@@ -1,8 +1,14 @@
 //! Golden sets that lie in claims, images and object stores: read by a pod in their namespace, and only where that was granted.
 
-use std::{net::TcpStream, path::Path, process::Child, time::Duration};
+use std::{
+    net::TcpStream,
+    path::Path,
+    process::Child,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde_json::Value;
+use steadfast_controller::webhook::certificate::{Certificates, Lifetimes};
 use steadfast_golden_sets::set::{self, archive};
 
 use crate::{
@@ -152,22 +158,27 @@ fn a_set_in_a_claim_is_read_by_a_pod_that_goes_again_and_is_replayed() {
 /// An S3 server over a folder that pods can reach; ended on drop.
 pub(crate) struct Store {
     child: Child,
-    pub(crate) port: u16,
+    /// How it is dialled.
+    endpoint: String,
 }
 
 impl Store {
-    /// `None`: there is no program, or pods cannot reach this machine.
-    pub(crate) fn start(cluster: &Cluster, folder: &Path) -> Option<Self> {
+    /// `None`: there is no program, or pods cannot reach this machine. With `tls` (files of a certificate and its key) it speaks nothing else.
+    pub(crate) fn start(cluster: &Cluster, folder: &Path, port: u16, tls: Option<[&Path; 2]>) -> Option<Self> {
         let program = std::env::var("STEADFAST_S3_SERVER").ok().filter(|_| !cluster.is_elsewhere());
         let Some(program) = program else {
             assert!(std::env::var("STEADFAST_REQUIRE_S3_SERVER").as_deref() != Ok("1"), "STEADFAST_REQUIRE_S3_SERVER=1, and STEADFAST_S3_SERVER names none");
             eprintln!("not run: STEADFAST_S3_SERVER names no versitygw that pods could reach; tests/run installs it");
             return None;
         };
-        let port = 17_070;
         let mut command = cluster.command(&program);
-        command.args(["--access", "steadfast", "--secret", "right-secret", "--port", &format!("{HERE}:{port}"), "posix", "--nometa"]).arg(folder);
-        let store = Self { child: command.stdout(std::process::Stdio::null()).spawn().expect("the store starts"), port };
+        command.args(["--access", "steadfast", "--secret", "right-secret", "--port", &format!("{HERE}:{port}")]);
+        if let Some([certificate, key]) = tls {
+            command.arg("--cert").arg(certificate).arg("--key").arg(key);
+        }
+        command.args(["posix", "--nometa"]).arg(folder);
+        let endpoint = format!("{}://{HERE}:{port}", if tls.is_some() { "https" } else { "http" });
+        let store = Self { child: command.stdout(std::process::Stdio::null()).spawn().expect("the store starts"), endpoint };
         for _ in 0..200 {
             if cluster.inside(|| TcpStream::connect((HERE, port)).is_ok()) {
                 return Some(store);
@@ -177,12 +188,17 @@ impl Store {
         panic!("the store never listened");
     }
 
-    /// A Secret with what it takes to ask it.
-    pub(crate) fn secret(&self, name: &str, key: &str) -> String {
-        format!(
-            "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\nstringData: {{AWS_ENDPOINT: 'http://{HERE}:{}', AWS_ALLOW_HTTP: 'true', AWS_REGION: us-east-1, AWS_ACCESS_KEY_ID: steadfast, AWS_SECRET_ACCESS_KEY: {key}}}\n",
-            self.port
-        )
+    /// A Secret with what it takes to ask it, and with these authorities.
+    pub(crate) fn secret(&self, name: &str, key: &str, authorities: Option<&str>) -> String {
+        let mut data =
+            serde_json::json!({ "AWS_ENDPOINT": self.endpoint, "AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "steadfast", "AWS_SECRET_ACCESS_KEY": key });
+        if self.endpoint.starts_with("http:") {
+            data["AWS_ALLOW_HTTP"] = "true".into();
+        }
+        if let Some(authorities) = authorities {
+            data["STEADFAST_OBJECT_STORE_CA"] = authorities.into();
+        }
+        format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\nstringData: {data}\n")
     }
 }
 
@@ -201,11 +217,19 @@ fn sets_are_read_from_and_reports_kept_in_an_object_store_with_the_keys_of_a_sec
     std::fs::create_dir_all(buckets.path().join("models")).expect("made");
     std::fs::create_dir_all(buckets.path().join("reports")).expect("made");
     set::write(&digits, buckets.path().join("models/digits")).expect("written");
-    let Some(store) = Store::start(&cluster, buckets.path()) else { return };
+    let Some(store) = Store::start(&cluster, buckets.path(), 17_070, None) else { return };
+    // The same by TLS, with an authority of its own.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let certificates = Certificates::make(&[HERE.to_owned()], now, &Lifetimes::default()).expect("certificates");
+    let keys = folder();
+    let [certificate, key] = ["tls.crt", "tls.key"].map(|name| keys.path().join(name));
+    std::fs::write(&certificate, &certificates.server().certificate).expect("written");
+    std::fs::write(&key, &certificates.server().key).expect("written");
+    let private = Store::start(&cluster, buckets.path(), 17_071, Some([certificate.as_path(), key.as_path()])).expect("the program is there");
     let space = cluster.namespace_with("objects", ASKS);
     let readers = format!("goldenSets.readerNamespaces={{{}}}", space.name());
     let installed = install_with(&cluster, &[&readers]);
-    let secret = store.secret("reports", "right-secret").replace("metadata: {", &format!("metadata: {{namespace: {}, ", installed.system));
+    let secret = store.secret("reports", "right-secret", None).replace("metadata: {", &format!("metadata: {{namespace: {}, ", installed.system));
     cluster.apply(&secret);
     let reports = [
         "upgrade",
@@ -219,8 +243,10 @@ fn sets_are_read_from_and_reports_kept_in_an_object_store_with_the_keys_of_a_sec
         "120s",
     ];
     helm(&cluster, &installed.system, &reports).expect("upgraded");
-    space.apply(&store.secret("right", "right-secret"));
-    space.apply(&store.secret("wrong", "wrong-secret"));
+    space.apply(&store.secret("right", "right-secret", None));
+    space.apply(&store.secret("wrong", "wrong-secret", None));
+    space.apply(&private.secret("private", "right-secret", Some(certificates.trust().as_str())));
+    space.apply(&private.secret("unknown", "right-secret", None));
     space.apply(&servers("web", 1, "/golden-sets/digits", "", ""));
     space.wait_ready("app=digits", 1);
 
@@ -228,6 +254,11 @@ fn sets_are_read_from_and_reports_kept_in_an_object_store_with_the_keys_of_a_sec
     apply(&space, &source("wrong"), "");
     assert!(comes_to(&space, "SourceBroken").contains("SignatureDoesNotMatch"));
     apply(&space, &source("right"), &digits.digest().to_string());
+    comes_to(&space, "Replaying");
+    apply(&space, &source("unknown"), "");
+    let said = comes_to(&space, "SourceBroken");
+    assert!(said.contains("ertificate") || said.contains("UnknownIssuer"), "{said}");
+    apply(&space, &source("private"), "");
     comes_to(&space, "Replaying");
 
     let text = test("kept", "  baseline: 4s\n  steps: [{name: slow, networkLatency: {pods: {mode: all}, delay: 20ms}, for: 2s}]\n");
@@ -243,14 +274,17 @@ fn sets_are_read_from_and_reports_kept_in_an_object_store_with_the_keys_of_a_sec
     std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(packed), &mut report).expect("unpacked");
     assert_eq!(set::sha256(report.as_bytes()).to_string(), ended["digest"].as_str().expect("a digest"));
     // Whoever runs from outside fetches it with keys of his own, and without them is told where it lies.
-    let endpoint = format!("http://{HERE}:{}", store.port);
     let with = |key: &str| {
-        let variables = [("AWS_ENDPOINT", endpoint.as_str()), ("AWS_ALLOW_HTTP", "true"), ("AWS_REGION", "us-east-1"), ("AWS_ACCESS_KEY_ID", "steadfast")];
+        let variables =
+            [("AWS_ENDPOINT", store.endpoint.as_str()), ("AWS_ALLOW_HTTP", "true"), ("AWS_REGION", "us-east-1"), ("AWS_ACCESS_KEY_ID", "steadfast")];
         let variables: Vec<_> = variables.into_iter().chain([("AWS_SECRET_ACCESS_KEY", key)]).collect();
         run_with(&cluster, &space, &text, &variables)
     };
     let refused = with("wrong-secret");
     assert!(refused.report.is_none() && refused.said.contains("s3://reports/steadfast/") && refused.said.contains("AWS_ACCESS_KEY_ID"), "{}", refused.said);
+    // It goes only once its report is here.
+    let stays = refused.said.split("steadfast report --test ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_else(|| panic!("{}", refused.said));
+    assert_eq!(space.get(&format!("resiliencetest/{stays}")).expect("it stays")["status"]["phase"], "Finished");
     let fetched = with("right-secret");
     assert!(fetched.report.is_some_and(|report| report.total.availability.attempted > 0), "{}", fetched.said);
 }

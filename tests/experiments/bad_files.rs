@@ -189,9 +189,18 @@ fn run_refuses_what_lint_refuses_and_starts_nothing() {
 }
 
 #[test]
-fn the_examples_are_right() {
+fn the_examples_are_right_and_are_planned_for_the_platform_that_they_are_for() {
     for entry in fs::read_dir(repository("examples")).expect("examples").flatten().filter(|entry| entry.path().extension().is_some_and(|end| end == "yaml")) {
         let text = fs::read_to_string(entry.path()).expect("an example");
         assert_eq!(lint(&text), (Some(0), String::new()), "{}", entry.path().display());
     }
+    let planned = |more: &[&str]| {
+        let file = repository("examples/recommender/case-study.yaml");
+        let output = Command::new(STEADFAST).current_dir(repository(".")).args(["run", "--dry-run"]).arg(file).args(more).output().expect("it runs");
+        (output.status.code(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+    };
+    let (code, plan) = planned(&["--platform", "kubernetes"]);
+    assert!(code == Some(0) && plan.contains("networkLatency for 1m on one of the nodes"), "{code:?} {plan}");
+    let (code, refused) = planned(&[]);
+    assert!(code == Some(2) && refused.contains("spec: has no `local`"), "{code:?} {refused}");
 }

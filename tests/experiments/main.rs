@@ -237,6 +237,11 @@ fn a_report_that_could_not_be_written_is_told_before_the_run() {
         Command::new(STEADFAST).arg("run").arg(repository("examples/pod-kill.yaml")).args(["--report-dir", "/proc/nowhere/report"]).output().expect("it runs");
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(2) && said.contains("--report-dir") && !said.contains("baseline"), "{said}");
+    let mut there = Command::new(STEADFAST);
+    there.arg("run").arg(repository("examples/tutorial/pod-kill.yaml")).args(["--platform", "kubernetes", "--kubeconfig", "/proc/nowhere/config"]);
+    let there = there.args(["--report-dir", "/proc/nowhere/report"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&there.stderr);
+    assert!(there.status.code() == Some(2) && said.contains("--report-dir"), "before the cluster is asked: {said}");
 }
 
 /// Baseline, then a fault long enough to be interrupted in.

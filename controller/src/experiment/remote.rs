@@ -6,7 +6,7 @@ use bytes::Bytes;
 use flate2::read::GzDecoder;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
-    Api, Client, ResourceExt,
+    Api, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
@@ -18,7 +18,7 @@ use steadfast_api::{
 use tokio::{sync::watch, time::sleep};
 
 use crate::{
-    http,
+    access::{Access, NoCluster},
     objects::Objects,
     reconcile::{
         resilience_test::{REPORT_KEY, STOP_ANNOTATION},
@@ -37,8 +37,8 @@ const REPORT_BYTES_MAX: u64 = 256 << 20;
 /// Why a test could not be run there.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
-    #[error("no cluster: {0}; set KUBECONFIG, or choose a context with kubectl")]
-    NoCluster(String),
+    #[error(transparent)]
+    NoCluster(#[from] NoCluster),
     /// The API server's words, or the controller's.
     #[error("{0}")]
     Refused(String),
@@ -61,10 +61,9 @@ pub struct Submitted {
 }
 
 impl Remote {
-    /// The cluster of `KUBECONFIG` or of this pod; its context's namespace unless one is given.
-    pub async fn connect(namespace: Option<String>) -> Result<Self, RemoteError> {
-        http::provide();
-        let client = Client::try_default().await.map_err(|error| RemoteError::NoCluster(error.to_string()))?;
+    /// Its context's namespace unless one is given.
+    pub async fn connect(access: &Access, namespace: Option<String>) -> Result<Self, RemoteError> {
+        let client = access.client().await?;
         let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
         Ok(Self { tests: Api::namespaced(client.clone(), &namespace), maps: Api::namespaced(client, &namespace), namespace })
     }

@@ -11,7 +11,7 @@ use steadfast_golden_sets::{GoldenSet, set};
 /// Where sets are looked for.
 #[derive(Clone, Debug)]
 pub struct Finder {
-    /// Directories that hold sets by name, in the order in which they are asked.
+    /// Directories that hold sets by name, in the order in which they are asked. Without any, a cluster's sets are not looked for: they are in the target's namespace.
     pub shelves: Vec<PathBuf>,
     /// Directories in a file mean what they mean from here.
     pub work_dir: PathBuf,

@@ -14,7 +14,10 @@ use steadfast_api::{
 };
 
 use super::rollout::{self, Rollout};
-use crate::{http, reconcile::resource::GoldenSet};
+use crate::{
+    access::{Access, NoCluster},
+    reconcile::resource::GoldenSet,
+};
 
 /// Reasons of the condition `Ready` that do not go away by waiting.
 const HOPELESS: [&str; 5] = ["Invalid", "SourceNotSupported", "SourceNotAllowed", "SourceBroken", "DigestMismatch"];
@@ -22,8 +25,8 @@ const HOPELESS: [&str; 5] = ["Invalid", "SourceNotSupported", "SourceNotAllowed"
 /// Why the gate cannot look.
 #[derive(Debug, thiserror::Error)]
 pub enum GateError {
-    #[error("no cluster: {0}; set KUBECONFIG, or choose a context with kubectl")]
-    NoCluster(String),
+    #[error(transparent)]
+    NoCluster(#[from] NoCluster),
     /// What was asked for makes no sense there.
     #[error("{0}")]
     Refused(String),
@@ -60,10 +63,9 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// On the cluster of `KUBECONFIG` or of this pod; in its context's namespace unless one is given.
-    pub async fn connect(name: &str, namespace: Option<String>) -> Result<Self, GateError> {
-        http::provide();
-        let client = Client::try_default().await.map_err(|error| GateError::NoCluster(error.to_string()))?;
+    /// In its context's namespace unless one is given.
+    pub async fn connect(access: &Access, name: &str, namespace: Option<String>) -> Result<Self, GateError> {
+        let client = access.client().await?;
         let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
         Ok(Self { client, namespace, name: name.to_owned() })
     }

@@ -1,6 +1,6 @@
 //! What is there already: earlier installations, their webhook, their CustomResourceDefinitions, and other webhooks that see pods.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::{
     admissionregistration::v1::{MutatingWebhookConfiguration, RuleWithOperations},
@@ -138,8 +138,9 @@ async fn ours(client: &Client, configuration: &MutatingWebhookConfiguration, nam
 }
 
 /// Definitions that are there, against those of this version.
-pub(super) async fn definitions(known: &Known) -> Vec<Finding> {
+pub(super) async fn definitions(known: &Known, namespace: &str) -> Vec<Finding> {
     let (mut findings, mut same, mut absent) = (Vec::new(), 0, 0);
+    let mut kept: BTreeMap<Option<(String, String)>, usize> = BTreeMap::new();
     for placed in known.placed.iter().filter(|placed| placed.resource.kind == DEFINITION) {
         let name = placed.object.name_any();
         let there = match placed.api.get_opt(&name).await {
@@ -160,6 +161,9 @@ pub(super) async fn definitions(known: &Known) -> Vec<Finding> {
                 continue;
             }
         };
+        if let Some(owner) = of_others(there.annotations(), namespace) {
+            *kept.entry(owner).or_default() += 1;
+        }
         match differ(&placed.object.data, &there.data) {
             Difference::None => same += 1,
             Difference::Identity(what) => findings.push(Finding::blocked(
@@ -175,15 +179,32 @@ pub(super) async fn definitions(known: &Known) -> Vec<Finding> {
         }
     }
     if same > 0 {
-        findings.push(Finding::ok(
-            "definitions",
-            format!("{same} CustomResourceDefinitions are there, as this version has them; Helm takes them over with --take-ownership"),
-        ));
+        findings.push(Finding::ok("definitions", format!("{same} CustomResourceDefinitions are there, as this version has them")));
     }
+    findings.extend(kept.into_iter().map(|(owner, count)| taken_over(owner.as_ref(), count)));
     if absent > 0 {
         findings.push(Finding::ok("definitions", format!("{absent} CustomResourceDefinitions are not there yet")));
     }
     findings
+}
+
+/// The release that a definition belongs to, unless it is one of this namespace: `Some(None)` is nobody's.
+fn of_others(annotations: &BTreeMap<String, String>, namespace: &str) -> Option<Option<(String, String)>> {
+    match (annotations.get(RELEASE_NAME), annotations.get(RELEASE_NAMESPACE)) {
+        (Some(_), Some(of)) if of == namespace => None,
+        (Some(name), Some(of)) => Some(Some((name.clone(), of.clone()))),
+        _ => Some(None),
+    }
+}
+
+/// `helm install` refuses what it did not make itself.
+fn taken_over(owner: Option<&(String, String)>, count: usize) -> Finding {
+    let whose = owner.map_or("of no Helm release".to_owned(), |(name, of)| format!("kept from release {name} of namespace {of}"));
+    Finding::warning(
+        "definitions",
+        format!("{count} CustomResourceDefinitions are {whose}: `helm install` stops at them"),
+        "helm install … --take-ownership (Helm 3.17 or later) makes them this release's; --set crds.install=false leaves them as they are",
+    )
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -229,6 +250,18 @@ mod tests {
     fn definition(kind: &str, properties: Value) -> Value {
         json!({ "spec": { "group": "steadfast.dev", "scope": "Namespaced", "names": { "kind": kind },
             "versions": [{ "name": "v1alpha1", "served": true, "schema": { "openAPIV3Schema": { "properties": properties } } }] } })
+    }
+
+    #[test]
+    fn definitions_of_another_release_are_told_of_since_helm_stops_at_them() {
+        let of = |annotations: &[(&str, &str)]| annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>();
+        let ours = of(&[(RELEASE_NAME, "steadfast"), (RELEASE_NAMESPACE, "here")]);
+        assert_eq!(of_others(&ours, "here"), None);
+        let kept = of_others(&ours, "elsewhere").expect("another's");
+        let told = taken_over(kept.as_ref(), 5);
+        assert!(told.severity == crate::install::Severity::Warning && told.message.contains("namespace here"), "{told:?}");
+        assert!(told.next.as_deref().is_some_and(|next| next.contains("--take-ownership")), "{told:?}");
+        assert_eq!(of_others(&of(&[]), "here"), Some(None));
     }
 
     #[test]

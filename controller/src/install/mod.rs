@@ -8,12 +8,18 @@ mod namespaces;
 mod objects;
 pub(crate) mod version;
 
-use kube::{Client, Config, config::KubeConfigOptions};
+use kube::Client;
 use serde::Serialize;
 
-use crate::http;
+use crate::{
+    access::{Access, NoCluster},
+    http,
+};
 pub use objects::NAMESPACE;
 
+/// What an installation may break, and which of the chart's values let it break more.
+const GRANTED: &str = "by default tests fault in sidecars, kill and evict pods; values of the chart grant more: failures.workloads (scale, rollout), failures.nodes (cordon, drain, taint), \
+                       failures.cpuPressureOnNodes, nodeAgent.enabled (nodes cut or slowed, containers killed), powerHook.url (nodes switched off)";
 /// Words of an API server that are shown.
 const WORDS_MAX: usize = 400;
 
@@ -26,6 +32,7 @@ pub struct Options {
     pub node_agent: bool,
     /// Namespaces of model servers; none: those that ask for sidecars or allow faults.
     pub targets: Vec<String>,
+    pub access: Access,
 }
 
 /// How bad it is.
@@ -91,34 +98,32 @@ pub struct Checked {
 /// Why nothing could be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    #[error("no cluster: {0}; set KUBECONFIG, or choose a context with kubectl")]
-    NoCluster(String),
+    #[error(transparent)]
+    NoCluster(#[from] NoCluster),
     #[error("the API server at {server} does not answer: {why}")]
     Unavailable { server: String, why: String },
 }
 
-/// Looks at the cluster of `KUBECONFIG` or of this pod.
+/// Looks at a cluster.
 ///
 /// # Errors
 /// When there is none, or it does not answer at all. What it refuses is a finding.
 pub async fn check(options: &Options) -> Result<Checked, CheckError> {
     http::provide();
-    let config = match Config::from_kubeconfig(&KubeConfigOptions::default()).await {
-        Ok(config) => config,
-        Err(error) => Config::incluster().map_err(|_| CheckError::NoCluster(error.to_string()))?,
-    };
+    let config = options.access.config().await?;
     let server = config.cluster_url.to_string();
-    let client = Client::try_from(config).map_err(|error| CheckError::NoCluster(error.to_string()))?;
+    let client = Client::try_from(config).map_err(|error| NoCluster(error.to_string()))?;
     let info = client.apiserver_version().await.map_err(|error| CheckError::Unavailable { server: server.clone(), why: error.to_string() })?;
     let mut findings = vec![version::of_server(&info)];
     findings.extend(version::of_nodes(&client).await);
     let objects = objects::all(&options.namespace, options.node_agent);
     let known = objects::Known::ask(&client, &objects).await;
     let exists = namespaces::get(&client, &options.namespace).await;
+    findings.push(Finding::ok("failures", GRANTED));
     findings.extend(objects::permissions(&client, &known, &options.namespace).await);
     findings.extend(objects::tried(&known, &options.namespace, exists.is_there()).await);
     findings.extend(earlier::installs(&client, &known, &options.namespace).await);
-    findings.extend(earlier::definitions(&known).await);
+    findings.extend(earlier::definitions(&known, &options.namespace).await);
     findings.extend(namespaces::of_controller(&client, &exists, &objects, options).await);
     findings.extend(namespaces::of_targets(&client, options).await);
     let verdict = findings.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Ok);

@@ -18,7 +18,10 @@ use crate::webhook::manifest;
 pub const NAMESPACE: &str = "steadfast-system";
 const DEFINITIONS: &str = include_str!("../../../deploy/manifests/crds.yaml");
 const CONTROLLER: &str = include_str!("../../../deploy/manifests/steadfast.yaml");
+const ADMISSION: &str = include_str!("../../../deploy/manifests/admission.yaml");
 const NODE_AGENT: &str = include_str!("../../../deploy/manifests/opt-in/node-agent.yaml");
+/// Kinds that came with 1.30; on older clusters they are left out.
+const POLICIES: &str = "admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy";
 /// What `helm` and `kubectl apply` do with each object.
 const VERBS: [&str; 3] = ["create", "get", "patch"];
 /// Of what is tried; nothing is kept.
@@ -26,7 +29,7 @@ const TRIED_AS: &str = "steadfast-install-check";
 
 /// Every object of an installation in `namespace`.
 pub(super) fn all(namespace: &str, node_agent: bool) -> Vec<DynamicObject> {
-    let files = [DEFINITIONS, CONTROLLER].into_iter().chain(node_agent.then_some(NODE_AGENT));
+    let files = [DEFINITIONS, CONTROLLER, ADMISSION].into_iter().chain(node_agent.then_some(NODE_AGENT));
     let texts = files.flat_map(manifest::split).map(|(_, text)| text);
     // The only name in them that depends on where they go.
     texts.filter_map(|text| serde_saphyr::from_str(&text.replace(NAMESPACE, namespace)).ok()).collect()
@@ -115,8 +118,15 @@ pub(super) async fn permissions(client: &Client, known: &Known, namespace: &str)
     if let Some(why) = &known.failed {
         findings.push(Finding::warning("kinds", format!("what this cluster serves could not be asked: {why}"), "ask again as somebody who may log in"));
     }
-    if !known.unknown.is_empty() && known.failed.is_none() {
-        let kinds: Vec<&str> = known.unknown.iter().map(String::as_str).collect();
+    let (newer, kinds): (Vec<&str>, Vec<&str>) = known.unknown.iter().map(String::as_str).partition(|kind| kind.starts_with(POLICIES));
+    if !newer.is_empty() && known.failed.is_none() {
+        findings.push(Finding::warning(
+            "kinds",
+            "this API server serves no ValidatingAdmissionPolicies: what the controller may do is limited by its roles alone",
+            "read what they cannot say in docs/security.md; Kubernetes 1.30 has the policies",
+        ));
+    }
+    if !kinds.is_empty() && known.failed.is_none() {
         findings.push(Finding::blocked(
             "kinds",
             format!("this API server does not serve {}", kinds.join(", ")),
@@ -216,7 +226,7 @@ mod tests {
         assert!(!kinds.contains("DaemonSet"));
         assert!(objects.iter().filter_map(ResourceExt::namespace).all(|namespace| namespace == "elsewhere"));
         assert!(objects.iter().any(|object| object.name_any() == "elsewhere"), "the namespace itself");
-        let documents = [DEFINITIONS, CONTROLLER].into_iter().flat_map(manifest::split).count();
+        let documents = [DEFINITIONS, CONTROLLER, ADMISSION].into_iter().flat_map(manifest::split).count();
         assert_eq!(objects.len(), documents, "every document is an object");
         assert!(all("x", true).iter().any(|object| object.types.as_ref().is_some_and(|types| types.kind == "DaemonSet")));
     }

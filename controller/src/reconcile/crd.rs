@@ -22,8 +22,11 @@ const INSTANT: [&str; 3] = ["podKill", "evict", "containerKill"];
 /// Actions that take either `nodes` or `pods`.
 const PLACED: [&str; 4] = ["networkLatency", "networkLoss", "networkPartition", "cpuPressure"];
 
-/// A column of `kubectl get`.
+/// A column of `kubectl get`. Of the type date are moments that have passed: kubectl shows how long ago they were, and `<invalid>` for those to come.
 struct Column(&'static str, &'static str, &'static str);
+
+/// Why it is as it is, in a word; `kubectl describe` has the sentence.
+const REASON: Column = Column("Reason", "string", ".status.conditions[?(@.type==\"Ready\")].reason");
 
 struct Definition {
     kind: &'static str,
@@ -186,9 +189,10 @@ fn schedule() -> Definition {
         columns: &[
             Column("Test", "string", ".spec.test.name"),
             Column("Armed", "boolean", ".spec.armed"),
-            Column("Next", "date", ".status.nextRunAt"),
+            Column("Next", "string", ".status.nextRunAt"),
             Column("Last", "date", ".status.lastRunAt"),
             Column("Skipped", "string", ".status.lastSkipped.reason"),
+            REASON,
         ],
         spec,
         status: structural::<ResilienceScheduleStatus>(),
@@ -206,7 +210,8 @@ fn policy() -> Definition {
             Column("Matched", "integer", ".status.podsMatched"),
             Column("Armed", "integer", ".status.podsArmed"),
             Column("Injected", "integer", ".status.injected"),
-            Column("Expires", "date", ".status.expiresAt"),
+            Column("Expires", "string", ".status.expiresAt"),
+            REASON,
         ],
         spec: structural::<FaultPolicySpec>(),
         status: structural::<FaultPolicyStatus>(),
@@ -216,7 +221,11 @@ fn policy() -> Definition {
 fn golden_set() -> Definition {
     let mut spec = structural::<GoldenSetSpec>();
     rule(at(&mut spec, "digest"), "self.matches('^sha256:[0-9a-f]{64}$')", "a digest as `steadfast golden show` prints it: sha256: and 64 hexadecimal digits");
-    rule(at(&mut spec, "source.objectStore.url"), "self.matches('^(s3|gs|az|abfss?|https?|file)://.+')", "an address such as s3://bucket/prefix");
+    rule(
+        at(&mut spec, "source.objectStore.url"),
+        "self.matches('^(s3|gs|az)://[^/@]+(/.*)?$')",
+        "write s3://BUCKET/PATH, gs://BUCKET/PATH or az://CONTAINER/PATH, without keys",
+    );
     Definition {
         kind: "GoldenSet",
         singular: "goldenset",
@@ -229,6 +238,7 @@ fn golden_set() -> Definition {
             Column("Passing", "integer", ".status.podsPassing"),
             Column("Failing", "integer", ".status.podsFailing"),
             Column("Gated", "integer", ".status.podsGated"),
+            REASON,
         ],
         spec,
         status: structural::<GoldenSetStatus>(),
@@ -299,6 +309,15 @@ mod tests {
                 assert!(free || schema["type"].is_string(), "{path} has no type: {schema}");
                 assert!(schema["type"] != "array" || schema["maxItems"].is_u64(), "{path} has no bound");
             });
+        }
+    }
+
+    #[test]
+    fn a_column_of_type_date_is_of_what_has_passed() {
+        for (plural, crd) in all() {
+            let columns = crd["spec"]["versions"][0]["additionalPrinterColumns"].as_array().unwrap();
+            let dates: Vec<&str> = columns.iter().filter(|column| column["type"] == "date").filter_map(|column| column["jsonPath"].as_str()).collect();
+            assert!(dates.iter().all(|path| [".metadata.creationTimestamp", ".status.lastRunAt"].contains(path)), "{plural}: {dates:?}");
         }
     }
 

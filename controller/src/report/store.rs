@@ -25,10 +25,13 @@ pub struct StoreError {
     pub source: io::Error,
 }
 
-/// `steadfast-reports/<name>-<time>`, in the working directory.
+/// In the working directory.
+pub const DEFAULT_PARENT: &str = "steadfast-reports";
+
+/// `steadfast-reports/<name>-<time>`.
 pub fn default_directory(report: &Report) -> PathBuf {
     let time: String = report.run.started.chars().take(19).filter(|c| *c != ':').collect();
-    Path::new("steadfast-reports").join(format!("{}-{time}", report.test.metadata.name))
+    Path::new(DEFAULT_PARENT).join(format!("{}-{time}", report.test.metadata.name))
 }
 
 /// Whether a report could be written to `directory`; leaves nothing there.

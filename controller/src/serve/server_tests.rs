@@ -155,3 +155,87 @@ async fn a_sidecar_of_another_protocol_is_told_what_to_do() {
     minor.headers_mut().insert(PROTOCOL_HEADER, HeaderValue::from_static("1.9"));
     assert_eq!(client().request(minor).await.unwrap().status(), StatusCode::SWITCHING_PROTOCOLS);
 }
+
+/// An API server that knows tokens of pods: `token-UID` for the audience of sidecars, `kubernetes-UID` for its own, `account` of no pod.
+fn reviewer() -> kube::Client {
+    let answer = |request: Request<kube::client::Body>| async move {
+        let asked = request.into_body().collect().await.unwrap().to_bytes();
+        let asked: serde_json::Value = serde_json::from_slice(&asked).unwrap();
+        let token = asked["spec"]["token"].as_str().unwrap().to_owned();
+        let extra =
+            |uid: &str| serde_json::json!({ "authentication.kubernetes.io/pod-name": [format!("web-{uid}")], "authentication.kubernetes.io/pod-uid": [uid] });
+        let status = match token.split_once('-') {
+            Some(("token", uid)) => serde_json::json!({ "authenticated": true, "audiences": asked["spec"]["audiences"],
+                "user": { "username": "system:serviceaccount:shop:default", "extra": extra(uid) } }),
+            Some(("kubernetes", _)) => {
+                serde_json::json!({ "authenticated": false, "error": "token audiences [\"https://kubernetes.default.svc\"] is invalid for the target audiences" })
+            }
+            _ if token == "account" => {
+                serde_json::json!({ "authenticated": true, "audiences": asked["spec"]["audiences"], "user": { "username": "system:serviceaccount:shop:default" } })
+            }
+            _ => serde_json::json!({ "authenticated": false }),
+        };
+        let review =
+            serde_json::json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": asked["spec"], "status": status });
+        Ok::<_, std::convert::Infallible>(Response::builder().status(201).body(kube::client::Body::from(review.to_string().into_bytes())).unwrap())
+    };
+    kube::Client::new(tower::service_fn(answer), "default")
+}
+
+/// What a request came to: its status and its words.
+async fn said(request: Request<Full<Bytes>>) -> (u16, String) {
+    let answer = client().request(request).await.unwrap();
+    let status = answer.status().as_u16();
+    if status == 101 {
+        return (status, String::new());
+    }
+    (status, String::from_utf8_lossy(&answer.into_body().collect().await.unwrap().to_bytes()).into_owned())
+}
+
+#[tokio::test]
+async fn on_a_cluster_a_token_opens_the_connection_and_the_sets_of_its_own_pod_alone() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let sidecars = Sidecars::new(PolicyHub::default());
+    tokio::spawn(serve(listener, None, Auth::tokens(reviewer()), sidecars.clone()));
+    let ask = |path: String, token: &str| {
+        let request = Request::get(format!("http://{address}{path}")).header("authorization", format!("Bearer {token}"));
+        request.header("connection", "upgrade").header("upgrade", CONNECTION_UPGRADE).body(Full::<Bytes>::default()).unwrap()
+    };
+    let dial = |uid: &str, token: &str| ask(format!("{CONNECTION_PATH}?uid={uid}"), token);
+    assert_eq!(said(dial("a", "token-a")).await.0, 101);
+    let (status, why) = said(dial("b", "token-a")).await;
+    assert!(status == 403 && why.contains("shop/web-a") && why.contains("not for pod b"), "{status} {why}");
+    for (token, wanted) in [("kubernetes-a", 401), ("account", 403), ("nonsense", 401), ("", 401)] {
+        let (status, why) = said(dial("a", token)).await;
+        assert_eq!(status, wanted, "{token}: {why}");
+    }
+    // Of golden sets it is given those that are assigned to it; being there is not enough.
+    let tar = Bytes::from_static(b"a tar");
+    let digest = steadfast_golden_sets::set::sha256(&tar).to_string();
+    sidecars.sets.insert(&digest, tar).unwrap();
+    let (status, why) = said(ask(format!("{GOLDEN_SETS}{digest}"), "token-b")).await;
+    assert!(status == 403 && why.contains("not assigned to pod shop/web-b"), "{status} {why}");
+    // And nobody hears a golden set that was not asked for.
+    let mut brings = ask(READ_SET.to_owned(), "token-a");
+    *brings.method_mut() = Method::POST;
+    let (status, why) = said(brings).await;
+    assert!(status == 403 && why.contains("nobody waits"), "{status} {why}");
+}
+
+#[tokio::test]
+async fn a_report_in_another_pods_name_ends_the_connection_of_the_pod_that_sent_it() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let sidecars = Sidecars::new(PolicyHub::default());
+    let seen = sidecars.ingest.subscribe(16, |_, _| true).into_receiver();
+    tokio::spawn(serve(listener, None, Auth::tokens(reviewer()), sidecars));
+    let request = Request::get(format!("http://{address}{CONNECTION_PATH}?uid=a")).header("authorization", "Bearer token-a");
+    let request = request.header("connection", "upgrade").header("upgrade", CONNECTION_UPGRADE).body(Full::<Bytes>::default()).unwrap();
+    let answer = client().request(request).await.unwrap();
+    let mut line = Line(BufReader::new(TokioIo::new(hyper::upgrade::on(answer).await.unwrap())));
+    let _: PolicySnapshot = line.hear().await;
+    line.tell(&report("b", 1)).await;
+    assert!(line.refused().await.contains("pod b"));
+    assert!(seen.is_empty(), "nothing of it counts");
+}

@@ -13,8 +13,7 @@ pub const BYTES_MAX: usize = 256 << 20;
 /// A set does not fit beside the others.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "golden set {digest} has {bytes} bytes and the controller holds {held} of at most {BYTES_MAX} already: take a persistentVolumeClaim or image source, which \
-     sidecars mount themselves"
+    "golden set {digest} has {bytes} bytes and the controller holds {held} of at most {BYTES_MAX} already: take fewer samples, or delete GoldenSets that nobody needs"
 )]
 pub struct NoRoom {
     pub digest: String,

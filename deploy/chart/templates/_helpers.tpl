@@ -9,6 +9,20 @@ app.kubernetes.io/name: steadfast
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* Every image is for Linux; what the values say comes beside it. */}}
+{{- define "steadfast.nodeSelector" -}}
+{{- merge (deepCopy .) (dict "kubernetes.io/os" "linux") | toYaml }}
+{{- end }}
+
+{{/* Of pods that no privilege is needed for. */}}
+{{- define "steadfast.podSecurityContext" -}}
+runAsNonRoot: true
+{{- with .Values.runAsUser }}
+runAsUser: {{ . | int64 }}
+{{- end }}
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
 {{/* Flags that tell where the power hook is. */}}
 {{- define "steadfast.powerHook" -}}
 {{- if .Values.powerHook.url }}

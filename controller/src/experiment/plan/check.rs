@@ -184,6 +184,9 @@ impl Check<'_> {
     }
 
     fn set(&mut self, field: &str, name: &str) {
+        if self.target == Target::Cluster && self.finder.shelves.is_empty() {
+            return self.name(field, name);
+        }
         if let Err(why) = self.sets.load(name, self.finder) {
             self.wrong(field, format!("{name:?} cannot be used: {why}"));
         }

@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 use rand::{SeedableRng, rngs::StdRng};
 use steadfast_api::{Span, read::to_yaml, test::Selection};
 
-use super::{super::select, Plan};
+use super::{super::select, Plan, Target};
 
 /// YAML that is the same test, followed by the plan as comments.
 ///
 /// # Errors
 /// When the test cannot be written as YAML.
-pub fn dry_run(plan: &Plan) -> Result<String, String> {
+pub fn dry_run(plan: &Plan, target: Target) -> Result<String, String> {
     let mut text = to_yaml(&plan.test)?;
     if !text.ends_with('\n') {
         text.push('\n');
@@ -41,13 +41,17 @@ pub fn dry_run(plan: &Plan) -> Result<String, String> {
             };
             let numbers: Vec<usize> = (1..=candidates).collect();
             let chosen: Vec<String> = select::draw(selection, &numbers, &mut rng).iter().map(ToString::to_string).collect();
+            let chosen = match target {
+                Target::Local => format!("{kind} {} of {candidates}", chosen.join(", ")),
+                // How many there are, the cluster knows.
+                Target::Cluster => format!("{} {kind}s", share(selection)),
+            };
             let lasts = if step.duration.is_zero() { "at once".to_owned() } else { format!("for {}", step.duration) };
             if round <= ROUNDS_SHOWN {
                 line(format_args!(
-                    "Round {round}, {:?}: {} {lasts} on {kind} {} of {candidates}; then analysis until stable for {}, at most {}.",
+                    "Round {round}, {:?}: {} {lasts} on {chosen}; then analysis until stable for {}, at most {}.",
                     step.name,
                     step.action.name(),
-                    chosen.join(", "),
                     spec.stable.hold,
                     spec.stable.within
                 ));
@@ -57,7 +61,7 @@ pub fn dry_run(plan: &Plan) -> Result<String, String> {
     if spec.rounds > ROUNDS_SHOWN {
         line(format_args!("And so on, for {} rounds.", spec.rounds));
     }
-    if spec.steps.iter().any(|step| step.action.takes_pods()) {
+    if target == Target::Local && spec.steps.iter().any(|step| step.action.takes_pods()) {
         line(format_args!("Nodes and pods are numbered among those that can be chosen when the step begins: pods in service in order of creation, and nodes"));
         line(format_args!("that hold one. The draw is the seed's; where an earlier step has changed who is there, it falls on others."));
     }
@@ -65,3 +69,14 @@ pub fn dry_run(plan: &Plan) -> Result<String, String> {
 }
 
 const ROUNDS_SHOWN: u32 = 10;
+
+/// How many of those that there are.
+fn share(selection: Selection) -> String {
+    match selection {
+        Selection::One => "one of the".to_owned(),
+        Selection::All => "all".to_owned(),
+        Selection::Fixed(count) => format!("{count} of the"),
+        Selection::FixedPercent(share) => format!("{share} of the"),
+        Selection::RandomMaxPercent(share) => format!("at most {share} of the"),
+    }
+}

@@ -54,6 +54,7 @@ pub(super) async fn start(means: &Means, name: &str, node: &str, load: Percent, 
             "terminationGracePeriodSeconds": 5,
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
+            "imagePullSecrets": means.image_pull_secrets,
             "tolerations": [{ "operator": "Exists" }],
             "securityContext": { "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": { "type": "RuntimeDefault" } },
             "containers": [{

@@ -20,19 +20,58 @@ impl FailureError {
     /// An answer of the API server, or its absence.
     pub fn api(what: impl Into<String>, error: &kube::Error) -> Self {
         match error {
-            kube::Error::Api(status) if status.code == 403 => Self {
-                what: what.into(),
-                why: format!("{}; the chart grants it where a value asks for it: see `failures` in its values", status.message),
-                gone: false,
-            },
+            kube::Error::Api(status) if status.code == 403 => {
+                Self { what: what.into(), why: format!("{}; {}", status.message, granted_by(&status.message)), gone: false }
+            }
             kube::Error::Api(status) => Self { what: what.into(), why: status.message.clone(), gone: status.code == 404 },
             other => Self { what: what.into(), why: format!("the API server did not answer: {other}"), gone: false },
         }
     }
 }
 
+/// What would allow what the API server refused, by its words: `cannot VERB resource "RESOURCE" in API group …`.
+fn granted_by(refusal: &str) -> &'static str {
+    let about = |resource: &str| refusal.contains(&format!("resource \"{resource}"));
+    if about("nodefaults") {
+        "these rights are the chart's own: is it of another version than the controller?"
+    } else if about("nodes") {
+        "failures.nodes=true in the chart's values grants it"
+    } else if ["deployments", "statefulsets", "daemonsets", "replicasets"].into_iter().any(about) {
+        "failures.workloads=true in the chart's values grants it"
+    } else if about("pods") && refusal.contains("cannot create") {
+        "failures.cpuPressureOnNodes=true in the chart's values grants it"
+    } else if about("pods") && refusal.contains("at the cluster scope") {
+        "this controller looks at named namespaces alone (watchNamespaces in the chart's values), and what hits a node hits pods of every namespace"
+    } else {
+        "see `failures` in the chart's values"
+    }
+}
+
 impl From<FailureError> for PlatformError {
     fn from(error: FailureError) -> Self {
         Self { what: error.what, why: error.why }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_api_server_refuses_is_told_with_the_value_that_grants_it() {
+        let user = "system:serviceaccount:steadfast-system:steadfast-controller";
+        let refused = |what: &str, of: &str, words: &str| format!("{what} \"x\" is forbidden: User \"{user}\" cannot {of} in API group {words}");
+        for (message, says) in [
+            (refused("deployments.apps", "patch resource \"deployments/scale\"", "\"apps\" in the namespace \"models\""), "failures.workloads=true"),
+            (refused("daemonsets.apps", "get resource \"daemonsets\"", "\"apps\" in the namespace \"models\""), "failures.workloads=true"),
+            (refused("nodes", "patch resource \"nodes\"", "\"\" at the cluster scope"), "failures.nodes=true"),
+            (refused("pods", "create resource \"pods\"", "\"\" in the namespace \"steadfast-system\""), "failures.cpuPressureOnNodes=true"),
+            (refused("pods", "list resource \"pods\"", "\"\" at the cluster scope"), "watchNamespaces"),
+            ("pods \"x\" is forbidden: ValidatingAdmissionPolicy".to_owned(), "`failures`"),
+        ] {
+            let status = kube::core::Status { code: 403, message: message.clone(), ..kube::core::Status::default() };
+            let told = FailureError::api("it", &kube::Error::Api(Box::new(status)));
+            assert!(told.why.starts_with(&message) && told.why.contains(says), "{told}");
+        }
     }
 }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use k8s_openapi::api::core::v1::Pod as Object;
+use k8s_openapi::api::core::v1::{LocalObjectReference, Pod as Object};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, EvictParams, Preconditions},
@@ -54,6 +54,8 @@ pub struct Means {
     /// Its own image, which burns too.
     pub image: String,
     pub image_pull_policy: Option<String>,
+    /// Secrets of its namespace by which that image is pulled.
+    pub image_pull_secrets: Vec<LocalObjectReference>,
     pub power: Option<PowerHook>,
 }
 
