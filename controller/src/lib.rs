@@ -21,3 +21,4 @@ pub mod report;
 mod runtime;
 pub mod serve;
 pub mod webhook;
+mod words;
