@@ -492,7 +492,7 @@ impl GoldenSets {
             let patch = json!({
                 "apiVersion": API_VERSION, "kind": GoldenSet::KIND,
                 "metadata": { "name": object.name_any(), "namespace": namespace },
-                "status": status,
+                "status": super::status::fit(&status),
             });
             let api: Api<GoldenSet> = Api::namespaced(self.client.clone(), &namespace);
             match timeout(WRITTEN_WITHIN, api.patch_status(&object.name_any(), &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch))).await {
