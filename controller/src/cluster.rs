@@ -41,7 +41,7 @@ use crate::{
         golden_set::{self, GoldenSets, reader::Readers, runs::Runs},
         injection::Injection,
         pods::Pods,
-        resilience_schedule::Schedules,
+        resilience_schedule::{Leave, Schedules},
         resilience_test::{Needs, Tests},
         resource::MANAGER,
         scope::Scope,
@@ -330,6 +330,7 @@ async fn duties(
         }
     }
     sidecars.hub.open();
+    let schedules = Leave::new(client.clone(), Arc::clone(&pods));
     let reports = args.reports_url.as_deref().map(Objects::open).transpose()?;
     let tests = Tests::new(Needs {
         means,
@@ -339,9 +340,10 @@ async fn duties(
         events: events.clone(),
         metrics: metrics.clone(),
         stopping,
+        schedules: Arc::clone(&schedules),
         reports,
     });
-    let schedules = Schedules::new(client.clone(), Arc::clone(&pods), metrics.clone(), events.clone());
+    let schedules = Schedules::new(client.clone(), schedules, Arc::clone(&pods), metrics.clone(), events.clone());
     let injection = Injection::new(client.clone(), Arc::clone(&pods), args.redirect_image.is_some(), metrics, events);
     let for_ever = async { tokio::join!(serving, policies.run(), golden_sets.run(), schedules.run(), injection.run(), forget(&pods, &sidecars.ingest),) };
     tokio::select! {
