@@ -221,7 +221,7 @@ mod tests {
 
     async fn serve(server: Shared, request: Request<Body>) -> Result<Response<Body>, std::convert::Infallible> {
         let method = request.method().clone();
-        let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         if method == Method::GET {
             let lease = lock(&server).lease.clone();
             return Ok(lease.map_or_else(|| problem(StatusCode::NOT_FOUND), |lease| answer(StatusCode::OK, &lease)));

@@ -61,7 +61,7 @@ pub struct Remote {
 #[derive(Debug, PartialEq)]
 enum Seen<'a> {
     News(&'a ResilienceTestStatus),
-    Ended(ResilienceTestStatus),
+    Ended(Box<ResilienceTestStatus>),
     /// Nothing has changed for long, though it should; said once.
     Silence(String),
     Nothing,
@@ -82,7 +82,7 @@ impl Watched {
 
     fn look(&mut self, now: tokio::time::Instant, status: ResilienceTestStatus) -> Seen<'_> {
         if matches!(status.phase, RunPhase::Finished | RunPhase::Refused) {
-            return Seen::Ended(status);
+            return Seen::Ended(Box::new(status));
         }
         if status != self.status {
             *self = Self { status, since: now, is_told: false };
@@ -167,7 +167,7 @@ impl Remote {
                         Seen::News(status) => tell(status),
                         Seen::Ended(status) => {
                             tell(&status);
-                            return Ok(status);
+                            return Ok(*status);
                         }
                         Seen::Silence(words) => tell(&ResilienceTestStatus { progress: Some(words), ..ResilienceTestStatus::default() }),
                         Seen::Nothing => {}

@@ -22,7 +22,9 @@ fn bound(value: &mut Value, most: usize) {
         Value::String(text) if text.len() > most => *text = cut(text, most),
         Value::Array(items) => {
             items.truncate(ITEMS_MAX as usize);
-            items.iter_mut().for_each(|item| bound(item, most));
+            for item in items {
+                bound(item, most);
+            }
         }
         Value::Object(fields) => {
             let is_condition = fields.contains_key("lastTransitionTime");

@@ -223,7 +223,9 @@ fn armed(inner: &Inner, id: u64, order: Order) -> Result<Armed, PlatformError> {
     // No FaultPolicy can be called so: names of objects have no underscore. Names of steps come again in every run, since each is a label of the sidecars' metrics.
     let policy = format!("step_{id}");
     let armed = Armed { owner, policy, spec, nodes, covered: Mutex::new(covered), before: Mutex::default(), on: AtomicBool::new(true) };
-    uids.iter().for_each(|uid| armed.reaches(inner, uid));
+    for uid in &uids {
+        armed.reaches(inner, uid);
+    }
     Ok(armed)
 }
 

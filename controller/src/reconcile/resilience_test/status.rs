@@ -201,8 +201,11 @@ mod tests {
         assert_eq!(words(&conditions(&[], &refused)), ["Running False Refused", "Verdict Unknown Refused"]);
     }
 
+    /// The object, how many writes are refused yet, and how many came.
+    type Held = Arc<Mutex<(Value, usize, usize)>>;
+
     /// An API server that holds one test as it was last applied; the first `refusals` writes of its status are refused.
-    fn server(refusals: usize) -> (Api<ResilienceTest>, Arc<Mutex<(Value, usize, usize)>>) {
+    fn server(refusals: usize) -> (Api<ResilienceTest>, Held) {
         let object =
             json!({ "apiVersion": API_VERSION, "kind": "ResilienceTest", "metadata": { "name": "t", "uid": "u", "resourceVersion": "1" }, "spec": {} });
         let held = Arc::new(Mutex::new((object, refusals, 0)));
@@ -211,7 +214,7 @@ mod tests {
             let held = Arc::clone(&shared);
             async move {
                 let is_write = request.method() == http::Method::PATCH;
-                let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
                 let mut held = held.lock().unwrap();
                 let answer = |code: u16, body: &Value| {
                     let body = kube::client::Body::from(body.to_string().into_bytes());
