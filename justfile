@@ -24,6 +24,10 @@ case-study-on-a-cluster:
 truth:
     STEADFAST_TRUTH=full cargo test --test cluster -- --nocapture truth::
 
+# The leader is killed at every second of a run, on a real cluster on this machine (root). 25 minutes.
+kills:
+    STEADFAST_KILLS=full cargo test --test cluster -- --nocapture killed::
+
 # Where the build's time goes.
 timings:
     cargo build --release --timings

@@ -1,6 +1,6 @@
 //! Custom resources in `steadfast.dev/v1alpha1`, beside [`crate::test`] and [`crate::policy`]: specs that people write and statuses that the controller writes.
 //!
-//! Statuses hold summaries only: what grows with pods or time is in the report.
+//! Statuses hold summaries, and of pods a few: what grows with pods or time is in the report.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,7 @@ pub struct Condition {
     pub status: String,
     /// One CamelCase word.
     pub reason: String,
+    #[schemars(length(max = 32_768))]
     pub message: String,
     /// RFC 3339, in seconds.
     pub last_transition_time: String,
@@ -119,14 +120,14 @@ pub struct LiveProgress {
     pub availability: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p99_ms: Option<f64>,
-    /// The first [`LIVE_PODS_MAX`].
+    /// At most 32; of more, those that are not in service first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 32))]
     pub pods: Vec<LivePod>,
 }
 
-/// Pods in a status, as many as a target on one machine may have.
-pub const LIVE_PODS_MAX: usize = 256;
+/// Pods in a status: as many as one look takes in, and little enough to be written every second.
+pub const LIVE_PODS_MAX: usize = 32;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum LivePhase {

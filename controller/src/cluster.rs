@@ -47,7 +47,7 @@ use crate::{
         golden_set::{self, GoldenSets, reader::Readers, runs::Runs},
         injection::Injection,
         pods::Pods,
-        resilience_schedule::Schedules,
+        resilience_schedule::{Leave, Schedules},
         resilience_test::{Needs, Tests},
         resource::MANAGER,
         scope::Scope,
@@ -269,7 +269,7 @@ async fn lead(args: Args) -> Result<(), ClusterError> {
     let (done, is_done) = watch::channel(false);
     let stopping = stopped.clone();
     let lost = tokio::select! {
-        () = candidate.win() => {
+        asked = candidate.win() => {
             metrics.leader.set(1);
             tracing::info!("leads");
             let duties = async {
@@ -279,7 +279,7 @@ async fn lead(args: Args) -> Result<(), ClusterError> {
                 std::future::pending::<Result<(), ClusterError>>().await
             };
             tokio::select! {
-                lost = candidate.hold(is_done) => lost,
+                lost = candidate.hold(asked, is_done) => lost,
                 error = duties => return error,
             }
         }
@@ -305,7 +305,8 @@ async fn hooks_sleep(client: &Client) -> bool {
     }
 }
 
-/// What the leader alone does. Returns when it cannot, or when it was told to stop and its run has ended.
+/// What the leader alone does. Returns when it cannot, or when it was told to stop and its run has ended; no sidecar is connected any more then, so that nothing they
+/// say is acknowledged and lost with this process.
 async fn duties(
     args: &Args,
     client: Client,
@@ -315,12 +316,21 @@ async fn duties(
     events: Events,
     stopping: watch::Receiver<bool>,
 ) -> Result<(), ClusterError> {
+    // Before anything is begun there is nothing to end, and what is waited for may be long in coming.
+    let mut told = stopping.clone();
+    let mut told = std::pin::pin!(async move { drop(told.wait_for(|told| *told).await) });
     let pods = Arc::new(Pods::watch(&client, Scope::new(&args.watch_namespaces)));
-    let means = Arc::new(means(args, client.clone(), Arc::clone(&pods)).await);
+    let means = tokio::select! {
+        means = means(args, client.clone(), Arc::clone(&pods)) => Arc::new(means),
+        () = &mut told => return Ok(()),
+    };
     let sidecars = Sidecars::new(PolicyHub::closed());
     let listener = listen("sidecars", args.sidecar_port)?;
     let mut policies = FaultPolicies::new(client.clone(), Arc::clone(&pods), Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone());
-    policies.first().await;
+    tokio::select! {
+        () = policies.first() => {}
+        () = &mut told => return Ok(()),
+    }
     let runs = Runs::new(Arc::clone(&sidecars.hub), Arc::clone(&sidecars.sets));
     let mut golden_sets = GoldenSets::new(golden_set::Parts {
         client: client.clone(),
@@ -345,8 +355,13 @@ async fn duties(
     tokio::select! {
         () = golden_sets.first() => {}
         _ = &mut serving => {}
+        () = &mut told => {
+            sidecars.hub.end();
+            return Ok(());
+        }
     }
     sidecars.hub.open();
+    let schedules = Leave::new(client.clone(), Arc::clone(&pods));
     let reports = args.reports_url.as_deref().map(Objects::open).transpose()?;
     let tests = Tests::new(Needs {
         means,
@@ -356,15 +371,17 @@ async fn duties(
         events: events.clone(),
         metrics: metrics.clone(),
         stopping,
+        schedules: Arc::clone(&schedules),
         reports,
     });
-    let schedules = Schedules::new(client.clone(), Arc::clone(&pods), metrics.clone(), events.clone());
+    let schedules = Schedules::new(client.clone(), schedules, Arc::clone(&pods), metrics.clone(), events.clone());
     let injection = Injection::new(client.clone(), Arc::clone(&pods), &args.namespace, args.redirect_image.is_some(), metrics, events);
     let for_ever = async { tokio::join!(serving, policies.run(), golden_sets.run(), schedules.run(), injection.run(), forget(&pods, &sidecars.ingest),) };
     tokio::select! {
         () = tests.run() => {}
         _ = for_ever => {}
     }
+    sidecars.hub.end();
     Ok(())
 }
 

@@ -22,3 +22,4 @@ pub mod report;
 mod runtime;
 pub mod serve;
 pub mod webhook;
+mod words;

@@ -11,6 +11,7 @@ mod golden;
 mod harness;
 mod injection;
 mod install;
+mod killed;
 mod latency;
 mod lost;
 mod manifests;

@@ -56,6 +56,30 @@ fn a_test_is_taken_and_its_mistakes_are_refused_with_what_would_be_right() {
 }
 
 #[test]
+fn the_spec_of_a_test_that_runs_stays_and_that_of_a_template_or_a_watch_may_change() {
+    let Some(cluster) = cluster() else { return };
+    definitions(&cluster);
+    let space = cluster.namespace("spec");
+    let template = TEST.replace("spec:\n", "spec:\n  suspend: true\n");
+    space.apply(&template);
+    let other = template.replace("baseline: 30s", "baseline: 40s");
+    space.try_apply(&other).expect("nothing runs it yet");
+    let is = |phase: &str| {
+        let status = format!("{{\"status\": {{\"phase\": \"{phase}\"}}}}");
+        space.kubectl(&["patch", "resiliencetest/case-study", "--subresource=status", "--type=merge", "--patch", &status]).expect("patched");
+    };
+    for phase in ["Running", "Finished"] {
+        is(phase);
+        let refused = space.try_apply(&template).expect_err("it is run as it stands");
+        assert!(refused.contains("apply another under another name"), "{phase}: {refused}");
+        space.try_apply(&other).expect("nothing changes");
+        space.kubectl(&["label", "--overwrite", "resiliencetest/case-study", &format!("phase={phase}")]).expect("it is not the spec");
+    }
+    is("Refused");
+    space.try_apply(&template).expect("what was refused is mended");
+}
+
+#[test]
 fn the_other_resources_refuse_their_mistakes_too() {
     let Some(cluster) = cluster() else { return };
     definitions(&cluster);

@@ -84,6 +84,18 @@ fn leashed_it_tells_armed_it_runs_and_what_is_not_well_is_left_in_peace() {
     let status = space.get("resilienceschedule/often").expect("it is there")["status"].clone();
     assert!(status["lastRunAt"].is_string() && status["lastRun"].is_string(), "{status:#}");
 
+    // A run that goes on ends when its schedule is leashed.
+    space.apply(&test("template", TEMPLATE).replace("podKill: {pods: {mode: one}}", "networkLatency: {pods: {mode: one}, delay: 50ms}, for: 5m"));
+    let goes_on = space.wait(120, &format!("a long run\n{}", installed.state()), || {
+        made(&space).into_iter().find(|test| test["status"]["live"]["phase"] == "Fault" && test["status"]["live"]["name"] == "killed")
+    });
+    space.apply(&schedule("often", "armed: false"));
+    let name = goes_on["metadata"]["name"].as_str().expect("a name").to_owned();
+    space.wait(30, &format!("its end\n{}", installed.state()), || {
+        (space.get(&format!("resiliencetest/{name}"))?["status"]["phase"] == "Finished").then_some(())
+    });
+    space.apply(&schedule("often", "armed: true"));
+
     // Leave is asked for at the moment itself; and what was made goes with its maker.
     space.kubectl(&["label", "namespace", space.name(), "steadfast.dev/faults-"]).expect("labelled");
     let forbidden = skipped(&space, "often", "NotAllowed", &state);

@@ -102,7 +102,7 @@ fn what_nobody_planned_is_seen_for_as_long_as_the_test_stands() {
     let words = told["lastOutage"].as_str().unwrap_or_default();
     assert!(words.starts_with(&format!("{lost} on ")) && words.contains("first right prediction after"), "{words}");
     assert!(told["recovery"].as_str().is_some_and(|words| words.ends_with('s')), "{told:#}");
-    let seen = report(&space, "steadfast-run-watch-outage");
+    let seen = report(&space, "steadfast-outage-watch");
     let outage = seen.outages.first().expect("it is in the report");
     assert_eq!((seen.outages.len(), outage.pod.as_str(), outage.fault, outage.censored), (1, lost.as_str(), None, false), "{:?}", seen.outages);
     for mark in
@@ -136,6 +136,12 @@ fn what_nobody_planned_is_seen_for_as_long_as_the_test_stands() {
     cluster.kubectl(&["--namespace", &installed.system, "delete", "pod", &leader, "--grace-period=0", "--force"]).expect("killed");
     let at = windows(&after);
     let after = status(&space, 120, "a window of the next leader", |status| windows(status) > at);
+    assert_eq!((&after["phase"], &after["outages"]), (&"Running".into(), &1.into()), "{after:#}");
+
+    // Another spec is what it goes on with.
+    space.kubectl(&["patch", "resiliencetest/watch", "--type=merge", "--patch", r#"{"spec": {"window": "8s"}}"#]).expect("patched");
+    let at = windows(&after);
+    let after = status(&space, 60, "two windows by the new spec", |status| status["observedGeneration"] == 2 && windows(status) >= at + 2);
     assert_eq!((&after["phase"], &after["outages"]), (&"Running".into(), &1.into()), "{after:#}");
 
     // An experiment runs beside it, and its outage is one that the watch sees.

@@ -21,6 +21,8 @@ use crate::{Failure, io};
 const CPU_GOAL_CORES: f64 = 0.5;
 const RSS_GOAL_MB: f64 = 300.0;
 const POLICY_GOAL_MS: f64 = 100.0;
+/// Of one report a second from each sidecar; the others are late by less than a second, and in the next second's count.
+const REPORTS_SHARE: f64 = 0.95;
 
 /// At one number of sidecars.
 #[derive(Clone, Debug, Serialize)]
@@ -55,6 +57,31 @@ impl fmt::Display for Row {
 /// Of sorted values; 0 of none.
 pub(crate) fn quantile(sorted: &[f64], q: f64) -> f64 {
     sorted.get((sorted.len().saturating_sub(1) as f64 * q).round() as usize).copied().unwrap_or(0.0)
+}
+
+/// What of the promises does not hold: in the same words as they are given.
+pub(crate) fn broken(rows: &[Row]) -> Vec<String> {
+    let mut broken = Vec::new();
+    for row in rows {
+        for (what, is, goal) in [
+            ("cores", row.cpu_cores, CPU_GOAL_CORES),
+            ("MB of memory", row.rss_mb, RSS_GOAL_MB),
+            ("ms until a policy for one has come, p50", row.policy_one_p50_ms, POLICY_GOAL_MS),
+            ("ms until a policy for all has come, p50", row.policy_all_p50_ms, POLICY_GOAL_MS),
+        ] {
+            if is >= goal {
+                broken.push(format!("{} sidecars: {is:.2} {what}; less than {goal} were promised", row.sidecars));
+            }
+        }
+        if row.reports_lost > 0 {
+            broken.push(format!("{} sidecars: {} reports were lost", row.sidecars, row.reports_lost));
+        }
+        let wanted = row.sidecars as f64 * REPORTS_SHARE;
+        if row.reports_per_second < wanted {
+            broken.push(format!("{} sidecars: {:.0} reports a second; at least {wanted:.0} were to be taken", row.sidecars, row.reports_per_second));
+        }
+    }
+    broken
 }
 
 /// Writes scale.json, scale.csv and scale.svg into `folder`.
@@ -122,4 +149,30 @@ fn panel(area: &plotters::drawing::DrawingArea<SVGBackend<'_>, plotters::coord::
     }
     chart.configure_series_labels().position(SeriesLabelPosition::UpperLeft).background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.2)).draw()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promise_that_does_not_hold_is_named() {
+        let good = Row {
+            sidecars: 10_000,
+            cpu_cores: 0.2,
+            cpu_us_per_report: 20.0,
+            rss_mb: 133.0,
+            reports_per_second: 9_990.0,
+            policy_all_p50_ms: 90.0,
+            policy_all_p99_ms: 180.0,
+            policy_one_p50_ms: 0.1,
+            policy_one_p99_ms: 0.3,
+            joined_seconds: 20.0,
+            reports_lost: 0,
+        };
+        assert_eq!(broken(std::slice::from_ref(&good)), [""; 0]);
+        let bad = Row { cpu_cores: 0.51, rss_mb: 300.0, reports_per_second: 4_000.0, reports_lost: 2, ..good };
+        let told = broken(&[bad]);
+        assert!(told.len() == 4 && told[0].contains("0.51 cores") && told[1].contains("300.00 MB"), "{told:?}");
+    }
 }

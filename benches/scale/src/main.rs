@@ -86,7 +86,8 @@ fn bench(args: &Args) -> Result<(), Failure> {
     let rows = runtime.block_on(measure(args))?;
     figures::write(&args.out, &rows)?;
     println!("\nwritten to {}: scale.json, scale.csv, scale.svg", args.out.display());
-    Ok(())
+    let broken = figures::broken(&rows);
+    if broken.is_empty() { Ok(()) } else { Err(Failure::Other(broken.join("\n       "))) }
 }
 
 async fn measure(args: &Args) -> Result<Vec<Row>, Failure> {

@@ -84,9 +84,19 @@ impl From<&Progress> for LiveProgress {
             done: now.done,
             availability: now.availability,
             p99_ms: now.p99_ms,
-            pods: now.pods.iter().take(LIVE_PODS_MAX).map(pod).collect(),
+            pods: shown(&now.pods).into_iter().map(pod).collect(),
         }
     }
+}
+
+/// The pods that a status has room for: all, or those first that somebody should look at.
+fn shown(pods: &[PodNow]) -> Vec<&PodNow> {
+    let mut shown: Vec<&PodNow> = pods.iter().collect();
+    if shown.len() > LIVE_PODS_MAX {
+        shown.sort_by_key(|pod| pod.state == PodState::Serving);
+        shown.truncate(LIVE_PODS_MAX);
+    }
+    shown
 }
 
 impl From<LiveProgress> for Progress {
@@ -133,5 +143,17 @@ mod tests {
             pods,
         };
         assert_eq!(Progress::from(LiveProgress::from(&now)), now);
+    }
+
+    #[test]
+    fn of_more_pods_than_a_status_holds_those_out_of_service_are_shown() {
+        let pod = |number: usize| {
+            let state = if number % 50 == 49 { PodState::Loading } else { PodState::Serving };
+            PodNow { name: format!("p-{number}"), node: "n".into(), state, golden: None, p99_ms: None }
+        };
+        let pods: Vec<PodNow> = (0..200).map(pod).collect();
+        let names: Vec<&str> = shown(&pods).iter().map(|pod| pod.name.as_str()).collect();
+        assert_eq!((names.len(), &names[..5]), (LIVE_PODS_MAX, &["p-49", "p-99", "p-149", "p-199", "p-0"][..]));
+        assert_eq!(shown(&pods[..LIVE_PODS_MAX]).len(), LIVE_PODS_MAX);
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     access::{Access, NoCluster},
     objects::Objects,
     reconcile::{
-        resilience_test::{REPORT_KEY, STOP_ANNOTATION},
+        resilience_test::{STOP_ANNOTATION, part, part_name},
         resource::{MANAGER, ResilienceTest},
     },
     report::json,
@@ -32,6 +32,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const TAKEN_UP_WITHIN: Duration = Duration::from_secs(30);
 /// An API server that does not answer for so long is lost.
 const LOST_AFTER: Duration = Duration::from_secs(60);
+/// A run is written about every second: after so long without a word it is said that there is none.
+const SILENT_AFTER: Duration = Duration::from_secs(30);
+/// And after so long nobody waits for it any more: the slowest of leases (5 minutes) has run out twice by then, and whoever leads next tells how the run ended.
+const GIVEN_UP_AFTER: Duration = Duration::from_mins(11);
 const REPORT_BYTES_MAX: u64 = 256 << 20;
 
 /// Why a test could not be run there.
@@ -51,6 +55,61 @@ pub struct Remote {
     tests: Api<ResilienceTest>,
     maps: Api<ConfigMap>,
     namespace: String,
+}
+
+/// What a look at a status came to.
+#[derive(Debug, PartialEq)]
+enum Seen<'a> {
+    News(&'a ResilienceTestStatus),
+    Ended(Box<ResilienceTestStatus>),
+    /// Nothing has changed for long, though it should; said once.
+    Silence(String),
+    Nothing,
+    GivenUp(String),
+}
+
+/// A status as it was seen last, and since when it has not changed.
+struct Watched {
+    status: ResilienceTestStatus,
+    since: tokio::time::Instant,
+    is_told: bool,
+}
+
+impl Watched {
+    fn new(now: tokio::time::Instant) -> Self {
+        Self { status: ResilienceTestStatus::default(), since: now, is_told: false }
+    }
+
+    fn look(&mut self, now: tokio::time::Instant, status: ResilienceTestStatus) -> Seen<'_> {
+        if matches!(status.phase, RunPhase::Finished | RunPhase::Refused) {
+            return Seen::Ended(Box::new(status));
+        }
+        if status != self.status {
+            *self = Self { status, since: now, is_told: false };
+            return Seen::News(&self.status);
+        }
+        let (silent, is_taken_up) = (now.duration_since(self.since), self.status != ResilienceTestStatus::default());
+        // Who waits for its turn has been told so, and may wait for long.
+        if is_taken_up && self.status.phase == RunPhase::Pending {
+            return Seen::Nothing;
+        }
+        if silent > GIVEN_UP_AFTER {
+            return Seen::GivenUp(format!(
+                "no controller has said anything of it for {} minutes: look at the Pods of Steadfast and at its Lease; what is in force ends by itself, and once a \
+                 controller leads again it tells how the run ended",
+                silent.as_secs() / 60
+            ));
+        }
+        if self.is_told || silent <= if is_taken_up { SILENT_AFTER } else { TAKEN_UP_WITHIN } {
+            return Seen::Nothing;
+        }
+        self.is_told = true;
+        Seen::Silence(if is_taken_up {
+            format!("no word from the controller for {} s: it may be lost, and the next one tells how the run ended", silent.as_secs())
+        } else {
+            "waiting: no controller has taken it up yet; is Steadfast not installed, or does it not look at this namespace?".to_owned()
+        })
+    }
 }
 
 /// A test that was handed over.
@@ -96,28 +155,22 @@ impl Remote {
         mut interrupt: watch::Receiver<bool>,
         mut tell: impl FnMut(&ResilienceTestStatus),
     ) -> Result<ResilienceTestStatus, RemoteError> {
-        let mut last = None;
+        let mut watched = Watched::new(tokio::time::Instant::now());
         let mut heard = tokio::time::Instant::now();
-        let began = heard;
         let mut stopping = false;
         loop {
             match self.tests.get_opt(&test.name).await {
                 Ok(Some(now)) if now.uid() == test.uid => {
                     heard = tokio::time::Instant::now();
-                    if let Some(status) = now.status {
-                        if last.as_ref() != Some(&status) {
+                    match watched.look(heard, now.status.unwrap_or_default()) {
+                        Seen::News(status) => tell(status),
+                        Seen::Ended(status) => {
                             tell(&status);
+                            return Ok(*status);
                         }
-                        if matches!(status.phase, RunPhase::Finished | RunPhase::Refused) {
-                            return Ok(status);
-                        }
-                        last = Some(status);
-                    } else if began.elapsed() > TAKEN_UP_WITHIN && last.is_none() {
-                        tell(&ResilienceTestStatus {
-                            progress: Some("waiting: no controller has taken it up yet; is another test running, or is Steadfast not installed?".to_owned()),
-                            ..ResilienceTestStatus::default()
-                        });
-                        last = Some(ResilienceTestStatus::default());
+                        Seen::Silence(words) => tell(&ResilienceTestStatus { progress: Some(words), ..ResilienceTestStatus::default() }),
+                        Seen::Nothing => {}
+                        Seen::GivenUp(why) => return Err(RemoteError::Failed(format!("resiliencetest {}: {why}", test.name))),
                     }
                 }
                 Ok(_) => return Err(RemoteError::Failed(format!("somebody deleted resiliencetest {}", test.name))),
@@ -160,9 +213,7 @@ impl Remote {
     pub async fn report(&self, address: &ReportAddress) -> Result<Report, RemoteError> {
         let fail = |why: String| RemoteError::Failed(format!("{}: {why}", address.address));
         let packed: Bytes = if let Some(name) = address.address.strip_prefix("configMap/") {
-            let map = self.maps.get(name).await.map_err(|error| fail(error.to_string()))?;
-            let packed = map.binary_data.and_then(|mut data| data.remove(REPORT_KEY));
-            packed.ok_or_else(|| fail(format!("has no {REPORT_KEY}")))?.0.into()
+            self.packed(name).await.map_err(fail)?.into()
         } else {
             let got = async { Objects::open(&address.address)?.get("", REPORT_BYTES_MAX as usize).await };
             let hint = "set the variables by which the store's own tools find it and prove who asks, such as AWS_ENDPOINT, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
@@ -178,6 +229,20 @@ impl Remote {
         json::read(&text).map_err(|error| fail(error.to_string()))
     }
 
+    /// From the ConfigMaps in which it lies.
+    async fn packed(&self, first: &str) -> Result<Vec<u8>, String> {
+        let get = async |name: &str| part(self.maps.get(name).await.map_err(|error| error.to_string())?).map_err(|why| format!("configMap/{name}: {why}"));
+        let (mut packed, parts, digest) = get(first).await?;
+        for number in 2..=parts {
+            let (more, _, of) = get(&part_name(first, number)).await?;
+            if of != digest {
+                return Err("is being written anew: ask again".to_owned());
+            }
+            packed.extend(more);
+        }
+        Ok(packed)
+    }
+
     /// Takes the test away, and with it whatever stands beside it.
     pub async fn remove(&self, test: &Submitted) -> Result<(), RemoteError> {
         match self.tests.delete(&test.name, &DeleteParams::default()).await {
@@ -185,5 +250,34 @@ impl Remote {
             Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
             Err(error) => Err(RemoteError::Failed(error.to_string())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_ever_for_a_controller_that_says_nothing() {
+        let began = tokio::time::Instant::now();
+        let at = |seconds: u64| began + Duration::from_secs(seconds);
+        let none = ResilienceTestStatus::default;
+        let phase = |phase, progress: &str| ResilienceTestStatus { phase, progress: Some(progress.to_owned()), ..none() };
+        let mut watched = Watched::new(began);
+        assert_eq!(watched.look(at(30), none()), Seen::Nothing);
+        assert!(matches!(watched.look(at(31), none()), Seen::Silence(words) if words.contains("no controller has taken it up")));
+        assert_eq!(watched.look(at(40), none()), Seen::Nothing, "it is said once");
+        assert!(matches!(watched.look(at(700), none()), Seen::GivenUp(why) if why.contains("for 11 minutes")));
+
+        let waits = phase(RunPhase::Pending, "waits: another comes first");
+        assert!(matches!(watched.look(at(100), waits.clone()), Seen::News(_)));
+        assert_eq!(watched.look(at(100_000), waits), Seen::Nothing, "there is a controller, and it said what it waits for");
+
+        let running = phase(RunPhase::Running, "baseline");
+        assert!(matches!(watched.look(at(100_001), running.clone()), Seen::News(_)));
+        assert!(matches!(watched.look(at(100_032), running.clone()), Seen::Silence(words) if words.contains("31 s")));
+        assert!(matches!(watched.look(at(100_040), phase(RunPhase::Running, "1 of 3")), Seen::News(_)), "it goes on");
+        assert!(matches!(watched.look(at(100_040 + 661), phase(RunPhase::Running, "1 of 3")), Seen::GivenUp(_)));
+        assert!(matches!(watched.look(at(200_000), phase(RunPhase::Finished, "")), Seen::Ended(_)));
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use steadfast_golden_sets::{GoldenSet, set};
@@ -52,8 +52,8 @@ impl Sets {
     pub fn load(&mut self, name: &str, finder: &Finder) -> Result<(), String> {
         if !self.0.contains_key(name) {
             let directory = finder.find(name)?;
-            let set = read(&directory)?;
-            self.0.insert(name.to_owned(), Loaded { directory, set: Arc::new(set) });
+            let set = shared(read(&directory)?);
+            self.0.insert(name.to_owned(), Loaded { directory, set });
         }
         Ok(())
     }
@@ -61,4 +61,39 @@ impl Sets {
 
 fn read(directory: &Path) -> Result<GoldenSet, String> {
     set::read(directory).map_err(|error| error.to_string())
+}
+
+/// Sets that somebody holds, by digest.
+static HELD: Mutex<BTreeMap<String, Weak<GoldenSet>>> = Mutex::new(BTreeMap::new());
+
+/// The same set is held once, however many runs and watches want it.
+fn shared(set: GoldenSet) -> Arc<GoldenSet> {
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    held.retain(|_, set| set.strong_count() > 0);
+    let digest = set.digest().to_string();
+    if let Some(known) = held.get(&digest).and_then(Weak::upgrade) {
+        return known;
+    }
+    let set = Arc::new(set);
+    held.insert(digest, Arc::downgrade(&set));
+    set
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_that_many_want_is_held_once_and_no_longer_than_it_is_wanted() {
+        let shelf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden-sets/sets");
+        let finder = Finder { shelves: vec![shelf], work_dir: PathBuf::from("/") };
+        let (mut one, mut other) = (Sets::default(), Sets::default());
+        one.load("digits", &finder).unwrap();
+        other.load("digits", &finder).unwrap();
+        let (first, second) = (Arc::clone(&one.get("digits").unwrap().set), Arc::clone(&other.get("digits").unwrap().set));
+        assert!(Arc::ptr_eq(&first, &second));
+        let digest = first.digest().to_string();
+        drop((one, other, first, second));
+        assert!(HELD.lock().unwrap().get(&digest).is_none_or(|set| set.strong_count() == 0));
+    }
 }

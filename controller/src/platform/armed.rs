@@ -44,12 +44,26 @@ pub(super) fn policy(order: Order, concurrent: u32) -> Result<(FaultPolicySpec, 
     Ok((spec, pods, nodes))
 }
 
-/// What the sidecars of `covered` (names by UID) reported of `policy`, which was in force for `lasted`.
-pub(super) fn evidence(ingest: &Ingest, policy: &str, spec: &FaultPolicySpec, covered: &BTreeMap<String, String>, lasted: Duration) -> Vec<String> {
+/// What sidecars had counted before a fault reached their pods, by UID: of earlier runs and steps, and so no proof of this one.
+pub(super) type Before = BTreeMap<String, BTreeMap<FaultKind, u64>>;
+
+/// What the sidecars of `covered` (names by UID) reported of `policy` beyond what they had `before`; it was in force for `lasted`.
+pub(super) fn evidence(
+    ingest: &Ingest,
+    policy: &str,
+    spec: &FaultPolicySpec,
+    covered: &BTreeMap<String, String>,
+    before: &Before,
+    lasted: Duration,
+) -> Vec<String> {
     let mut counts: BTreeMap<FaultKind, Vec<(&str, u64)>> = BTreeMap::new();
     for (uid, name) in covered {
-        for (kind, count) in ingest.injected(uid, policy).into_iter().filter(|(_, count)| *count > 0) {
-            counts.entry(kind).or_default().push((name, count));
+        for (kind, count) in ingest.injected(uid, policy) {
+            let known = before.get(uid).and_then(|counts| counts.get(&kind)).copied().unwrap_or(0);
+            let new = count.saturating_sub(known);
+            if new > 0 {
+                counts.entry(kind).or_default().push((name, new));
+            }
         }
     }
     let injected = counts.into_iter().map(|(kind, pods)| {
@@ -67,4 +81,44 @@ pub(super) fn evidence(ingest: &Ingest, policy: &str, spec: &FaultPolicySpec, co
         evidence.push(format!("{} of a core burnt for {seconds:.1} s in {}, as {sidecars} confirmed", cpu.load, names()));
     }
     evidence
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use steadfast_api::{
+        fault::{Delay, Fault},
+        sidecar::{self, InjectedCount, PodIdentity, RequestWindow, SidecarReport, What},
+    };
+
+    use super::*;
+
+    #[test]
+    fn what_an_earlier_run_injected_under_the_same_name_proves_nothing() {
+        let ingest = Ingest::new(std::sync::Arc::default());
+        let inject = |sequence, count| {
+            let injected = vec![InjectedCount { policy: "step_1".into(), kind: FaultKind::Delay, count }];
+            let window = RequestWindow { injected, ..RequestWindow::default() };
+            let pod = PodIdentity { name: "p".into(), uid: "u".into(), ..PodIdentity::default() };
+            ingest.take(
+                Instant::now(),
+                SidecarReport { pod, sequence, sent_ns: 0, evidence: vec![sidecar::Evidence { at_ns: 0, what: What::Requests(window) }], dropped: 0 },
+            );
+        };
+        let order = Order::Requests {
+            pods: vec!["p".into()],
+            nodes: Vec::new(),
+            fault: Fault::Delay(Delay { fixed: Span::from_secs(1), jitter: Span::ZERO }),
+            share: Percent::HUNDRED,
+        };
+        let (spec, ..) = policy(order, 1).unwrap();
+        let covered = BTreeMap::from([("u".to_owned(), "p".to_owned())]);
+        inject(1, 7);
+        let before: Before = covered.keys().map(|uid| (uid.clone(), ingest.injected(uid, "step_1"))).collect();
+        let proof = || evidence(&ingest, "step_1", &spec, &covered, &before, Duration::ZERO);
+        assert_eq!(proof(), [""; 0]);
+        inject(2, 3);
+        assert_eq!(proof(), ["delay injected 3 times (p: 3)"]);
+    }
 }

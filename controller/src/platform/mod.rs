@@ -231,6 +231,10 @@ pub trait Platform: Send + Sync + 'static {
     fn choosable(&self, _action: &Action) -> impl Future<Output = Result<Vec<String>, PlatformError>> + Send {
         std::future::ready(Ok(self.nodes()))
     }
+    /// Whether anything may be broken at this moment, or why not: asked right before each fault.
+    fn may_break(&self) -> impl Future<Output = Result<(), String>> + Send {
+        std::future::ready(Ok(()))
+    }
     /// The target's pods now, in order of creation.
     fn pods(&self) -> Vec<Pod>;
     /// How many pods the target has when it is whole, as its workloads ask for them now.

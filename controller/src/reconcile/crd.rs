@@ -61,6 +61,20 @@ impl Definition {
             "ResilienceSchedule" => (NAME_MAX, "since the tests that it makes are named after it"),
             _ => (63, "since pods and reports carry it as a label"),
         };
+        if kind == "ResilienceTest" {
+            let phase = |phases: &str| format!("has(oldSelf.status) && has(oldSelf.status.phase) && oldSelf.status.phase in [{phases}]");
+            let breaks = |which: &str| format!("(has({which}.spec.steps) && size({which}.spec.steps) > 0)");
+            rule(
+                &mut schema,
+                &format!("!({} && (oldSelf.status.phase == 'Finished' || {})) || self.spec == oldSelf.spec", phase("'Running', 'Finished'"), breaks("oldSelf")),
+                "spec: this test runs or has run, and its report is about the spec as it stands: apply another under another name, or delete this test first",
+            );
+            rule(
+                &mut schema,
+                &format!("!({}) || {} == {}", phase("'Running'"), breaks("self"), breaks("oldSelf")),
+                "spec.steps: this test watches, and with steps it would break things: apply them under another name",
+            );
+        }
         rule(&mut schema, &format!("size(self.metadata.name) <= {name_max}"), &format!("metadata.name: at most {name_max} characters, {since}"));
         json!({
             "apiVersion": "apiextensions.k8s.io/v1",

@@ -1,7 +1,8 @@
 //! FaultPolicies: armed in the pods that they select, told of in their status, and gone when they are deleted or expire.
 //!
 //! What is written down counts, never what changed: after every change, and every two seconds, all policies are held against all pods. A policy's deadline is its object's
-//! creation and `expiresAfter`, so neither a new pod nor a new leader makes it last longer; it runs on each sidecar's own clock.
+//! creation and `expiresAfter`, so neither a new pod nor a new leader makes it last longer; it runs on each sidecar's own clock. What is armed never waits for what is
+//! written: statuses go out beside it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -26,6 +28,7 @@ use tokio::time::{sleep, timeout};
 use super::{
     pods::{FAULTS_ALLOWED, FAULTS_LABEL, PodFacts, Pods},
     resource::{API_VERSION, FaultPolicy, MANAGER},
+    status::fit,
     watched::Watched,
 };
 use crate::{
@@ -40,6 +43,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Statuses change at most so often, unless a condition does: counts are for reading.
 const COUNTS_EVERY: SignedDuration = SignedDuration::from_secs(10);
 const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
+/// Statuses on their way at once.
+const WRITES_MAX: usize = 8;
+/// What a sidecar that nobody has heard for so long counted last has come in.
+const SILENT_FOR: Duration = Duration::from_mins(2);
 /// A policy's name is a metric's label.
 const NAME_MAX: usize = 63;
 
@@ -55,6 +62,48 @@ pub struct FaultPolicies {
     set: HashMap<String, HashMap<String, u64>>,
     /// By UID: what was last written, and when.
     written: HashMap<String, (FaultPolicyStatus, Timestamp)>,
+    /// By UID: what is being written, since when nothing else is.
+    writing: HashSet<String>,
+    /// By UID: what took place.
+    counted: HashMap<String, Counted>,
+}
+
+/// Faults of one policy that took place: of pods that are gone too, and under leaders before this one. It never goes back.
+#[derive(Debug, Default)]
+struct Counted {
+    total: u64,
+    /// By UID of the pod: what its sidecar had counted when it was last looked at, which is what policies of this name did.
+    seen: HashMap<String, u64>,
+}
+
+impl Counted {
+    /// `matched`: the pods that it reaches now; what they had counted before they were is not its.
+    fn look<'a>(&mut self, matched: impl Iterator<Item = &'a str>, count: impl Fn(&str) -> u64, is_silent: impl Fn(&str) -> bool) -> u64 {
+        let mut reached = HashSet::new();
+        for uid in matched {
+            if !self.seen.contains_key(uid) {
+                self.seen.insert(uid.to_owned(), count(uid));
+            }
+            reached.insert(uid);
+        }
+        for (uid, before) in &mut self.seen {
+            let now = count(uid);
+            self.total += now.saturating_sub(*before);
+            *before = now;
+        }
+        // A pod that leaves goes on for a while, and its sidecar counts.
+        self.seen.retain(|uid, _| reached.contains(uid.as_str()) || !is_silent(uid));
+        self.total
+    }
+}
+
+/// A status to be written, with what is said once it is.
+struct Telling {
+    policy: Arc<FaultPolicy>,
+    uid: String,
+    standing: Standing,
+    status: FaultPolicyStatus,
+    is_news: bool,
 }
 
 /// Where a policy stands.
@@ -103,7 +152,7 @@ impl Standing {
 impl FaultPolicies {
     pub fn new(client: Client, pods: Arc<Pods>, hub: Arc<PolicyHub>, ingest: Arc<Ingest>, events: Events) -> Self {
         let policies = Watched::within(pods.scope().apis(&client), watcher::Config::default(), |_| {});
-        Self { client, policies, pods, hub, ingest, events, set: HashMap::new(), written: HashMap::new() }
+        Self { client, policies, pods, hub, ingest, events, set: HashMap::new(), written: HashMap::new(), writing: HashSet::new(), counted: HashMap::new() }
     }
 
     /// Returns once what is asked for now is in the hub.
@@ -117,14 +166,24 @@ impl FaultPolicies {
     pub async fn run(mut self) {
         let [mut pods, mut namespaces] = self.pods.changes();
         let mut policies = self.policies.changes();
+        let mut writes: FuturesUnordered<BoxFuture<'static, (Telling, Result<bool, String>)>> = FuturesUnordered::new();
         loop {
             let statuses = self.arm();
-            self.write(statuses).await;
-            tokio::select! {
-                _ = policies.changed() => {}
-                _ = pods.changed() => {}
-                _ = namespaces.changed() => {}
-                () = sleep(LOOK_EVERY) => {}
+            for telling in self.news(statuses, Timestamp::now(), WRITES_MAX.saturating_sub(writes.len())) {
+                writes.push(Box::pin(write(self.client.clone(), telling)));
+            }
+            loop {
+                tokio::select! {
+                    Some((telling, written)) = writes.next(), if !writes.is_empty() => {
+                        self.told(telling, written);
+                        continue;
+                    }
+                    _ = policies.changed() => {}
+                    _ = pods.changed() => {}
+                    _ = namespaces.changed() => {}
+                    () = sleep(LOOK_EVERY) => {}
+                }
+                break;
             }
             sleep(SETTLE).await;
         }
@@ -150,6 +209,8 @@ impl FaultPolicies {
             let (standing, status) = self.arm_one(&policy, &owner, &namespace, &name, pods, now);
             statuses.push((policy, standing, status));
         }
+        let there: HashSet<String> = statuses.iter().filter_map(|(policy, ..)| policy.uid()).collect();
+        self.counted.retain(|uid, _| there.contains(uid));
         let gone: Vec<String> = self.set.keys().filter(|owner| !owners.contains(*owner)).cloned().collect();
         for owner in gone {
             self.hub.clear(&owner);
@@ -165,6 +226,13 @@ impl FaultPolicies {
             status.expires_at = Some(expires_at.to_string());
         }
         let allowed = self.pods.allowed_in(namespace);
+        let reached = policy.spec.get().map(|spec| pods.iter().filter(|pod| spec.selector.matches(&pod.labels))).into_iter().flatten();
+        let before = || Counted { total: policy.status.as_ref().map_or(0, |status| status.injected), ..Counted::default() };
+        status.injected = self.counted.entry(policy.uid().unwrap_or_default()).or_insert_with(before).look(
+            reached.map(|pod| pod.uid.as_str()),
+            |uid| self.ingest.injected(uid, name).into_values().sum(),
+            |uid| self.ingest.heard(uid).is_none_or(|heard| heard.elapsed() >= SILENT_FOR),
+        );
         let (spec, left) = match judged {
             Ok((spec, _, Some(left))) if allowed => (spec, left),
             other => {
@@ -196,7 +264,6 @@ impl FaultPolicies {
         status.pods_matched = matched.len() as u32;
         let too_old = set.keys().filter(|uid| self.hub.refuses(uid, name)).count();
         status.pods_armed = set.iter().filter(|(uid, generation)| self.hub.confirmed(uid, **generation) && !self.hub.refuses(uid, name)).count() as u32;
-        status.injected = matched.keys().flat_map(|uid| self.ingest.injected(uid, name).into_values()).sum();
         let standing = match refused {
             Some(why) => Standing::Invalid(why),
             None if matched.is_empty() => Standing::NoPods,
@@ -207,50 +274,82 @@ impl FaultPolicies {
         (standing, status)
     }
 
-    async fn write(&mut self, statuses: Vec<(Arc<FaultPolicy>, Standing, FaultPolicyStatus)>) {
-        let now = Timestamp::now();
+    /// What of these is to be written now, `most` at most.
+    fn news(&mut self, statuses: Vec<(Arc<FaultPolicy>, Standing, FaultPolicyStatus)>, now: Timestamp, most: usize) -> Vec<Telling> {
         let there: HashSet<String> = statuses.iter().filter_map(|(policy, ..)| policy.uid()).collect();
         self.written.retain(|uid, _| there.contains(uid));
+        let mut news = Vec::new();
         for (policy, standing, mut status) in statuses {
+            if news.len() >= most {
+                break;
+            }
             let (uid, namespace) = (policy.uid().unwrap_or_default(), policy.namespace().unwrap_or_default());
+            if self.writing.contains(&uid) {
+                continue;
+            }
             let before = self.written.get(&uid).map(|(status, _)| status).or(policy.status.as_ref());
             let message = standing.message(&namespace, &status);
             status.conditions = vec![condition(before.map(|before| before.conditions.as_slice()), &standing, message, policy.metadata.generation, now)];
-            if let Some((written, at)) = self.written.get(&uid) {
-                let same = *written == status;
-                let only_counts = written.conditions == status.conditions && written.observed_generation == status.observed_generation;
-                if same || (only_counts && now.duration_since(*at) < COUNTS_EVERY) {
-                    continue;
-                }
+            if let Some((written, at)) = self.written.get(&uid)
+                && (*written == status || (only_counts_differ(written, &status) && now.duration_since(*at) < COUNTS_EVERY))
+            {
+                continue;
             }
-            let changed = before.is_none_or(|before| before.conditions.first().map(|condition| condition.reason.as_str()) != Some(standing.reason()));
-            let patch = json!({
-                "apiVersion": API_VERSION, "kind": FaultPolicy::KIND,
-                "metadata": { "name": policy.name_any(), "namespace": namespace },
-                "status": status,
-            });
-            let api: Api<FaultPolicy> = Api::namespaced(self.client.clone(), &namespace);
-            let params = PatchParams::apply(MANAGER).force();
-            match timeout(WRITTEN_WITHIN, api.patch_status(&policy.name_any(), &params, &Patch::Apply(&patch))).await {
-                Ok(Ok(_)) => {
-                    if changed {
-                        let (about, reason, message) = (policy.object_ref(&()), standing.reason(), &status.conditions[0].message);
-                        match standing {
-                            Standing::Armed => self.events.say(about, reason, "Arm", message),
-                            Standing::Expired => self.events.say(about, reason, "Disarm", message),
-                            Standing::Invalid(_) | Standing::NotAllowed | Standing::SidecarTooOld(_) => self.events.warn(about, reason, "Arm", message),
-                            Standing::NoPods | Standing::Arming => {}
-                        }
+            let is_news = before.is_none_or(|before| before.conditions.first().map(|condition| condition.reason.as_str()) != Some(standing.reason()));
+            self.writing.insert(uid.clone());
+            news.push(Telling { policy, uid, standing, status, is_news });
+        }
+        news
+    }
+
+    fn told(&mut self, telling: Telling, written: Result<bool, String>) {
+        let Telling { policy, uid, standing, status, is_news } = telling;
+        self.writing.remove(&uid);
+        match written {
+            Ok(true) => {
+                if is_news {
+                    let (about, reason, message) = (policy.object_ref(&()), standing.reason(), &status.conditions[0].message);
+                    match standing {
+                        Standing::Armed => self.events.say(about, reason, "Arm", message),
+                        Standing::Expired => self.events.say(about, reason, "Disarm", message),
+                        Standing::Invalid(_) | Standing::NotAllowed | Standing::SidecarTooOld(_) => self.events.warn(about, reason, "Arm", message),
+                        Standing::NoPods | Standing::Arming => {}
                     }
-                    self.written.insert(uid, (status, now));
                 }
-                // Deleted meanwhile.
-                Ok(Err(kube::Error::Api(answer))) if answer.code == 404 => {}
-                Ok(Err(error)) => tracing::warn!(policy = %policy, %error, "its status could not be written"),
-                Err(_) => tracing::warn!(policy = %policy, "its status could not be written in time"),
+                self.written.insert(uid, (status, Timestamp::now()));
             }
+            // Deleted meanwhile.
+            Ok(false) => {}
+            Err(why) => tracing::warn!(policy = %policy, why, "its status could not be written"),
         }
     }
+}
+
+/// False: it is not there any more.
+async fn write(client: Client, telling: Telling) -> (Telling, Result<bool, String>) {
+    let (name, namespace) = (telling.policy.name_any(), telling.policy.namespace().unwrap_or_default());
+    let patch = json!({
+        "apiVersion": API_VERSION, "kind": FaultPolicy::KIND,
+        "metadata": { "name": name, "namespace": namespace },
+        "status": fit(&telling.status),
+    });
+    let api: Api<FaultPolicy> = Api::namespaced(client, &namespace);
+    let written = match timeout(WRITTEN_WITHIN, api.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch))).await {
+        Ok(Ok(_)) => Ok(true),
+        Ok(Err(kube::Error::Api(answer))) if answer.code == 404 => Ok(false),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("the API server did not answer within {WRITTEN_WITHIN:?}")),
+    };
+    (telling, written)
+}
+
+/// Whether everything that somebody might wait for is the same. Messages count pods.
+fn only_counts_differ(one: &FaultPolicyStatus, other: &FaultPolicyStatus) -> bool {
+    let standing = |status: &FaultPolicyStatus| {
+        let conditions: Vec<_> = status.conditions.iter().map(|c| (c.kind.clone(), c.status.clone(), c.reason.clone())).collect();
+        (conditions, status.observed_generation, status.expires_at.clone())
+    };
+    standing(one) == standing(other)
 }
 
 /// The policy, when it ends, and what is left of it (`None`: nothing).
@@ -314,6 +413,37 @@ mod tests {
         assert_eq!((second.last_transition_time.as_str(), second.reason.as_str()), ("2026-01-01T00:00:00Z", "NoPods"));
         let third = condition(Some(std::slice::from_ref(&second)), &Standing::Armed, String::new(), Some(1), two);
         assert_eq!((third.last_transition_time.as_str(), third.status.as_str()), ("2026-01-01T00:01:00Z", "True"));
+    }
+
+    #[test]
+    fn what_took_place_is_counted_once_and_never_goes_back() {
+        let mut counts: HashMap<&str, u64> = HashMap::from([("a", 5)]);
+        let mut counted = Counted { total: 100, ..Counted::default() };
+        let mut look = |counts: &HashMap<&str, u64>, matched: &[&str], silent: bool| {
+            counted.look(matched.iter().copied(), |uid| counts.get(uid).copied().unwrap_or(0), |_| silent)
+        };
+        assert_eq!(look(&counts, &["a"], false), 100, "what a policy of this name did before this one was made is not its");
+        counts.insert("a", 8);
+        assert_eq!(look(&counts, &["a", "b"], false), 103);
+        counts.insert("b", 4);
+        counts.insert("a", 9);
+        assert_eq!(look(&counts, &["b"], false), 108, "a leaves, and went on for a while");
+        counts.remove("a");
+        assert_eq!(look(&counts, &["b"], true), 108, "a is forgotten, and what it did is not");
+        counts.insert("b", 5);
+        assert_eq!(look(&counts, &[], true), 109);
+    }
+
+    #[test]
+    fn counts_may_wait_and_what_somebody_waits_for_may_not() {
+        let status = |armed: u32, standing: &Standing| {
+            let status = FaultPolicyStatus { pods_matched: 3, pods_armed: armed, injected: u64::from(armed), ..FaultPolicyStatus::default() };
+            let message = standing.message("models", &status);
+            let now = "2026-01-01T00:00:00Z".parse().unwrap();
+            FaultPolicyStatus { conditions: vec![condition(None, standing, message, Some(1), now)], ..status }
+        };
+        assert!(only_counts_differ(&status(1, &Standing::Arming), &status(2, &Standing::Arming)), "its message counts pods");
+        assert!(!only_counts_differ(&status(2, &Standing::Arming), &status(3, &Standing::Armed)));
     }
 
     #[test]

@@ -584,7 +584,7 @@ async fn write_one(client: &Client, object: &GoldenSet, status: &GoldenSetStatus
     let patch = json!({
         "apiVersion": API_VERSION, "kind": GoldenSet::KIND,
         "metadata": { "name": object.name_any(), "namespace": namespace },
-        "status": status,
+        "status": super::status::fit(status),
     });
     let api: Api<GoldenSet> = Api::namespaced(client.clone(), &namespace);
     match timeout(within, api.patch_status(&object.name_any(), &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch))).await {

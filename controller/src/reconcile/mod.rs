@@ -10,4 +10,5 @@ pub mod resilience_test;
 pub mod resource;
 pub mod schema;
 pub mod scope;
+pub mod status;
 pub mod watched;

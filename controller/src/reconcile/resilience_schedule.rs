@@ -4,6 +4,7 @@
 //! saw within `startWithin` is let pass, and the next is drawn from now on. The test that a moment makes is named after it, so it is made once.
 
 mod eligible;
+mod leave;
 mod moment;
 mod window;
 
@@ -17,7 +18,6 @@ use jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
-    runtime::watcher,
 };
 use serde_json::json;
 use steadfast_api::resource::{Condition, ResilienceScheduleSpec, ResilienceScheduleStatus, Skipped};
@@ -31,9 +31,11 @@ use self::{
 use super::{
     pods::Pods,
     resource::{API_VERSION, MANAGER, ResilienceSchedule, ResilienceTest},
-    watched::Watched,
+    status::fit,
 };
 use crate::{events::Events, metrics::Metrics};
+
+pub use leave::{Leave, MayBreak, Moment};
 
 /// On tests: the schedule that made them.
 pub const SCHEDULE_LABEL: &str = "steadfast.dev/schedule";
@@ -50,7 +52,7 @@ const STEPS_MAX: usize = 8;
 /// See the module. Wants `list` and `watch` on resilienceschedules and `patch` on their status, `list`, `create` and `delete` on resiliencetests, `list` on pods.
 pub struct Schedules {
     client: Client,
-    objects: Watched<ResilienceSchedule>,
+    leave: Arc<Leave>,
     pods: Arc<Pods>,
     metrics: Metrics,
     events: Events,
@@ -76,18 +78,17 @@ enum Outcome {
 }
 
 impl Schedules {
-    pub fn new(client: Client, pods: Arc<Pods>, metrics: Metrics, events: Events) -> Self {
-        let objects = Watched::within(pods.scope().apis(&client), watcher::Config::default(), |_| {});
-        Self { client, objects, pods, metrics, events, known: HashMap::new() }
+    pub fn new(client: Client, leave: Arc<Leave>, pods: Arc<Pods>, metrics: Metrics, events: Events) -> Self {
+        Self { client, leave, pods, metrics, events, known: HashMap::new() }
     }
 
     /// Never returns.
     pub async fn run(mut self) {
         self.pods.listed().await;
-        self.objects.listed().await;
-        let mut changes = self.objects.changes();
+        self.leave.listed().await;
+        let mut changes = self.leave.objects.changes();
         loop {
-            let schedules: Vec<_> = self.objects.all().into_iter().filter(|schedule| schedule.metadata.deletion_timestamp.is_none()).collect();
+            let schedules: Vec<_> = self.leave.objects.all().into_iter().filter(|schedule| schedule.metadata.deletion_timestamp.is_none()).collect();
             let there: HashSet<String> = schedules.iter().filter_map(|schedule| schedule.uid()).collect();
             self.known.retain(|uid, _| there.contains(uid));
             let mut wait = LOOK_EVERY;
@@ -161,13 +162,8 @@ impl Schedules {
         due: Timestamp,
         now: Timestamp,
     ) -> Option<(Outcome, Timestamp)> {
-        let late = now.duration_since(due);
-        if late > SignedDuration::try_from(spec.start_within.get()).unwrap_or(SignedDuration::MAX) {
-            let message = format!("nobody looked within startWithin, {}: the controller was away, or could not reach the API server", spec.start_within);
-            return Some((Outcome::Skipped(Skip::new("Missed", message)), now));
-        }
-        if !calendar.is_open(now) {
-            return Some((Outcome::Skipped(Skip::new("WindowClosed", "the window closed before the run could begin")), due));
+        if let Some((skip, from)) = passed(spec, calendar, due, now) {
+            return Some((Outcome::Skipped(skip), from));
         }
         match timeout(ASK_WITHIN * 2, self.begin(schedule, spec, due)).await {
             Ok(Ok(outcome)) => return Some((outcome, due)),
@@ -260,7 +256,7 @@ impl Schedules {
         let patch = json!({
             "apiVersion": API_VERSION, "kind": ResilienceSchedule::KIND,
             "metadata": { "name": name, "namespace": namespace },
-            "status": status,
+            "status": fit(status),
         });
         let api: Api<ResilienceSchedule> = Api::namespaced(self.client.clone(), &namespace);
         match timeout(ASK_WITHIN, api.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch))).await {
@@ -272,6 +268,19 @@ impl Schedules {
         }
         false
     }
+}
+
+/// Why a moment that is due has been missed, and from where the next is drawn.
+fn passed(spec: &ResilienceScheduleSpec, calendar: &Calendar, due: Timestamp, now: Timestamp) -> Option<(Skip, Timestamp)> {
+    let late = now.duration_since(due);
+    if late > SignedDuration::try_from(spec.start_within.get()).unwrap_or(SignedDuration::MAX) {
+        let message = format!("nobody looked within startWithin, {}: the controller was away, or could not reach the API server", spec.start_within);
+        return Some((Skip::new("Missed", message), now));
+    }
+    if !calendar.is_open(now) {
+        return Some((Skip::new("WindowClosed", "the window closed before the run could begin"), due));
+    }
+    None
 }
 
 /// The spec, and the window as a calendar.
@@ -350,6 +359,23 @@ mod tests {
         assert_eq!(anchor(&status, Some(2), now), at("2026-01-01T00:00:00Z"));
         assert_eq!(anchor(&status, Some(3), now), now);
         assert_eq!(anchor(&ResilienceScheduleStatus::default(), Some(1), now), now);
+    }
+
+    #[test]
+    fn a_moment_that_is_over_is_let_pass_and_one_outside_of_the_window_too() {
+        let schedule: ResilienceSchedule = serde_saphyr::from_str(
+            "metadata: {name: s}
+spec: {test: {name: t}, meanTimeBetween: 1d, startWithin: 5m, window: {days: [Mon], from: '10:00', to: '16:00', timeZone: UTC}}",
+        )
+        .unwrap();
+        let (spec, calendar) = read(&schedule).unwrap();
+        // A Monday.
+        let due = at("2026-01-05T15:58:00Z");
+        let passed = |now: &str| passed(spec, &calendar, due, at(now)).map(|(skip, from)| (skip.reason, from));
+        assert_eq!(passed("2026-01-05T15:59:59Z"), None);
+        assert_eq!(passed("2026-01-05T16:00:00Z"), Some(("WindowClosed", due)));
+        let late = "2026-01-05T16:03:01Z";
+        assert_eq!(passed(late), Some(("Missed", at(late))), "and what was missed meanwhile is not made up for");
     }
 
     #[test]

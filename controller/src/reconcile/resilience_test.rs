@@ -4,6 +4,10 @@
 //! A run that its controller did not survive is not begun again: what it had armed ends on the sidecars' own clocks, and the next leader takes the rest back and says
 //! that it is inconclusive. A controller that is told to stop ends its run first. A watch goes on with the next leader.
 //! Deleting a test ends its run; the annotation `steadfast.dev/stop` does too, and keeps the report.
+//!
+//! What is run is the spec that stood there when it began, and its generation stands in the status. The spec of a run does not change (the definition refuses it); that of a
+//! watch may, which then begins its next window with it; and a test that was refused is looked at again when it is mended.
+//! A test that a schedule made is let begin, and make each of its faults, by [`Schedules`](super::resilience_schedule::Leave).
 
 mod lead;
 mod report;
@@ -11,6 +15,7 @@ mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -28,15 +33,19 @@ use steadfast_api::{
     resource::{ResilienceTestStatus, RunPhase},
     test::{ApiVersion, Kind, Metadata, ResilienceTest as Test},
 };
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use self::{
     lead::SoFar,
-    status::{finished, now},
+    status::{Written, finished, now},
 };
 use super::{
     golden_set::runs::Runs,
     pods::{FAULTS_ALLOWED, FAULTS_LABEL, Pods},
+    resilience_schedule::{Leave, Moment},
     resource::ResilienceTest,
     scope::Scope,
     watched::Watched,
@@ -49,10 +58,11 @@ use crate::{
     objects::Objects,
     platform::kubernetes::failures::{Means, undo},
     serve::{ingest::Ingest, policy::PolicyHub},
+    words::some,
 };
 
 pub use lead::outage_report_name;
-pub use report::{REPORT_KEY, report_name};
+pub use report::{REPORT_KEY, part, part_name, report_name};
 
 /// On a test whose run shall end now, with what was seen until then.
 pub const STOP_ANNOTATION: &str = "steadfast.dev/stop";
@@ -66,6 +76,9 @@ const TAKE_BACK_EVERY: Duration = Duration::from_secs(5);
 const WATCHES_MAX: usize = 64;
 /// A watch whose target is not there, or never well, begins anew after so long.
 const WATCH_AGAIN: Duration = Duration::from_secs(30);
+const ASK_WITHIN: Duration = Duration::from_secs(10);
+/// Problems of a spec that are told at once.
+const PROBLEMS_MAX: usize = 8;
 
 /// Asks every run to end, and waits until they have, or for a minute. Returns their names.
 ///
@@ -106,6 +119,7 @@ pub struct Tests {
     events: Events,
     metrics: Metrics,
     stopping: watch::Receiver<bool>,
+    schedules: Arc<Leave>,
     /// Where reports go; absent: ConfigMaps.
     reports: Option<Objects>,
 }
@@ -120,6 +134,8 @@ pub struct Needs {
     pub metrics: Metrics,
     /// Turning true ends what goes on, and with it [`Tests::run`].
     pub stopping: watch::Receiver<bool>,
+    /// Who lets tests run that a schedule made.
+    pub schedules: Arc<Leave>,
     /// Where reports go; absent: ConfigMaps.
     pub reports: Option<Objects>,
 }
@@ -129,87 +145,131 @@ fn watches(test: &ResilienceTest) -> bool {
     test.spec.get().is_ok_and(|spec| spec.steps.is_empty())
 }
 
+/// What a test that nobody leads asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wants {
+    /// To be run, or watched on with.
+    Turn,
+    /// To be told that its controller is gone.
+    End,
+    Nothing,
+}
+
+/// `begun`: the generation with which this leader has begun it, if it has; an older status may still be what is known of it.
+fn wants(test: &ResilienceTest, begun: Option<i64>) -> Wants {
+    let generation = test.metadata.generation;
+    if test.metadata.deletion_timestamp.is_some() || (begun.is_some() && begun >= generation) {
+        return Wants::Nothing;
+    }
+    let status = test.status.as_ref();
+    let is_stopped = test.annotations().contains_key(STOP_ANNOTATION);
+    match status.map_or(RunPhase::Pending, |status| status.phase) {
+        RunPhase::Pending if test.is_suspended() => Wants::Nothing,
+        RunPhase::Pending => Wants::Turn,
+        // Mended since.
+        RunPhase::Refused if status.and_then(|status| status.observed_generation) < generation && !test.is_suspended() => Wants::Turn,
+        RunPhase::Running if watches(test) && !is_stopped && !test.is_suspended() => Wants::Turn,
+        // What this leader ran has ended, and its last word has not been heard of yet.
+        RunPhase::Running if begun.is_none() => Wants::End,
+        RunPhase::Running | RunPhase::Refused | RunPhase::Finished => Wants::Nothing,
+    }
+}
+
+/// What goes on.
+struct OnNow {
+    watches: bool,
+    /// In words.
+    test: String,
+}
+
 impl Tests {
     pub fn new(needs: Needs) -> Self {
-        let Needs { means, hub, ingest, golden, events, metrics, stopping, reports } = needs;
+        let Needs { means, hub, ingest, golden, events, metrics, stopping, schedules, reports } = needs;
         let objects = Watched::within(means.pods.scope().apis(&means.client), watcher::Config::default(), |_| {});
-        Self { pods: Arc::clone(&means.pods), means, objects, hub, ingest, golden, events, metrics, stopping, reports }
+        Self { pods: Arc::clone(&means.pods), means, objects, hub, ingest, golden, events, metrics, stopping, schedules, reports }
     }
 
     /// Returns when it is told to stop and what it did is undone.
     pub async fn run(self) {
-        self.pods.listed().await;
-        self.objects.listed().await;
+        let mut stopping = self.stopping.clone();
+        let listed = async {
+            self.pods.listed().await;
+            self.objects.listed().await;
+            self.schedules.listed().await;
+        };
+        tokio::select! {
+            () = listed => {}
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+        }
         // Between runs nothing may be in force: whatever is, is of a run that is no more, or could not be undone at its end.
         let mut left = self.take_back().await;
         let mut looked = Instant::now();
         let mut changes = self.objects.changes();
-        let mut stopping = self.stopping.clone();
-        // What this leader began, by UID, and what of it goes on: whether it is a watch.
-        let mut begun: BTreeSet<String> = BTreeSet::new();
-        let mut on: BTreeMap<String, bool> = BTreeMap::new();
+        // What this leader began, by UID, and with which generation; and what of it goes on.
+        let mut begun: BTreeMap<String, i64> = BTreeMap::new();
+        let mut on: BTreeMap<String, OnNow> = BTreeMap::new();
+        // Why tests wait, as they were told.
+        let mut told: BTreeMap<String, String> = BTreeMap::new();
         let mut running = FuturesUnordered::new();
+        let mut telling = FuturesUnordered::new();
         while !*stopping.borrow() {
-            let breaks = on.values().any(|watch| !watch);
-            if !breaks && looked.elapsed() >= TAKE_BACK_EVERY {
+            let breaks = on.values().find(|on| !on.watches).map(|on| on.test.clone());
+            if breaks.is_none() && looked.elapsed() >= TAKE_BACK_EVERY {
                 left = self.take_back().await;
                 looked = Instant::now();
             }
             let tests = self.objects.all();
             let there: BTreeSet<String> = tests.iter().filter_map(|test| test.uid()).collect();
-            begun.retain(|uid| there.contains(uid));
+            begun.retain(|uid, _| there.contains(uid));
             let mut waiting: Vec<Arc<ResilienceTest>> = Vec::new();
-            for test in tests.into_iter().filter(|test| test.metadata.deletion_timestamp.is_none()) {
-                if begun.contains(&test.uid().unwrap_or_default()) {
+            for test in tests {
+                let uid = test.uid().unwrap_or_default();
+                if on.contains_key(&uid) {
                     continue;
                 }
-                match test.status.as_ref().map_or(RunPhase::Pending, |status| status.phase) {
-                    RunPhase::Pending if !test.is_suspended() => waiting.push(test),
-                    RunPhase::Running if watches(&test) && !test.annotations().contains_key(STOP_ANNOTATION) => waiting.push(test),
-                    RunPhase::Running => {
-                        begun.insert(test.uid().unwrap_or_default());
+                match wants(&test, begun.get(&uid).copied()) {
+                    Wants::Turn => waiting.push(test),
+                    Wants::End => {
+                        begun.insert(uid, test.metadata.generation.unwrap_or_default());
                         self.lost(&test).await;
                     }
-                    _ => {}
+                    Wants::Nothing => {}
                 }
             }
             waiting.sort_by_key(|test| test.metadata.creation_timestamp.as_ref().map(|created| created.0));
             let (watchers, breakers): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|test| watches(test));
-            let room = WATCHES_MAX.saturating_sub(on.values().filter(|watch| **watch).count());
-            for test in watchers.iter().skip(room) {
-                self.events.warn(
-                    test.object_ref(&()),
-                    "Waits",
-                    "Watch",
-                    &format!("{WATCHES_MAX} watches go on already: stop one, or let one test watch more pods"),
-                );
+            let room = WATCHES_MAX.saturating_sub(on.values().filter(|on| on.watches).count());
+            let next = breakers.first().filter(|_| breaks.is_none() && left.is_none());
+            let before = breaks.or_else(|| next.map(ToString::to_string)).unwrap_or_default();
+            let mut waits: Vec<(&Arc<ResilienceTest>, Wait)> = watchers.iter().skip(room).map(|test| (test, Wait::Watches)).collect();
+            for test in breakers.iter().skip(usize::from(next.is_some())) {
+                waits.push((test, left.as_ref().map_or_else(|| Wait::Turn(before.clone()), |why| Wait::TakeBack(why.clone()))));
             }
-            let next = match (breakers.first(), &left) {
-                (Some(_), _) if breaks => None,
-                (Some(test), Some(why)) => {
-                    let words = format!("what an earlier run has in force must be taken back before another begins: {why}");
-                    self.events.warn(test.object_ref(&()), "Waits", "Run", &words);
-                    None
+            told.retain(|uid, _| waits.iter().any(|(test, _)| test.uid().as_ref() == Some(uid)));
+            for (test, wait) in waits {
+                // Once for each reason, and not whenever something changes somewhere.
+                if told.insert(test.uid().unwrap_or_default(), wait.key()).is_none_or(|before| before != wait.key()) {
+                    telling.push(self.tell_wait(Arc::clone(test), wait));
                 }
-                (next, _) => next,
-            };
+            }
             for test in watchers.iter().take(room).chain(next) {
                 let uid = test.uid().unwrap_or_default();
-                begun.insert(uid.clone());
-                on.insert(uid.clone(), watches(test));
+                begun.insert(uid.clone(), test.metadata.generation.unwrap_or_default());
+                on.insert(uid.clone(), OnNow { watches: watches(test), test: test.to_string() });
                 let (test, tests) = (Arc::clone(test), &self);
-                running.push(async move {
-                    Box::pin(tests.one(&test)).await;
-                    uid
-                });
+                running.push(async move { (uid, Box::pin(tests.one(&test)).await) });
             }
             tokio::select! {
-                Some(uid) = running.next(), if !running.is_empty() => {
-                    if on.remove(&uid) == Some(false) {
+                Some((uid, began)) = running.next(), if !running.is_empty() => {
+                    if !began {
+                        begun.remove(&uid);
+                    }
+                    if on.remove(&uid).is_some_and(|on| !on.watches) {
                         left = self.take_back().await;
                         looked = Instant::now();
                     }
                 }
+                Some(()) = telling.next(), if !telling.is_empty() => {}
                 _ = changes.changed() => {}
                 () = sleep(LOOK_EVERY) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => {}
@@ -217,6 +277,21 @@ impl Tests {
         }
         // Each of them was told as well.
         while running.next().await.is_some() {}
+    }
+
+    /// Says once why a test is not run yet: whoever follows it knows that there is a controller.
+    async fn tell_wait(&self, test: Arc<ResilienceTest>, wait: Wait) {
+        if !matches!(wait, Wait::Turn(_)) {
+            self.events.warn(test.object_ref(&()), "Waits", if watches(&test) { "Watch" } else { "Run" }, &wait.to_string());
+        }
+        if test.status.as_ref().is_none_or(|status| status.phase == RunPhase::Pending) {
+            let status = ResilienceTestStatus {
+                observed_generation: test.metadata.generation,
+                progress: Some(format!("waits: {wait}")),
+                ..ResilienceTestStatus::default()
+            };
+            self.write(&test, status).await;
+        }
     }
 
     /// Takes back what runs left in force. Returns why something still is.
@@ -250,7 +325,32 @@ impl Tests {
         self.write(test, finished(test.status.clone().unwrap_or_default(), Some(reason))).await;
     }
 
-    async fn one(&self, test: &ResilienceTest) {
+    /// As it stands now: what is known of it here may be older than what this leader itself wrote. `None`: it is gone, or the API server does not say.
+    async fn read(&self, test: &ResilienceTest) -> Result<Option<ResilienceTest>, String> {
+        let api: Api<ResilienceTest> = Api::namespaced(self.means.client.clone(), &test.namespace().unwrap_or_default());
+        match timeout(ASK_WITHIN, api.get_opt(&test.name_any())).await {
+            Ok(Ok(now)) => Ok(now.filter(|now| now.uid() == test.uid() && now.metadata.deletion_timestamp.is_none())),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the API server does not answer".to_owned()),
+        }
+    }
+
+    /// Runs or watches it. False: it did not begin, and wants to be looked at again.
+    async fn one(&self, test: &ResilienceTest) -> bool {
+        let not_yet = async |why: &str| {
+            tracing::warn!(%test, why, "cannot begin yet");
+            sleep(LOOK_EVERY).await;
+            false
+        };
+        let test = match self.read(test).await {
+            Ok(Some(test)) => test,
+            Ok(None) => return true,
+            Err(why) => return not_yet(&why).await,
+        };
+        let test = &test;
+        if wants(test, None) != Wants::Turn {
+            return true;
+        }
         let started = ResilienceTestStatus {
             observed_generation: test.metadata.generation,
             phase: RunPhase::Running,
@@ -258,27 +358,44 @@ impl Tests {
             started_at: Some(now()),
             ..ResilienceTestStatus::default()
         };
-        match self.planned(test, &started).await {
+        let leave = match self.schedules.ask(test, Moment::Start).await {
+            Ok(leave) => leave,
+            Err(error) => return not_yet(&error.to_string()).await,
+        };
+        let planned = match leave {
+            Ok(()) => self.planned(test, &started).await,
+            Err(skip) => Err(Unplanned::Refused(format!("{}: {}", skip.reason, skip.message))),
+        };
+        match planned {
             Err(Unplanned::Refused(why)) => {
                 self.events.warn(test.object_ref(&()), "Refused", "Run", &why);
                 let status = ResilienceTestStatus { phase: RunPhase::Refused, reason: Some(why), progress: None, finished_at: Some(now()), ..started };
                 self.write(test, status).await;
             }
-            // The next leader goes on.
-            Err(Unplanned::NotNow(_)) if *self.stopping.borrow() => {}
-            Err(Unplanned::NotNow(why)) => self.write(test, finished(started, Some(why))).await,
-            Ok((plan, _sets)) => {
+            // The next leader goes on, or this one with what is asked for now.
+            Err(Unplanned::NotNow(_)) if *self.stopping.borrow() || self.goes_on_anew(test) => return true,
+            Err(Unplanned::NotNow(why)) => {
+                self.write(test, finished(started, Some(why))).await;
+            }
+            Ok(plan) => {
                 // A watch goes on where the leader before left it.
                 let before = test.status.clone().filter(|status| status.phase == RunPhase::Running);
-                let so_far = SoFar::new(before.map_or(started, |before| ResilienceTestStatus { progress: Some("starting".to_owned()), ..before }));
-                self.write(test, so_far.now()).await;
+                let observed_generation = test.metadata.generation;
+                let so_far =
+                    SoFar::new(before.map_or(started, |before| ResilienceTestStatus { observed_generation, progress: Some("starting".to_owned()), ..before }));
+                // What nobody knows to run would be run again by the next leader.
+                match self.write(test, so_far.now()).await {
+                    Written::Yes => {}
+                    Written::Gone => return true,
+                    Written::No => return not_yet("that it runs could not be written down").await,
+                }
                 self.events.say(test.object_ref(&()), "Started", "Run", if watches(test) { "the watch began" } else { "the run began" });
                 let plan = Arc::new(plan);
                 let ended =
                     if watches(test) { Box::pin(self.watch(test, &plan, &so_far)).await } else { Box::pin(self.lead(test, &plan, &so_far)).await.map(drop) };
-                if watches(test) && *self.stopping.borrow() {
-                    // The next leader goes on.
-                    return;
+                if watches(test) && (*self.stopping.borrow() || self.goes_on_anew(test)) {
+                    // The next leader goes on, or this one with what is asked for now.
+                    return true;
                 }
                 let status = finished(so_far.now(), ended.err());
                 let said = format!("{:?}: {}", status.verdict.unwrap_or(RunOutcome::Inconclusive), status.reason.clone().unwrap_or_default());
@@ -288,11 +405,21 @@ impl Tests {
         }
         let (namespace, name) = (test.namespace().unwrap_or_default(), test.name_any());
         self.metrics.forget_watch(&namespace, &name);
+        true
+    }
+
+    /// The spec of this watch is another now.
+    fn goes_on_anew(&self, test: &ResilienceTest) -> bool {
+        let now = self.objects.get(test.namespace().as_deref(), &test.name_any());
+        now.is_some_and(|now| {
+            let is_anew = now.uid() == test.uid() && now.metadata.generation > test.metadata.generation;
+            is_anew && now.metadata.deletion_timestamp.is_none() && !now.annotations().contains_key(STOP_ANNOTATION) && !now.is_suspended()
+        })
     }
 
     /// The plan, once there is one: a watch is not over because its golden set is not there yet or an API server does not answer; a test that breaks something has
     /// waited for that as long as [`golden::fetch`] does.
-    async fn planned(&self, test: &ResilienceTest, started: &ResilienceTestStatus) -> Result<(Plan, Folder), Unplanned> {
+    async fn planned(&self, test: &ResilienceTest, started: &ResilienceTestStatus) -> Result<Plan, Unplanned> {
         loop {
             match self.plan(test).await {
                 Err(Unplanned::NotNow(why)) if watches(test) => {
@@ -336,17 +463,20 @@ impl Tests {
         }
     }
 
-    /// Its test is deleted or told to stop, its namespace has taken its leave back, or this controller ends.
+    /// Its test is deleted or told to stop, a watch is to go on with another spec, its namespace or its schedule has taken its leave back, or this controller ends.
     fn shall_end(&self, test: &ResilienceTest, watches: bool) -> bool {
         let namespace = test.namespace().unwrap_or_default();
         let now = self.objects.get(Some(&namespace), &test.name_any());
-        let ends = |now: &ResilienceTest| now.metadata.deletion_timestamp.is_some() || now.annotations().contains_key(STOP_ANNOTATION);
+        let ends = |now: &ResilienceTest| {
+            let is_another = watches && now.metadata.generation > test.metadata.generation;
+            is_another || now.metadata.deletion_timestamp.is_some() || now.annotations().contains_key(STOP_ANNOTATION)
+        };
         let gone = now.is_none_or(|now| now.uid() != test.uid() || ends(&now));
-        gone || *self.stopping.borrow() || (!watches && !self.pods.allowed_in(&namespace))
+        gone || *self.stopping.borrow() || (!watches && !self.pods.allowed_in(&namespace)) || self.schedules.is_leashed(test)
     }
 
-    /// What will be run, with its golden sets in a folder that lives as long as it.
-    async fn plan(&self, test: &ResilienceTest) -> Result<(Plan, Folder), Unplanned> {
+    /// What will be run, with its golden sets.
+    async fn plan(&self, test: &ResilienceTest) -> Result<Plan, Unplanned> {
         let namespace = test.namespace().unwrap_or_default();
         let spec = test.spec.get().map_err(|why| Unplanned::Refused(format!("spec: {why}")))?.clone();
         if !spec.steps.is_empty() && !self.pods.allowed_in(&namespace) {
@@ -361,8 +491,39 @@ impl Tests {
         let metadata = Metadata { name: test.name_any(), labels: test.labels().clone() };
         let wanted = Test { api_version: ApiVersion::V1Alpha1, kind: Kind::ResilienceTest, metadata, spec };
         let finder = Finder { shelves: vec![folder.0.clone()], work_dir: folder.0.clone() };
+        // What is read is held; the folder is needed no longer.
         let plan = Plan::new(wanted, Target::Cluster, &finder);
-        plan.map(|plan| (plan, folder)).map_err(|problems| Unplanned::Refused(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))
+        plan.map_err(|problems| Unplanned::Refused(some(&problems.iter().map(ToString::to_string).collect::<Vec<_>>(), PROBLEMS_MAX)))
+    }
+}
+
+/// Why a test is not run yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Wait {
+    Watches,
+    /// Until this one has ended.
+    Turn(String),
+    TakeBack(String),
+}
+
+impl Wait {
+    /// What is told once; words may say more each time.
+    fn key(&self) -> String {
+        match self {
+            Self::Watches => "watches".to_owned(),
+            Self::Turn(before) => format!("turn {before}"),
+            Self::TakeBack(_) => "take back".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Watches => write!(f, "{WATCHES_MAX} watches go on already: stop one, or let one test watch more pods"),
+            Self::Turn(before) => write!(f, "runs go on one after the other, and {before} comes first"),
+            Self::TakeBack(why) => write!(f, "what an earlier run has in force must be taken back before another begins: {why}"),
+        }
     }
 }
 
@@ -384,5 +545,51 @@ struct Folder(PathBuf);
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn test(spec: &str, status: &str, generation: i64) -> ResilienceTest {
+        serde_saphyr::from_str(&format!(
+            "metadata: {{name: t, generation: {generation}}}\nspec: {{target: {{selector: {{matchLabels: {{a: b}}}}}}, {spec}}}\nstatus: {{{status}}}"
+        ))
+        .unwrap()
+    }
+
+    #[test]
+    fn each_run_is_begun_once_and_what_was_refused_again_when_it_is_mended() {
+        let steps = "steps: [{name: killed, podKill: {pods: {mode: one}}}]";
+        let run = |status: &str, generation, begun| wants(&test(steps, status, generation), begun);
+        assert_eq!(run("", 1, None), Wants::Turn);
+        assert_eq!(run("", 1, Some(1)), Wants::Nothing, "its status has not been heard of yet");
+        assert_eq!(run("phase: Running, observedGeneration: 1", 1, None), Wants::End, "of a leader that is gone");
+        assert_eq!(run("phase: Running, observedGeneration: 1", 2, Some(1)), Wants::Nothing, "it has ended, as will be heard of");
+        assert_eq!(run("phase: Finished, observedGeneration: 1", 2, None), Wants::Nothing);
+        assert_eq!(run("phase: Refused, observedGeneration: 1", 1, None), Wants::Nothing);
+        assert_eq!(run("phase: Refused, observedGeneration: 1", 2, Some(1)), Wants::Turn, "mended");
+        assert_eq!(wants(&test(&format!("suspend: true, {steps}"), "", 1), None), Wants::Nothing);
+    }
+
+    #[test]
+    fn a_watch_goes_on_with_the_next_leader_and_with_another_spec() {
+        let watch = |spec: &str, generation, begun| wants(&test(spec, "phase: Running, observedGeneration: 1", generation), begun);
+        assert_eq!(watch("window: 1m", 1, None), Wants::Turn);
+        assert_eq!(watch("window: 1m", 1, Some(1)), Wants::Nothing);
+        assert_eq!(watch("window: 2m", 2, Some(1)), Wants::Turn);
+        assert_eq!(watch("suspend: true", 2, None), Wants::End);
+        let mut stopped = test("", "phase: Running", 1);
+        stopped.annotations_mut().insert(STOP_ANNOTATION.to_owned(), "now".to_owned());
+        assert_eq!(wants(&stopped, None), Wants::End);
+    }
+
+    #[test]
+    fn who_waits_is_told_once_for_each_reason() {
+        let (one, other) = (Wait::TakeBack("n1 is away: tried 3 times".into()), Wait::TakeBack("n1 is away: tried 4 times".into()));
+        assert_eq!(one.key(), other.key());
+        assert_ne!(one.key(), Wait::Turn("a".into()).key());
+        assert_ne!(Wait::Turn("a".into()).key(), Wait::Turn("b".into()).key());
     }
 }

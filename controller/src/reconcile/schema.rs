@@ -8,9 +8,9 @@ use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 /// Most items of a list, and keys of a map, that have no bound of their own.
-const ITEMS_MAX: u64 = 64;
-/// Most bytes of a text that has no bound of its own.
-const TEXT_MAX: u64 = 1024;
+pub const ITEMS_MAX: u64 = 64;
+/// Most characters of a text that has no bound of its own.
+pub const TEXT_MAX: u64 = 1024;
 
 /// The structural schema of `T`.
 pub fn structural<T: JsonSchema>() -> Value {
@@ -94,7 +94,14 @@ fn mend(schema: &mut Value) {
     };
     match map.get("type").and_then(Value::as_str) {
         Some("string") if !map.contains_key("enum") => bound(map, "maxLength", TEXT_MAX),
-        Some("array") => bound(map, "maxItems", ITEMS_MAX),
+        Some("array") => {
+            bound(map, "maxItems", ITEMS_MAX);
+            // Conditions: whoever applies one of them leaves the others as they are.
+            if map.get("items").is_some_and(|items| items["properties"]["lastTransitionTime"].is_object()) {
+                map.insert("x-kubernetes-list-type".to_owned(), "map".into());
+                map.insert("x-kubernetes-list-map-keys".to_owned(), json!(["type"]));
+            }
+        }
         Some("object") if map.contains_key("additionalProperties") => bound(map, "maxProperties", ITEMS_MAX),
         Some("integer") => {
             let wide = matches!(map.get("format").and_then(Value::as_str), Some("uint32" | "uint64" | "int64" | "uint"));

@@ -3,7 +3,8 @@
 //! There are thousands of these, and each is silent most of the time: what one holds between two lines is all that counts.
 
 use std::{
-    sync::Arc,
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -12,6 +13,7 @@ use serde::Serialize;
 use steadfast_api::sidecar::{Answer, SidecarReport};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::Notify,
     time::timeout,
 };
 
@@ -28,10 +30,56 @@ const BUFFER: usize = 1 << 10;
 /// A sidecar reports every second.
 const SILENT_FOR: Duration = Duration::from_secs(30);
 const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
+/// Connections of one pod at once: a sidecar has one, and dials again before its last is known to be dead. With the newest it is heard, so the oldest goes.
+const OF_ONE_POD: usize = 4;
+
+/// Who has a connection: one pod's token takes no other pod's place.
+#[derive(Debug, Default)]
+pub(super) struct Connected(Mutex<HashMap<String, Vec<Arc<Notify>>>>);
+
+/// One connection's place.
+#[derive(Debug)]
+pub(super) struct Stay {
+    connected: Arc<Connected>,
+    pub(super) uid: String,
+    leave: Arc<Notify>,
+}
+
+impl Connected {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Vec<Arc<Notify>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pod with this UID has one more; beyond so many its oldest is told to end.
+    pub(super) fn come(self: &Arc<Self>, uid: String) -> Stay {
+        let leave = Arc::new(Notify::new());
+        {
+            let mut all = self.all();
+            let of_pod = all.entry(uid.clone()).or_insert_with(|| Vec::with_capacity(1));
+            of_pod.push(Arc::clone(&leave));
+            if of_pod.len() > OF_ONE_POD {
+                of_pod.remove(0).notify_one();
+            }
+        }
+        Stay { connected: Arc::clone(self), uid, leave }
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        let mut all = self.connected.all();
+        if let Some(of_pod) = all.get_mut(&self.uid) {
+            of_pod.retain(|leave| !Arc::ptr_eq(leave, &self.leave));
+            if of_pod.is_empty() {
+                all.remove(&self.uid);
+            }
+        }
+    }
+}
 
 pub(super) struct Connection {
     pub(super) speaker: Speaker,
-    pub(super) uid: String,
+    pub(super) stay: Stay,
     pub(super) snapshots: Subscription,
     pub(super) ingest: Arc<Ingest>,
 }
@@ -42,6 +90,15 @@ impl Connection {
         let mut buffer = BytesMut::with_capacity(BUFFER);
         loop {
             tokio::select! {
+                // Who is told to end acknowledges nothing any more.
+                biased;
+                () = self.stay.leave.notified() => return,
+                snapshot = self.snapshots.next() => {
+                    let Some(snapshot) = snapshot else { return };
+                    if write(&mut stream, &snapshot).await.is_none() {
+                        return;
+                    }
+                }
                 read = timeout(SILENT_FOR, stream.read_buf(&mut buffer)) => {
                     // It ended, broke, or fell silent: a sidecar that is still there comes back.
                     let Ok(Ok(1..)) = read else { return };
@@ -49,16 +106,10 @@ impl Connection {
                         Ok(None) => {}
                         Ok(Some(sequence)) => if write(&mut stream, &Answer::Acknowledged(sequence)).await.is_none() { return },
                         Err(why) => {
-                            tracing::debug!(uid = self.uid, why, "a report was refused");
+                            tracing::debug!(uid = self.stay.uid, why, "a report was refused");
                             let _ = write(&mut stream, &Answer::Refused(why)).await;
                             return;
                         }
-                    }
-                }
-                snapshot = self.snapshots.next() => {
-                    let Some(snapshot) = snapshot else { return };
-                    if write(&mut stream, &snapshot).await.is_none() {
-                        return;
                     }
                 }
             }
@@ -91,10 +142,10 @@ impl Connection {
         let (mut report, unknown) = SidecarReport::read(line).map_err(|error| format!("a line is not a report: {error}"))?;
         if unknown > 0 {
             self.ingest.not_understood(unknown);
-            tracing::debug!(uid = self.uid, unknown, "evidence of a kind that this controller does not know; the sidecar is newer");
+            tracing::debug!(uid = self.stay.uid, unknown, "evidence of a kind that this controller does not know; the sidecar is newer");
         }
-        if report.pod.uid != self.uid {
-            return Err(format!("this connection is that of pod {}, and the report is about pod {}", self.uid, report.pod.uid));
+        if report.pod.uid != self.stay.uid {
+            return Err(format!("this connection is that of pod {}, and the report is about pod {}", self.stay.uid, report.pod.uid));
         }
         if let Speaker::Pod(owner) = &self.speaker {
             // What the API server says counts, whatever the pod calls itself.

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 /// Readers at once, on the whole cluster.
 pub const READERS_MAX: usize = 32;
 /// Of these so many speak at once: each may bring [`GOLDEN_BYTES_MAX`](steadfast_api::policy::GOLDEN_BYTES_MAX).
-const SPEAKERS_MAX: usize = 4;
+pub(super) const SPEAKERS_MAX: usize = 3;
 
 /// A tar, or the reader's words.
 pub type Brought = Result<Bytes, String>;

@@ -13,7 +13,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -38,6 +38,8 @@ const GENERATIONS_PER_SECOND: u64 = 1_000_000;
 pub enum HubError {
     #[error("{PODS_MAX} pods are known already; remove those that are gone")]
     Full,
+    #[error("this controller leads no more; the one that does answers at the same address")]
+    Over,
     #[error("pod {uid} has something set by {OWNERS_MAX} owners already, so {owner} cannot speak for it; take the parts of others back first")]
     Crowded { uid: String, owner: String },
     #[error("the sidecar of pod {uid} did not confirm policy generation {generation} within {waited:?}; it confirmed generation {confirmed}")]
@@ -125,6 +127,7 @@ pub struct PolicyHub {
     epoch: String,
     generation: AtomicU64,
     open: watch::Sender<bool>,
+    over: AtomicBool,
     pods: Mutex<HashMap<String, Entry>>,
 }
 
@@ -141,6 +144,7 @@ impl PolicyHub {
             epoch: format!("{:016x}", rand::random::<u64>()),
             generation: AtomicU64::new(started * GENERATIONS_PER_SECOND),
             open: watch::Sender::new(open),
+            over: AtomicBool::new(false),
             pods: Mutex::default(),
         }
     }
@@ -154,6 +158,16 @@ impl PolicyHub {
     /// What is asked for is known: sidecars are told from now on.
     pub fn open(&self) {
         self.open.send_replace(true);
+    }
+
+    /// This process speaks for nobody any more: every stream ends, and none begins.
+    pub fn end(&self) {
+        let mut pods = self.pods();
+        self.over.store(true, Ordering::Relaxed);
+        pods.clear();
+        drop(pods);
+        // Whoever still waited for a first word.
+        self.open();
     }
 
     /// Names this process in every snapshot.
@@ -171,6 +185,9 @@ impl PolicyHub {
     }
 
     fn entry<'a>(&self, pods: &'a mut HashMap<String, Entry>, uid: &str) -> Result<&'a Entry, HubError> {
+        if self.over.load(Ordering::Relaxed) {
+            return Err(HubError::Over);
+        }
         if !pods.contains_key(uid) && pods.len() >= PODS_MAX {
             pods.retain(|_, entry| !entry.is_idle());
             if pods.len() >= PODS_MAX {

@@ -31,6 +31,20 @@ async fn who_connects_late_is_told_at_once_and_every_change_has_a_newer_generati
     assert_eq!(stream.next().await, None, "the stream of a pod that is gone ends");
 }
 
+#[tokio::test]
+async fn who_leads_no_more_ends_every_stream_and_begins_none() {
+    let (hub, closed) = (Arc::new(PolicyHub::default()), Arc::new(PolicyHub::closed()));
+    let (mut heard, mut waits) = (hub.subscribe("a").unwrap(), closed.subscribe("a").unwrap());
+    heard.next().await.unwrap();
+    hub.end();
+    closed.end();
+    assert_eq!(heard.next().await, None);
+    // What it was subscribed with, at most.
+    while waits.next().await.is_some() {}
+    assert_eq!(hub.subscribe("a").err(), Some(HubError::Over));
+    assert_eq!((hub.connected("a"), hub.set_policies("run", "a", vec![])), (false, Err(HubError::Over)));
+}
+
 #[test]
 fn a_snapshot_is_the_sum_of_what_its_owners_set() {
     let hub = PolicyHub::default();

@@ -22,7 +22,7 @@ use super::{
     Seen,
     answer::{Body, no_content, problem, whole},
     auth::{Auth, Owner, Refused, Speaker},
-    connection::Connection,
+    connection::{Connected, Connection},
     handed::{Handed, NotHeard},
     ingest::Ingest,
     policy::{PODS_MAX, PolicyHub},
@@ -66,7 +66,7 @@ impl Sidecars {
 
 /// Answers sidecars on `listener` until it is dropped; by TLS where `tls` is given.
 pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, auth: Auth, sidecars: Sidecars) {
-    let service = Arc::new(Service { auth, sidecars });
+    let service = Arc::new(Service { auth, sidecars, connected: Arc::default() });
     let handler = move |request| {
         let service = Arc::clone(&service);
         async move {
@@ -119,6 +119,7 @@ impl Server {
 struct Service {
     auth: Auth,
     sidecars: Sidecars,
+    connected: Arc<Connected>,
 }
 
 impl Service {
@@ -156,7 +157,7 @@ impl Service {
             Err(error) => return problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         };
         let (upgrade, place) = (hyper::upgrade::on(&mut request), request.extensions_mut().remove::<Place>());
-        let connection = Connection { speaker, uid, snapshots, ingest: Arc::clone(&self.sidecars.ingest) };
+        let connection = Connection { speaker, stay: self.connected.come(uid), snapshots, ingest: Arc::clone(&self.sidecars.ingest) };
         tokio::spawn(async move {
             match upgrade.await {
                 Ok(stream) => connection.live(TokioIo::new(stream)).await,

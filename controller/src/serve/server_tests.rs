@@ -140,6 +140,44 @@ async fn reports_are_acknowledged_counted_once_and_a_bad_one_is_named() {
 }
 
 #[tokio::test]
+async fn one_pod_takes_few_places_and_its_newest_connections_stay() {
+    let (server, _seen) = Server::start("secret").unwrap();
+    let mut other = Line::open(&server, "v").await;
+    let mut lines = Vec::new();
+    for _ in 0..6 {
+        let mut line = Line::open(&server, "u").await;
+        let _: PolicySnapshot = line.hear().await;
+        lines.push(line);
+    }
+    for (number, line) in lines.iter_mut().enumerate() {
+        if number < 2 {
+            assert_eq!(timeout(SOON, line.0.read(&mut [0])).await.unwrap().unwrap(), 0, "{number} is one of the oldest");
+        } else {
+            line.tell(&report("u", number as u64)).await;
+            assert_eq!(line.hear::<Answer>().await, Answer::Acknowledged(number as u64));
+        }
+    }
+    let _: PolicySnapshot = other.hear().await;
+    other.tell(&report("v", 1)).await;
+    assert_eq!(other.hear::<Answer>().await, Answer::Acknowledged(1));
+}
+
+#[tokio::test]
+async fn who_leads_no_more_acknowledges_nothing() {
+    let (server, mut seen) = Server::start("secret").unwrap();
+    let mut line = Line::open(&server, "u").await;
+    let _: PolicySnapshot = line.hear().await;
+    server.hub().end();
+    // It may be closed before this is written.
+    let _ = line.0.write_all(report("u", 1).as_bytes()).await;
+    let _ = line.0.flush().await;
+    let mut rest = Vec::new();
+    let _ = timeout(SOON, line.0.read_to_end(&mut rest)).await.unwrap();
+    assert!(rest.is_empty() && seen.try_recv().is_err(), "{:?}", String::from_utf8_lossy(&rest));
+    assert_eq!(client().request(dial(&server, "u", "secret")).await.unwrap().status(), 503);
+}
+
+#[tokio::test]
 async fn a_sidecar_of_another_protocol_is_told_what_to_do() {
     let (server, _seen) = Server::start("secret").unwrap();
     for (protocol, advice) in [("0", "start the pod anew"), ("2", "upgrade the controller")] {

@@ -6,14 +6,24 @@ use std::{
 };
 
 use bytes::Bytes;
+use steadfast_api::policy::GOLDEN_BYTES_MAX;
 
-/// All sets together.
-pub const BYTES_MAX: usize = 256 << 20;
+use super::handed::SPEAKERS_MAX;
+
+/// All sets together, wherever they were read from.
+pub const BYTES_MAX: usize = 128 << 20;
+/// What the chart lets the controller have (`resources.limits.memory`).
+const MEMORY: usize = 512 << 20;
+/// Without golden sets: 10,000 sidecars at one report a second (benches/README.md).
+const WITHOUT_SETS: usize = 140 << 20;
+// The sets that sidecars fetch; the same once more, read, for runs and watches that compare answers with them (each set once, however many want it); and those that
+// readers bring at this moment.
+const _: () = assert!(WITHOUT_SETS + 2 * BYTES_MAX + SPEAKERS_MAX * GOLDEN_BYTES_MAX <= MEMORY);
 
 /// A set does not fit beside the others.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "golden set {digest} has {bytes} bytes and the controller holds {held} of at most {BYTES_MAX} already: take fewer samples, or delete GoldenSets that nobody needs"
+    "golden set {digest} has {bytes} bytes and the controller holds {held} of at most {BYTES_MAX} already: take fewer samples, or delete a GoldenSet that nobody needs"
 )]
 pub struct NoRoom {
     pub digest: String,
@@ -59,6 +69,13 @@ impl SetStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_chart_gives_as_much_memory_as_is_reckoned_with() {
+        let values = include_str!("../../../deploy/chart/values.yaml");
+        let limits: Vec<&str> = values.lines().filter(|line| line.contains("limits: {memory: ")).collect();
+        assert!(limits.iter().any(|line| line.contains(&format!("limits: {{memory: {}Mi}}", MEMORY >> 20))), "{limits:?}");
+    }
 
     #[test]
     fn sets_are_bounded_together_and_forgotten_when_nobody_wants_them() {

@@ -14,6 +14,7 @@ use crate::{
     experiment::{progress::PhaseNow, select},
     observe::marks::Planned,
     platform::{Order, Platform},
+    words::{NAMES_MAX, some},
 };
 
 /// Beyond a step's own time, until its fault ends by itself: longer than undoing it takes.
@@ -21,6 +22,8 @@ const EXPIRY_MARGIN: Duration = Duration::from_secs(30);
 
 impl<P: Platform> Conductor<'_, P> {
     pub(super) async fn step(&mut self, round: u32, index: u32, step: &Step) -> Result<(), Ending> {
+        let platform = self.platform;
+        self.alongside(platform.may_break()).await.map_err(Ending::Halted)?;
         let (nodes, pods) = self.choose(step).await?;
         let order = order(step, &nodes, &pods);
         let touched: Vec<String> = if nodes.is_empty() {
@@ -33,7 +36,6 @@ impl<P: Platform> Conductor<'_, P> {
         }
         let asked = Instant::now();
         let expires = Span::new(step.duration.get() + grace(&step.action) + EXPIRY_MARGIN);
-        let platform = self.platform;
         let in_force = self
             .alongside(platform.apply(order, expires))
             .await
@@ -57,7 +59,7 @@ impl<P: Platform> Conductor<'_, P> {
             let asked = history.us(asked).min(planned.since);
             history.fault(asked, planned);
         }
-        let on = if nodes.is_empty() { pods.join(", ") } else { nodes.join(", ") };
+        let on = some(if nodes.is_empty() { &pods } else { &nodes }, NAMES_MAX);
         self.course.faults.push(FaultSpan { step: index, round, start, end: start, nodes, pods: touched, evidence: Vec::new(), undone: None });
         self.in_force.push((fault, in_force));
 

@@ -55,8 +55,9 @@ use self::{
 };
 use super::{Change, InForce, Order, Platform, PlatformError, Pod, Undone};
 use crate::{
-    reconcile::{pods::PodFacts, watched::Watched},
+    reconcile::{pods::PodFacts, resilience_schedule::MayBreak, watched::Watched},
     serve::{ingest::Ingest, policy::PolicyHub},
+    words::{NAMES_MAX, some},
 };
 
 /// Everything is listed well within this, or there is no API server.
@@ -79,6 +80,8 @@ pub struct KubernetesOptions {
     pub target: Target,
     /// Requests under way at once, at most.
     pub in_flight_max: u32,
+    /// Who is asked before each fault, if anybody need be.
+    pub leave: Option<MayBreak>,
 }
 
 struct Inner {
@@ -102,6 +105,7 @@ pub struct KubernetesPlatform {
     address: SocketAddr,
     service: String,
     timers: Option<PlatformTimers>,
+    leave: Option<MayBreak>,
     tasks: Vec<AbortHandle>,
 }
 
@@ -109,7 +113,7 @@ impl KubernetesPlatform {
     /// Finds the target's Service and watches its pods. Returns once all of them are known. Wants `list` and `watch` on pods, Services, EndpointSlices, nodes and
     /// workloads, `delete` on pods, `create` on evictions, and for each kind of failure what the chart's `failures` say.
     pub async fn start(options: KubernetesOptions) -> Result<Self, PlatformError> {
-        let KubernetesOptions { means, hub, ingest, run, test, namespace, target, in_flight_max } = options;
+        let KubernetesOptions { means, hub, ingest, run, test, namespace, target, in_flight_max, leave } = options;
         let client = means.client.clone();
         let (service, address) = service(&client, &namespace, &target).await?;
         let (tell, changes) = mpsc::unbounded_channel();
@@ -124,7 +128,7 @@ impl KubernetesPlatform {
             tokio::spawn(watch_nodes(Arc::clone(&inner))).abort_handle(),
             tokio::spawn(watch_workloads(Arc::clone(&inner))).abort_handle(),
         ];
-        let mut platform = Self { inner, changes: tokio::sync::Mutex::new(changes), address, service, timers: None, tasks };
+        let mut platform = Self { inner, changes: tokio::sync::Mutex::new(changes), address, service, timers: None, leave, tasks };
         let waited = timeout(LISTED_WITHIN, is_listed.wait_for(|listed| *listed)).await;
         if !matches!(waited, Ok(Ok(_))) {
             return Err(PlatformError::new("the target's pods", format!("were not listed within {LISTED_WITHIN:?}: the API server does not answer")));
@@ -136,7 +140,7 @@ impl KubernetesPlatform {
         if !without.is_empty() {
             let why = format!(
                 "selects pods without a sidecar: {}; delete them, and those that take their place will have it (kubectl describe says why it is not there)",
-                without.join(", ")
+                some(&without, NAMES_MAX)
             );
             return Err(PlatformError::new("spec.target.selector", why));
         }
@@ -356,6 +360,13 @@ impl Platform for KubernetesPlatform {
 
     async fn choosable(&self, action: &Action) -> Result<Vec<String>, PlatformError> {
         Ok(failures::choosable(&self.inner.means, action, self.nodes()).await?)
+    }
+
+    async fn may_break(&self) -> Result<(), String> {
+        match &self.leave {
+            Some(leave) => leave().await,
+            None => Ok(()),
+        }
     }
 
     fn pods(&self) -> Vec<Pod> {

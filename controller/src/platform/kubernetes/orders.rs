@@ -26,7 +26,13 @@ use super::{
     failures::{self, Evicted, Failure, FailureError, Target},
     labels,
 };
-use crate::platform::{InForce, Order, PlatformError, Undone, armed};
+use crate::{
+    platform::{
+        InForce, Order, PlatformError, Undone,
+        armed::{self, Before},
+    },
+    words::{NAMES_MAX, some},
+};
 
 /// A sidecar that listens confirms a change well within this.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(3);
@@ -63,6 +69,8 @@ struct Armed {
     nodes: Vec<String>,
     /// Names by UID of the pods that have it.
     covered: Mutex<BTreeMap<String, String>>,
+    /// What their sidecars had counted under this name before: those of one controller are counted for as long as it leads.
+    before: Mutex<Before>,
     on: AtomicBool,
 }
 
@@ -92,6 +100,7 @@ impl Orders {
                 pods.map(|pod| (pod.uid, pod.name)).collect()
             };
             for (uid, name) in new {
+                armed.reaches(inner, &uid);
                 if let Err(error) = inner.hub.set_policies(&armed.owner, &uid, vec![armed.named(placed.until)]) {
                     tracing::warn!(pod = name, %error, "cannot be told its policies");
                 }
@@ -184,6 +193,11 @@ impl Orders {
 }
 
 impl Armed {
+    /// From now on what this pod's sidecar counts is this order's.
+    fn reaches(&self, inner: &Inner, uid: &str) {
+        lock(&self.before).insert(uid.to_owned(), inner.ingest.injected(uid, &self.policy));
+    }
+
     fn named(&self, until: Instant) -> NamedPolicy {
         let expires_after = Span::new(until.saturating_duration_since(Instant::now()));
         NamedPolicy { name: self.policy.clone(), spec: FaultPolicySpec { expires_after, ..self.spec.clone() } }
@@ -205,7 +219,14 @@ fn armed(inner: &Inner, id: u64, order: Order) -> Result<Armed, PlatformError> {
         return Err(PlatformError::new("the fault", "would reach no pod of the target"));
     }
     let owner = format!("run/{}/{id}", inner.run);
-    Ok(Armed { owner, policy: format!("step-{id}"), spec, nodes, covered: Mutex::new(covered), on: AtomicBool::new(true) })
+    let uids: Vec<String> = covered.keys().cloned().collect();
+    // No FaultPolicy can be called so: names of objects have no underscore. Names of steps come again in every run, since each is a label of the sidecars' metrics.
+    let policy = format!("step_{id}");
+    let armed = Armed { owner, policy, spec, nodes, covered: Mutex::new(covered), before: Mutex::default(), on: AtomicBool::new(true) };
+    for uid in &uids {
+        armed.reaches(inner, uid);
+    }
+    Ok(armed)
 }
 
 /// Arms an order and waits until every sidecar that it reaches has confirmed it. Returns when the first of them had it.
@@ -216,12 +237,12 @@ async fn arm(inner: &Arc<Inner>, id: u64) -> Result<Instant, String> {
     let deaf: Vec<&str> = covered.iter().filter(|(uid, _)| !inner.hub.connected(uid)).map(|(_, name)| name.as_str()).collect();
     if !deaf.is_empty() {
         let asks = "give the pods their sidecars: label steadfast.dev/inject=true";
-        return Err(format!("no sidecar of {} listens to this controller; {asks}", deaf.join(", ")));
+        return Err(format!("no sidecar of {} listens to this controller; {asks}", some(&deaf, NAMES_MAX)));
     }
     let (first, unconfirmed) = tell(inner, armed, &covered, Some(placed.until)).await;
     match first {
         Some(first) if unconfirmed.is_empty() => Ok(first),
-        _ => Err(unconfirmed.join("; ")),
+        _ => Err(some(&unconfirmed, NAMES_MAX)),
     }
 }
 
@@ -278,7 +299,7 @@ async fn disarm(inner: &Inner, armed: &Armed, began: Instant) -> Undone {
     for uid in covered.keys().filter(|uid| inner.hub.connected(uid)) {
         inner.ingest.requests_until(uid, now, deadline.saturating_duration_since(Instant::now())).await;
     }
-    Undone { evidence: armed::evidence(&inner.ingest, &armed.policy, &armed.spec, &covered, began.elapsed()), left_behind }
+    Undone { evidence: armed::evidence(&inner.ingest, &armed.policy, &armed.spec, &covered, &lock(&armed.before), began.elapsed()), left_behind }
 }
 
 /// Deletes the pod with this UID, and no other of its name.

@@ -321,7 +321,8 @@ async fn disarm(inner: &Inner, requests: &Requests, began: Instant) -> Undone {
     for uid in inner.reachable(&uids) {
         inner.ingest.requests_until(&uid, now, deadline.saturating_duration_since(Instant::now())).await;
     }
-    let evidence = armed::evidence(&inner.ingest, &requests.policy, &requests.spec, &covered, began.elapsed());
+    // One run, and each of its orders has a name of its own: nobody counted under it before.
+    let evidence = armed::evidence(&inner.ingest, &requests.policy, &requests.spec, &covered, &armed::Before::new(), began.elapsed());
     Undone { evidence, left_behind }
 }
 

@@ -1,21 +1,33 @@
 //! Whether a run may begin now: asked at the moment itself, of the API server and not of what was known before. The first thing that speaks against it is told.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt};
 
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
-use kube::{
-    Api, Client, ResourceExt,
-    api::{ListParams, ObjectMeta},
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, ReplicaSet, StatefulSet},
+        core::v1::{Pod, PodTemplateSpec},
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{ListParams, ObjectMeta},
+    core::NamespaceResourceScope,
+};
+use serde::de::DeserializeOwned;
 use steadfast_api::{
+    policy::LabelSelector,
     resource::{ResilienceScheduleSpec, RunPhase},
     test::ResilienceTestSpec,
 };
 
 use super::SCHEDULE_LABEL;
-use crate::reconcile::{
-    pods::{FAULTS_ALLOWED, FAULTS_LABEL, Pods},
-    resource::{API_VERSION, ResilienceSchedule, ResilienceTest},
+use crate::{
+    reconcile::{
+        pods::{FAULTS_ALLOWED, FAULTS_LABEL, Pods},
+        resource::{API_VERSION, GoldenSet, ResilienceSchedule, ResilienceTest},
+    },
+    words::some,
 };
 
 /// Names in a sentence.
@@ -57,10 +69,8 @@ impl Due<'_> {
         let tests = pods.scope().list::<ResilienceTest>(client).await?;
         let judged = match self.of_tests(&tests) {
             Ok(test) => {
-                let labels = test.spec.get().map(|spec| spec.target.selector.match_labels.clone()).unwrap_or_default();
-                let selector = labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
-                let targets = Api::<Pod>::namespaced(client.clone(), self.namespace).list(&ListParams::default().labels(&selector)).await?;
-                of_pods(&targets.items, &selector).map_or(Ok(test), Err)
+                let selector = test.spec.get().map(|spec| spec.target.selector.clone()).unwrap_or_default();
+                health(client, self.namespace, &selector, true).await?.map_or(Ok(test), Err)
             }
             Err(skip) => Err(skip),
         };
@@ -140,7 +150,66 @@ pub fn has_ended(test: &ResilienceTest) -> bool {
     test.status.as_ref().is_some_and(|status| matches!(status.phase, RunPhase::Finished | RunPhase::Refused))
 }
 
-fn of_pods(pods: &[Pod], selector: &str) -> Option<Skip> {
+/// What speaks against breaking anything of this target now: it is not whole, or, where `golden` sets are asked too, not right. Those see what a run itself breaks.
+///
+/// # Errors
+/// While the API server does not answer.
+pub async fn health(client: &Client, namespace: &str, target: &LabelSelector, golden: bool) -> Result<Option<Skip>, kube::Error> {
+    async fn all<K>(client: &Client, namespace: &str, params: &ListParams) -> Result<Vec<K>, kube::Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug,
+    {
+        Ok(Api::<K>::namespaced(client.clone(), namespace).list(params).await?.items)
+    }
+    let selector = target.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+    let every = ListParams::default();
+    let pods = all::<Pod>(client, namespace, &ListParams::default().labels(&selector)).await?;
+    let mut makers = Vec::new();
+    for object in all::<Deployment>(client, namespace, &every).await? {
+        makers.extend(object.spec.map(|spec| Maker::new(Some(spec.template), spec.replicas)));
+    }
+    for object in all::<StatefulSet>(client, namespace, &every).await? {
+        makers.extend(object.spec.map(|spec| Maker::new(Some(spec.template), spec.replicas)));
+    }
+    // Those of Deployments are counted with them.
+    for object in all::<ReplicaSet>(client, namespace, &every).await?.into_iter().filter(|object| object.owner_references().is_empty()) {
+        makers.extend(object.spec.map(|spec| Maker::new(spec.template, spec.replicas)));
+    }
+    if let Some(skip) = of_pods(&pods, &selector, wanted(&makers, target)) {
+        return Ok(Some(skip));
+    }
+    Ok(if golden { of_golden_sets(&all::<GoldenSet>(client, namespace, &every).await?, &pods) } else { None })
+}
+
+/// Who makes pods: their labels, and how many.
+struct Maker {
+    labels: BTreeMap<String, String>,
+    replicas: usize,
+}
+
+impl Maker {
+    fn new(template: Option<PodTemplateSpec>, replicas: Option<i32>) -> Self {
+        let labels = template.and_then(|template| template.metadata).and_then(|metadata| metadata.labels).unwrap_or_default();
+        Self { labels, replicas: usize::try_from(replicas.unwrap_or(1)).unwrap_or_default() }
+    }
+}
+
+/// Pods that the target has when it is whole, as far as its workloads say.
+fn wanted(makers: &[Maker], target: &LabelSelector) -> usize {
+    makers.iter().filter(|maker| target.matches(&maker.labels)).map(|maker| maker.replicas).sum()
+}
+
+fn of_golden_sets(sets: &[GoldenSet], pods: &[Pod]) -> Option<Skip> {
+    let fails = |set: &&GoldenSet| {
+        let is_theirs = set.spec.get().is_ok_and(|spec| pods.iter().any(|pod| spec.selector.matches(pod.labels())));
+        is_theirs && set.status.as_ref().is_some_and(|status| status.pods_failing > 0)
+    };
+    let failing: Vec<String> = sets.iter().filter(fails).map(ResourceExt::name_any).collect();
+    (!failing.is_empty()).then(|| Skip::new("WrongAnswers", format!("pods of the target answer wrong, by GoldenSet {}", some(&failing, NAMES_MAX))))
+}
+
+/// `wanted`: how many their workloads ask for.
+fn of_pods(pods: &[Pod], selector: &str, wanted: usize) -> Option<Skip> {
     // What has ended, or is on its way out, is nobody's health.
     let phase = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
     let there: Vec<&Pod> =
@@ -153,14 +222,10 @@ fn of_pods(pods: &[Pod], selector: &str) -> Option<Skip> {
         conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
     };
     let unready: Vec<String> = there.iter().filter(|pod| !ready(pod)).map(|pod| pod.name_any()).collect();
-    if unready.is_empty() {
-        return None;
+    if !unready.is_empty() {
+        return Some(Skip::new("UnreadyPods", format!("{} of {} pods of the target are not ready: {}", unready.len(), there.len(), some(&unready, NAMES_MAX))));
     }
-    let mut message = format!("{} of {} pods of the target are not ready: {}", unready.len(), there.len(), unready[..unready.len().min(NAMES_MAX)].join(", "));
-    if unready.len() > NAMES_MAX {
-        let _ = write!(message, " and {} more", unready.len() - NAMES_MAX);
-    }
-    Some(Skip::new("UnreadyPods", message))
+    (there.len() < wanted).then(|| Skip::new("MissingPods", format!("there are {} of the {wanted} pods that the target's workloads ask for", there.len())))
 }
 
 #[cfg(test)]
@@ -220,11 +285,36 @@ mod tests {
         let pod = |name: &str, ready: &str, more: &str| -> Pod {
             serde_saphyr::from_str(&format!("metadata: {{name: {name}}}\nstatus: {{conditions: [{{type: Ready, status: '{ready}'}}], {more}}}")).unwrap()
         };
-        assert_eq!(of_pods(&[], "app=x").unwrap().reason, "NoPods");
-        assert_eq!(of_pods(&[pod("a", "True", ""), pod("b", "False", "phase: Succeeded")], "app=x"), None);
-        let skip = of_pods(&[pod("a", "True", ""), pod("b", "False", "")], "app=x").unwrap();
+        assert_eq!(of_pods(&[], "app=x", 0).unwrap().reason, "NoPods");
+        assert_eq!(of_pods(&[pod("a", "True", ""), pod("b", "False", "phase: Succeeded")], "app=x", 1), None);
+        let skip = of_pods(&[pod("a", "True", ""), pod("b", "False", "")], "app=x", 2).unwrap();
         assert_eq!(skip, Skip::new("UnreadyPods", "1 of 2 pods of the target are not ready: b"));
         let many: Vec<Pod> = (0..8).map(|n| pod(&format!("p{n}"), "False", "")).collect();
-        assert!(of_pods(&many, "").unwrap().message.ends_with("p4 and 3 more"));
+        assert!(of_pods(&many, "", 8).unwrap().message.ends_with("p4 and 3 more"));
+        let alone = of_pods(&[pod("a", "True", "")], "app=x", 3).unwrap();
+        assert_eq!(alone, Skip::new("MissingPods", "there are 1 of the 3 pods that the target's workloads ask for"));
+    }
+
+    #[test]
+    fn workloads_of_the_target_say_how_many_pods_it_has() {
+        let target = LabelSelector { match_labels: BTreeMap::from([("app".to_owned(), "x".to_owned())]) };
+        let maker = |labels: &str, replicas| Maker::new(serde_saphyr::from_str(&format!("metadata: {{labels: {labels}}}")).unwrap(), replicas);
+        let makers =
+            [maker("{app: x, tier: a}", Some(2)), maker("{app: x}", None), maker("{app: y}", Some(9)), maker("{}", Some(9)), maker("{app: x}", Some(0))];
+        assert_eq!(wanted(&makers, &target), 3);
+    }
+
+    #[test]
+    fn targets_that_answer_wrong_are_left_in_peace() {
+        let set = |name: &str, app: &str, failing: u32| -> GoldenSet {
+            serde_saphyr::from_str(&format!(
+                "metadata: {{name: {name}}}\nspec: {{selector: {{matchLabels: {{app: {app}}}}}, source: {{configMap: {{name: s}}}}}}\nstatus: {{podsFailing: {failing}}}"
+            ))
+            .unwrap()
+        };
+        let pods: Vec<Pod> = vec![serde_saphyr::from_str("metadata: {name: p, labels: {app: x}}").unwrap()];
+        assert_eq!(of_golden_sets(&[set("good", "x", 0), set("other", "y", 1)], &pods), None);
+        let skip = of_golden_sets(&[set("bad", "x", 1)], &pods).unwrap();
+        assert!(skip.reason == "WrongAnswers" && skip.message.ends_with("by GoldenSet bad"), "{skip:?}");
     }
 }

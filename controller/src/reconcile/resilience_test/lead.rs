@@ -49,7 +49,8 @@ const OUTAGES_TOLD: usize = 10;
 
 /// Name of the ConfigMap that holds the report of a watch's last window with an outage.
 pub fn outage_report_name(test: &str) -> String {
-    format!("{}-outage", report_name(test))
+    // Not with a word behind the test's name: that could be the name of another test.
+    format!("steadfast-outage-{test}")
 }
 
 /// A run's status as it is so far.
@@ -94,6 +95,7 @@ impl Tests {
             namespace: namespace.clone(),
             target: plan.test.spec.target.clone(),
             in_flight_max: if in_flight == 0 { IN_FLIGHT } else { in_flight.min(100_000) },
+            leave: self.schedules.leave_for(test),
         })
         .await
         .map_err(|error| error.to_string())?;
@@ -107,15 +109,15 @@ impl Tests {
             self.metrics.outages.with_label_values(&[&namespace, &name]).inc_by(0);
         }
         let (send, mut windows) = mpsc::channel::<Window>(WINDOWS_MAX);
-        let about = |window: u32| About { run_id: if watches { format!("{uid}-{window}") } else { uid.clone() }, rerun: rerun.clone() };
-        let mut ended = 0;
+        // Windows are numbered over all leaders of a watch.
+        let window = || so_far.now().windows.unwrap_or(0).saturating_add(1);
+        let about = || About { run_id: if watches { format!("{uid}-{}", window()) } else { uid.clone() }, rerun: rerun.clone() };
         let (mut course, history) = {
             let work = run(plan, Arc::clone(&platform), seen, interrupted, &told, watches.then_some(send));
             let reports = async {
                 while let Some((mut course, history)) = windows.recv().await {
-                    ended += 1;
                     course.notes.extend(platform.notes());
-                    let report = self.conclude(plan, course, history, about(ended)).await?;
+                    let report = self.conclude(plan, course, history, about()).await?;
                     self.window(test, &report, so_far).await;
                 }
                 Ok::<(), String>(())
@@ -129,7 +131,7 @@ impl Tests {
             }
         };
         course.notes.extend(platform.notes());
-        let report = self.conclude(plan, course, history, about(ended + 1)).await?;
+        let report = self.conclude(plan, course, history, about()).await?;
         if watches {
             self.window(test, &report, so_far).await;
         } else {

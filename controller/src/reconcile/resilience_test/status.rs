@@ -21,45 +21,91 @@ use crate::{
         hypothesis::{millis, share},
         progress::PhaseNow,
     },
-    reconcile::resource::{API_VERSION, MANAGER, ResilienceTest},
+    reconcile::{
+        resource::{API_VERSION, MANAGER, ResilienceTest},
+        status::fit,
+    },
+    words::cut,
 };
 
 const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(1);
+/// Characters of what the API server said of a status that it refused.
+const BARE_MAX: usize = 512;
+
+/// What became of a status that was to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    Yes,
+    /// Its test is gone, or further on than what was to be said of it.
+    Gone,
+    No,
+}
 
 impl Tests {
     /// Writes the status of `test`; what ends a run with patience.
-    pub(super) async fn write(&self, test: &ResilienceTest, mut status: ResilienceTestStatus) {
-        status.conditions = conditions(test.status.as_ref().map(|before| before.conditions.as_slice()).unwrap_or_default(), &status, test.metadata.generation);
+    pub(super) async fn write(&self, test: &ResilienceTest, status: ResilienceTestStatus) -> Written {
         let (name, namespace) = (test.name_any(), test.namespace().unwrap_or_default());
         let api: Api<ResilienceTest> = Api::namespaced(self.means.client.clone(), &namespace);
-        // What ends a run must be written; what tells of it can wait for the next time.
-        let tries = if status.phase == RunPhase::Running { 2 } else { 30 };
-        for _ in 0..tries {
-            match timeout(WRITTEN_WITHIN, patch_status(&api, &name, test.uid().as_deref(), &status)).await {
-                Ok(Ok(())) => return,
-                // Somebody wrote between reading and writing.
-                Ok(Err(kube::Error::Api(answer))) if answer.code == 409 => continue,
-                Ok(Err(error)) => tracing::warn!(%test, %error, "its status could not be written"),
-                Err(_) => tracing::warn!(%test, "its status could not be written in time"),
-            }
-            sleep(Duration::from_secs(1)).await;
-        }
+        write(&api, &name, test.uid().as_deref(), status).await
     }
 }
 
-/// Writes the status of the object with this UID, and of no other that has taken its name.
-async fn patch_status(api: &Api<ResilienceTest>, name: &str, uid: Option<&str>, status: &ResilienceTestStatus) -> Result<(), kube::Error> {
-    let Some(now) = api.get_opt(name).await?.filter(|now| now.uid().as_deref() == uid) else { return Ok(()) };
+/// To the object with this UID, and to no other that has taken its name.
+async fn write(api: &Api<ResilienceTest>, name: &str, uid: Option<&str>, mut status: ResilienceTestStatus) -> Written {
+    // What ends a run must be written; what tells of it can wait for the next time.
+    let tries = if matches!(status.phase, RunPhase::Running | RunPhase::Pending) { 2 } else { 30 };
+    let mut is_bare = false;
+    for _ in 0..tries {
+        match timeout(WRITTEN_WITHIN, patch_status(api, name, uid, &status)).await {
+            Ok(Ok(true)) => return Written::Yes,
+            Ok(Ok(false)) => return Written::Gone,
+            // Somebody wrote between reading and writing.
+            Ok(Err(kube::Error::Api(answer))) if answer.code == 409 => continue,
+            // The same again would be refused again: what matters is said in as few words as there are.
+            Ok(Err(kube::Error::Api(answer))) if [400, 413, 422].contains(&answer.code) => {
+                tracing::error!(test = name, why = answer.message, is_bare, "the API server refuses its status");
+                if is_bare {
+                    return Written::No;
+                }
+                is_bare = true;
+                status = bare(status, &answer.message);
+                continue;
+            }
+            Ok(Err(error)) => tracing::warn!(test = name, %error, "its status could not be written"),
+            Err(_) => tracing::warn!(test = name, "its status could not be written in time"),
+        }
+        sleep(AGAIN).await;
+    }
+    Written::No
+}
+
+/// False: there is nothing to write it to.
+async fn patch_status(api: &Api<ResilienceTest>, name: &str, uid: Option<&str>, status: &ResilienceTestStatus) -> Result<bool, kube::Error> {
+    let Some(now) = api.get_opt(name).await?.filter(|now| now.uid().as_deref() == uid) else { return Ok(false) };
+    let before = now.status.clone().unwrap_or_default();
+    // Who waits for its turn may have got it meanwhile.
+    if status.phase == RunPhase::Pending && before.phase != RunPhase::Pending {
+        return Ok(false);
+    }
+    let status = ResilienceTestStatus { conditions: conditions(&before.conditions, status), ..status.clone() };
     let patch = json!({
         "apiVersion": API_VERSION, "kind": ResilienceTest::KIND,
         "metadata": { "name": name, "resourceVersion": now.resource_version() },
-        "status": status,
+        "status": fit(&status),
     });
     match api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// How it stands and why no more is said.
+fn bare(status: ResilienceTestStatus, why: &str) -> ResilienceTestStatus {
+    let ResilienceTestStatus { observed_generation, phase, verdict, report, started_at, finished_at, .. } = status;
+    let reason = cut(&format!("The API server refused the rest of this status: {why}"), BARE_MAX);
+    ResilienceTestStatus { observed_generation, phase, verdict, report, started_at, finished_at, reason: Some(reason), ..ResilienceTestStatus::default() }
 }
 
 /// What a report says at a glance, in the status of its test.
@@ -96,7 +142,9 @@ pub(super) fn now() -> String {
     Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
 }
 
-fn conditions(before: &[Condition], status: &ResilienceTestStatus, generation: Option<i64>) -> Vec<Condition> {
+/// `before`: as they stand there now. They are about the spec that is run, whatever the object says meanwhile.
+fn conditions(before: &[Condition], status: &ResilienceTestStatus) -> Vec<Condition> {
+    let generation = status.observed_generation;
     let running = status.phase == RunPhase::Running;
     let passed = match status.verdict {
         Some(RunOutcome::Pass) => "True",
@@ -134,18 +182,104 @@ pub(super) fn in_words(progress: &Progress) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http_body_util::BodyExt;
+    use serde_json::Value;
+
     use super::*;
 
     #[test]
     fn conditions_say_whether_it_runs_and_whether_it_held() {
         let running = ResilienceTestStatus { phase: RunPhase::Running, progress: Some("baseline".into()), ..ResilienceTestStatus::default() };
-        let first = conditions(&[], &running, Some(1));
+        let first = conditions(&[], &running);
         let words = |conditions: &[Condition]| conditions.iter().map(|c| format!("{} {} {}", c.kind, c.status, c.reason)).collect::<Vec<_>>();
         assert_eq!(words(&first), ["Running True Running", "Verdict Unknown Running"]);
         let done = ResilienceTestStatus { phase: RunPhase::Finished, verdict: Some(RunOutcome::Pass), ..ResilienceTestStatus::default() };
-        assert_eq!(words(&conditions(&first, &done, Some(1))), ["Running False Finished", "Verdict True Pass"]);
+        assert_eq!(words(&conditions(&first, &done)), ["Running False Finished", "Verdict True Pass"]);
         let refused = ResilienceTestStatus { phase: RunPhase::Refused, reason: Some("why".into()), ..ResilienceTestStatus::default() };
-        assert_eq!(words(&conditions(&[], &refused, None)), ["Running False Refused", "Verdict Unknown Refused"]);
+        assert_eq!(words(&conditions(&[], &refused)), ["Running False Refused", "Verdict Unknown Refused"]);
+    }
+
+    /// The object, how many writes are refused yet, and how many came.
+    type Held = Arc<Mutex<(Value, usize, usize)>>;
+
+    /// An API server that holds one test as it was last applied; the first `refusals` writes of its status are refused.
+    fn server(refusals: usize) -> (Api<ResilienceTest>, Held) {
+        let object =
+            json!({ "apiVersion": API_VERSION, "kind": "ResilienceTest", "metadata": { "name": "t", "uid": "u", "resourceVersion": "1" }, "spec": {} });
+        let held = Arc::new(Mutex::new((object, refusals, 0)));
+        let shared = Arc::clone(&held);
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let held = Arc::clone(&shared);
+            async move {
+                let is_write = request.method() == http::Method::PATCH;
+                let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+                let mut held = held.lock().unwrap();
+                let answer = |code: u16, body: &Value| {
+                    let body = kube::client::Body::from(body.to_string().into_bytes());
+                    Ok::<_, std::convert::Infallible>(http::Response::builder().status(code).body(body).unwrap())
+                };
+                if is_write {
+                    held.2 += 1;
+                    if held.1 > 0 {
+                        held.1 -= 1;
+                        return answer(
+                            422,
+                            &json!({ "kind": "Status", "status": "Failure", "reason": "Invalid", "message": "status.x: too long", "code": 422 }),
+                        );
+                    }
+                    let patch: Value = serde_json::from_slice(&body).unwrap();
+                    held.0["status"] = patch["status"].clone();
+                }
+                answer(200, &held.0)
+            }
+        });
+        (Api::namespaced(kube::Client::new(service, "n"), "n"), held)
+    }
+
+    #[tokio::test]
+    async fn a_status_that_is_refused_is_said_in_fewer_words_and_not_for_ever() {
+        let ended = ResilienceTestStatus {
+            phase: RunPhase::Finished,
+            verdict: Some(RunOutcome::Fail),
+            availability: Some("99%".into()),
+            ..ResilienceTestStatus::default()
+        };
+        let (api, held) = server(1);
+        assert_eq!(write(&api, "t", Some("u"), ended.clone()).await, Written::Yes);
+        let (object, _, writes) = held.lock().unwrap().clone();
+        let status = &object["status"];
+        assert_eq!((&status["phase"], &status["verdict"], writes), (&"Finished".into(), &"fail".into(), 2), "{status}");
+        assert!(status["reason"].as_str().unwrap().contains("status.x: too long") && status["availability"].is_null(), "{status}");
+
+        let (api, held) = server(100);
+        assert_eq!(write(&api, "t", Some("u"), ended).await, Written::No);
+        assert_eq!(held.lock().unwrap().2, 2, "it is not said again and again");
+    }
+
+    #[tokio::test]
+    async fn the_time_of_a_condition_is_that_of_its_last_change_however_often_it_is_written() {
+        let (api, held) = server(0);
+        let running = ResilienceTestStatus { phase: RunPhase::Running, ..ResilienceTestStatus::default() };
+        write(&api, "t", Some("u"), running.clone()).await;
+        // A while ago.
+        held.lock().unwrap().0["status"]["conditions"][0]["lastTransitionTime"] = "2026-01-01T00:00:00Z".into();
+        write(&api, "t", Some("u"), running).await;
+        let since = |index: usize| held.lock().unwrap().0["status"]["conditions"][index]["lastTransitionTime"].as_str().unwrap().to_owned();
+        assert_eq!(since(0), "2026-01-01T00:00:00Z");
+        write(&api, "t", Some("u"), ResilienceTestStatus { phase: RunPhase::Finished, ..ResilienceTestStatus::default() }).await;
+        assert_ne!(since(0), "2026-01-01T00:00:00Z", "it does not run any more");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_its_turn_does_not_unsay_that_it_has_come() {
+        let (api, held) = server(0);
+        let phase = |phase| ResilienceTestStatus { phase, ..ResilienceTestStatus::default() };
+        assert_eq!(write(&api, "t", Some("u"), phase(RunPhase::Running)).await, Written::Yes);
+        assert_eq!(write(&api, "t", Some("u"), phase(RunPhase::Pending)).await, Written::Gone);
+        assert_eq!(write(&api, "t", Some("another"), phase(RunPhase::Finished)).await, Written::Gone);
+        assert_eq!(held.lock().unwrap().0["status"]["phase"], "Running");
     }
 
     #[test]
