@@ -140,7 +140,7 @@ async fn ours(client: &Client, configuration: &MutatingWebhookConfiguration, nam
 /// Definitions that are there, against those of this version.
 pub(super) async fn definitions(known: &Known, namespace: &str) -> Vec<Finding> {
     let (mut findings, mut same, mut absent) = (Vec::new(), 0, 0);
-    let mut kept: BTreeMap<Option<(String, String)>, usize> = BTreeMap::new();
+    let mut kept: BTreeMap<String, usize> = BTreeMap::new();
     for placed in known.placed.iter().filter(|placed| placed.resource.kind == DEFINITION) {
         let name = placed.object.name_any();
         let there = match placed.api.get_opt(&name).await {
@@ -161,8 +161,8 @@ pub(super) async fn definitions(known: &Known, namespace: &str) -> Vec<Finding> 
                 continue;
             }
         };
-        if let Some(owner) = of_others(there.annotations(), namespace) {
-            *kept.entry(owner).or_default() += 1;
+        if let Some(whose) = of_others(there.annotations(), namespace) {
+            *kept.entry(whose).or_default() += 1;
         }
         match differ(&placed.object.data, &there.data) {
             Difference::None => same += 1,
@@ -181,25 +181,24 @@ pub(super) async fn definitions(known: &Known, namespace: &str) -> Vec<Finding> 
     if same > 0 {
         findings.push(Finding::ok("definitions", format!("{same} CustomResourceDefinitions are there, as this version has them")));
     }
-    findings.extend(kept.into_iter().map(|(owner, count)| taken_over(owner.as_ref(), count)));
+    findings.extend(kept.into_iter().map(|(whose, count)| taken_over(&whose, count)));
     if absent > 0 {
         findings.push(Finding::ok("definitions", format!("{absent} CustomResourceDefinitions are not there yet")));
     }
     findings
 }
 
-/// The release that a definition belongs to, unless it is one of this namespace: `Some(None)` is nobody's.
-fn of_others(annotations: &BTreeMap<String, String>, namespace: &str) -> Option<Option<(String, String)>> {
+/// Whose a definition is, in words, unless it is of a release in this namespace.
+fn of_others(annotations: &BTreeMap<String, String>, namespace: &str) -> Option<String> {
     match (annotations.get(RELEASE_NAME), annotations.get(RELEASE_NAMESPACE)) {
         (Some(_), Some(of)) if of == namespace => None,
-        (Some(name), Some(of)) => Some(Some((name.clone(), of.clone()))),
-        _ => Some(None),
+        (Some(name), Some(of)) => Some(format!("kept from release {name} of namespace {of}")),
+        _ => Some("of no Helm release".to_owned()),
     }
 }
 
 /// `helm install` refuses what it did not make itself.
-fn taken_over(owner: Option<&(String, String)>, count: usize) -> Finding {
-    let whose = owner.map_or("of no Helm release".to_owned(), |(name, of)| format!("kept from release {name} of namespace {of}"));
+fn taken_over(whose: &str, count: usize) -> Finding {
     Finding::warning(
         "definitions",
         format!("{count} CustomResourceDefinitions are {whose}: `helm install` stops at them"),
@@ -257,11 +256,10 @@ mod tests {
         let of = |annotations: &[(&str, &str)]| annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>();
         let ours = of(&[(RELEASE_NAME, "steadfast"), (RELEASE_NAMESPACE, "here")]);
         assert_eq!(of_others(&ours, "here"), None);
-        let kept = of_others(&ours, "elsewhere").expect("another's");
-        let told = taken_over(kept.as_ref(), 5);
-        assert!(told.severity == crate::install::Severity::Warning && told.message.contains("namespace here"), "{told:?}");
+        let told = taken_over(&of_others(&ours, "elsewhere").expect("another's"), 5);
+        assert!(told.severity == crate::install::Severity::Warning && told.message.contains("release steadfast of namespace here"), "{told:?}");
         assert!(told.next.as_deref().is_some_and(|next| next.contains("--take-ownership")), "{told:?}");
-        assert_eq!(of_others(&of(&[]), "here"), Some(None));
+        assert!(of_others(&of(&[]), "here").is_some_and(|whose| whose.contains("no Helm release")));
     }
 
     #[test]
