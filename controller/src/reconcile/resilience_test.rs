@@ -47,7 +47,7 @@ use crate::{
     golden,
     metrics::Metrics,
     objects::Objects,
-    platform::kubernetes::failures::{Means, undo},
+    platform::kubernetes::failures::{Means, closing::Closing, undo},
     serve::{ingest::Ingest, policy::PolicyHub},
 };
 
@@ -67,31 +67,49 @@ const WATCHES_MAX: usize = 64;
 /// A watch whose target is not there, or never well, begins anew after so long.
 const WATCH_AGAIN: Duration = Duration::from_secs(30);
 
-/// Asks every run to end, and waits until they have, or for a minute. Returns their names.
+/// Asks every run to end, and every test that waits not to begin; waits until those that ran have ended, or for a minute. Returns their names, and what went wrong with
+/// some of them.
 ///
 /// # Errors
-/// When the tests cannot be listed or changed.
-pub async fn stop_all(client: &Client, scope: &Scope) -> Result<Vec<String>, kube::Error> {
-    let running = async || -> Result<Vec<ResilienceTest>, kube::Error> {
+/// When the tests cannot be listed.
+pub async fn stop_all(client: &Client, scope: &Scope) -> Result<(Vec<String>, Vec<String>), kube::Error> {
+    let phase = |test: &ResilienceTest| test.status.as_ref().map_or(RunPhase::Pending, |status| status.phase);
+    let under_way = async || -> Result<Vec<ResilienceTest>, kube::Error> {
         let tests = match scope.list::<ResilienceTest>(client).await {
             Ok(tests) => tests,
             // The custom resource is not there (any more).
             Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
             Err(error) => return Err(error),
         };
-        Ok(tests.into_iter().filter(|test| test.status.as_ref().is_some_and(|status| status.phase == RunPhase::Running)).collect())
+        let meant = |test: &ResilienceTest| match phase(test) {
+            RunPhase::Running => true,
+            RunPhase::Pending => !test.is_suspended(),
+            _ => false,
+        };
+        Ok(tests.into_iter().filter(meant).collect())
     };
-    let tests = running().await?;
-    for test in &tests {
-        let api: Api<ResilienceTest> = Api::namespaced(client.clone(), &test.namespace().unwrap_or_default());
-        let stop = json!({ "metadata": { "annotations": { STOP_ANNOTATION: "now" } } });
-        api.patch(&test.name_any(), &PatchParams::default(), &Patch::Merge(&stop)).await?;
-    }
+    let (mut told, mut problems) = (Vec::new(), BTreeMap::new());
     let deadline = Instant::now() + STOPPED_WITHIN;
-    while !tests.is_empty() && Instant::now() < deadline && !running().await?.is_empty() {
+    loop {
+        let tests = under_way().await?;
+        // Also those that have come meanwhile.
+        for test in tests.iter().filter(|test| !test.annotations().contains_key(STOP_ANNOTATION)) {
+            let api: Api<ResilienceTest> = Api::namespaced(client.clone(), &test.namespace().unwrap_or_default());
+            let stop = json!({ "metadata": { "annotations": { STOP_ANNOTATION: "now" } } });
+            match api.patch(&test.name_any(), &PatchParams::default(), &Patch::Merge(&stop)).await {
+                Ok(_) => told.push(test.to_string()),
+                // It is gone, which ends it as well.
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                // One that cannot be told keeps nobody from the others.
+                Err(error) => drop(problems.insert(test.to_string(), format!("{test} could not be told to stop: {error}"))),
+            }
+        }
+        // Those that wait need somebody to end them, and there may be nobody; but they do not begin.
+        if !tests.iter().any(|test| phase(test) == RunPhase::Running) || Instant::now() >= deadline {
+            return Ok((told, problems.into_values().collect()));
+        }
         sleep(Duration::from_millis(300)).await;
     }
-    Ok(tests.iter().map(ToString::to_string).collect())
 }
 
 /// See the module. Wants `list` and `watch` on resiliencetests and `patch` on their status, `get`, `create` and `patch` on ConfigMaps, `get` on goldensets, and what
@@ -124,6 +142,15 @@ pub struct Needs {
     pub reports: Option<Objects>,
 }
 
+/// What runs that are over have in force.
+enum InForce {
+    /// It is being looked at.
+    Unknown,
+    Nothing,
+    /// Or another reason for which no run may begin.
+    Left(String),
+}
+
 /// Whether it breaks nothing and watches on.
 fn watches(test: &ResilienceTest) -> bool {
     test.spec.get().is_ok_and(|spec| spec.steps.is_empty())
@@ -140,8 +167,12 @@ impl Tests {
     pub async fn run(self) {
         self.pods.listed().await;
         self.objects.listed().await;
-        // Between runs nothing may be in force: whatever is, is of a run that is no more, or could not be undone at its end.
-        let mut left = self.take_back().await;
+        // Between runs nothing may be in force: whatever is, is of a run that is no more, or could not be undone at its end. It is taken back beside everything else that
+        // goes on here, since that may take as long as a node is silent.
+        let mut in_force = InForce::Unknown;
+        let mut taking_back = FuturesUnordered::new();
+        taking_back.push(self.take_back());
+        let mut telling = FuturesUnordered::new();
         let mut looked = Instant::now();
         let mut changes = self.objects.changes();
         let mut stopping = self.stopping.clone();
@@ -151,9 +182,8 @@ impl Tests {
         let mut running = FuturesUnordered::new();
         while !*stopping.borrow() {
             let breaks = on.values().any(|watch| !watch);
-            if !breaks && looked.elapsed() >= TAKE_BACK_EVERY {
-                left = self.take_back().await;
-                looked = Instant::now();
+            if !breaks && taking_back.is_empty() && looked.elapsed() >= TAKE_BACK_EVERY {
+                taking_back.push(self.take_back());
             }
             let tests = self.objects.all();
             let there: BTreeSet<String> = tests.iter().filter_map(|test| test.uid()).collect();
@@ -164,6 +194,13 @@ impl Tests {
                     continue;
                 }
                 match test.status.as_ref().map_or(RunPhase::Pending, |status| status.phase) {
+                    RunPhase::Pending if !test.is_suspended() && test.annotations().contains_key(STOP_ANNOTATION) => {
+                        begun.insert(test.uid().unwrap_or_default());
+                        let why = "It was told to stop before it began.".to_owned();
+                        self.events.say(test.object_ref(&()), "Finished", "Run", &why);
+                        let status = finished(test.status.clone().unwrap_or_default(), Some(why));
+                        telling.push(self.tell(test, status));
+                    }
                     RunPhase::Pending if !test.is_suspended() => waiting.push(test),
                     RunPhase::Running if watches(&test) && !test.annotations().contains_key(STOP_ANNOTATION) => waiting.push(test),
                     RunPhase::Running => {
@@ -184,13 +221,19 @@ impl Tests {
                     &format!("{WATCHES_MAX} watches go on already: stop one, or let one test watch more pods"),
                 );
             }
-            let next = match (breakers.first(), &left) {
-                (Some(_), _) if breaks => None,
-                (Some(test), Some(why)) => {
+            let next = match (breakers.first(), &in_force) {
+                (Some(test), InForce::Left(why)) if !breaks => {
                     let words = format!("what an earlier run has in force must be taken back before another begins: {why}");
                     self.events.warn(test.object_ref(&()), "Waits", "Run", &words);
+                    if telling.is_empty() && test.status.as_ref().and_then(|status| status.progress.as_ref()) != Some(&words) {
+                        let status = ResilienceTestStatus { progress: Some(words), ..test.status.clone().unwrap_or_default() };
+                        telling.push(self.tell(Arc::clone(test), status));
+                    }
                     None
                 }
+                // Whoever takes back takes back everything: what a run has just begun too.
+                (_, InForce::Unknown) => None,
+                _ if breaks || !taking_back.is_empty() => None,
                 (next, _) => next,
             };
             for test in watchers.iter().take(room).chain(next) {
@@ -206,10 +249,15 @@ impl Tests {
             tokio::select! {
                 Some(uid) = running.next(), if !running.is_empty() => {
                     if on.remove(&uid) == Some(false) {
-                        left = self.take_back().await;
-                        looked = Instant::now();
+                        in_force = InForce::Unknown;
+                        taking_back.push(self.take_back());
                     }
                 }
+                Some(left) = taking_back.next(), if !taking_back.is_empty() => {
+                    in_force = left.map_or(InForce::Nothing, InForce::Left);
+                    looked = Instant::now();
+                }
+                Some(()) = telling.next(), if !telling.is_empty() => {}
                 _ = changes.changed() => {}
                 () = sleep(LOOK_EVERY) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => {}
@@ -219,23 +267,36 @@ impl Tests {
         while running.next().await.is_some() {}
     }
 
-    /// Takes back what runs left in force. Returns why something still is.
+    /// Takes back what runs left in force. Returns why something still is, or why no run may begin for another reason.
     async fn take_back(&self) -> Option<String> {
-        match undo::everything(&self.means).await {
+        match undo::everything(&self.means, false).await {
             Ok(summary) => {
-                for words in summary.undone.iter().chain(&summary.not_ours) {
+                for words in [&summary.undone, &summary.restored, &summary.unproven, &summary.not_ours].into_iter().flatten() {
                     tracing::warn!("taken back for a run that did not end it: {words}");
                 }
                 for why in &summary.failed {
                     tracing::error!("could not be taken back, and is tried again: {why}");
                 }
-                (!summary.failed.is_empty()).then(|| summary.failed.join("; "))
+                if summary.failed.is_empty() {
+                    return self.closed().await;
+                }
+                Some(format!("{}; it is tried again, or given up by `steadfast undo --forget`", summary.failed.join("; ")))
             }
             Err(error) => {
                 tracing::error!(%error, "what is in force cannot be read; tried again");
                 Some(error.to_string())
             }
         }
+    }
+
+    /// Why no run may begin, if none may: everything is taken back for good.
+    async fn closed(&self) -> Option<String> {
+        let closing = Closing::new(self.means.prompt.clone(), &self.means.namespace);
+        closing.closed().await.unwrap_or_else(|error| Some(error.to_string()))
+    }
+
+    async fn tell(&self, test: Arc<ResilienceTest>, status: ResilienceTestStatus) {
+        self.write(&test, status).await;
     }
 
     /// A run whose controller is gone.
@@ -269,6 +330,12 @@ impl Tests {
                 let before = test.status.clone().filter(|status| status.phase == RunPhase::Running);
                 let so_far = SoFar::new(before.map_or(started, |before| ResilienceTestStatus { progress: Some("starting".to_owned()), ..before }));
                 self.write(test, so_far.now()).await;
+                // Asked after it was said that it runs: whoever closes looks for what runs after it was closed.
+                if !watches(test)
+                    && let Some(why) = self.closed().await
+                {
+                    return self.write(test, finished(so_far.now(), Some(format!("It did not begin: {why}.")))).await;
+                }
                 self.events.say(test.object_ref(&()), "Started", "Run", if watches(test) { "the watch began" } else { "the run began" });
                 let plan = Arc::new(plan);
                 let ended =
