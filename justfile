@@ -24,6 +24,10 @@ case-study-on-a-cluster:
 truth:
     STEADFAST_TRUTH=full cargo test --test cluster -- --nocapture truth::
 
+# Every failure, and in it the leader, the command line and the API server lost, on a real cluster on this machine (root). 30 minutes.
+kill-matrix:
+    STEADFAST_KILL_MATRIX=full cargo test --test cluster -- --nocapture --test-threads 1 a_leader_that_is_lost lost::
+
 # Where the build's time goes.
 timings:
     cargo build --release --timings
