@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 pub(crate) use steadfast_controller::cluster::UndoArgs as Args;
 
+use steadfast_controller::platform::kubernetes::failures::undo::Summary;
+
 use crate::exit;
 
 pub(crate) fn main(args: Args) -> ExitCode {
@@ -16,13 +18,16 @@ pub(crate) fn main(args: Args) -> ExitCode {
         Ok(summary) => summary,
         Err(error) => return exit::failed(error),
     };
-    for words in &summary.undone {
+    for words in [&summary.undone, &summary.restored, &summary.unproven].into_iter().flatten() {
         println!("undone: {words}");
     }
     for words in &summary.not_ours {
         println!("left to whoever changed it: {words}");
     }
-    if summary.undone.is_empty() && summary.not_ours.is_empty() && summary.failed.is_empty() {
+    for why in &summary.forgotten {
+        println!("not undone, and forgotten: {why}");
+    }
+    if summary == Summary::default() {
         println!("nothing is in force");
     }
     if summary.failed.is_empty() { ExitCode::SUCCESS } else { exit::failed(format!("not undone: {}", summary.failed.join("; "))) }

@@ -68,6 +68,9 @@ pub struct NodeFaultStatus {
     /// What was done, with counts; or why it was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Of what is over: how much it hit, which proves it: packets dropped or held back, containers killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -266,6 +266,9 @@ pub struct FaultWindow {
     pub pods: Vec<String>,
     /// Proof that it happened, e.g. `delay injected 3,981 times`; empty when nothing proves it, which makes the run inconclusive.
     pub evidence: Vec<String>,
+    /// Why its effect, or a part of it, was not seen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub doubts: Vec<String>,
     /// When everything that it changed was back; absent when it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undone_ms: Option<f64>,

@@ -132,6 +132,17 @@ pub struct RequestWindow {
     pub over_budget: u64,
     pub latency_p50_ns: u64,
     pub latency_p99_ns: u64,
+    /// CPU time that policies with `cpuPressure` took, as their threads' own clocks tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub burned: Vec<BurnedTime>,
+}
+
+/// CPU time that a policy took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BurnedTime {
+    pub policy: String,
+    pub cpu_ns: u64,
 }
 
 /// Responses by origin and status.

@@ -41,7 +41,7 @@ use crate::{
     leader::Candidate,
     metrics::Metrics,
     objects::{Objects, ObjectsError},
-    platform::kubernetes::failures::{Means, PowerHook, undo},
+    platform::kubernetes::failures::{Means, NodesMax, PowerHook, closing::Closing, undo},
     reconcile::{
         fault_policy::FaultPolicies,
         golden_set::{self, GoldenSets, reader::Readers, runs::Runs},
@@ -153,6 +153,9 @@ pub struct Args {
     pub lease: String,
     #[command(flatten)]
     pub power: PowerArgs,
+    /// Nodes that one step of a test may take away at once: a number, or a share of all nodes, such as 34%.
+    #[arg(long, value_name = "NUMBER|SHARE", default_value_t = NodesMax::Percent(34))]
+    pub max_unavailable_nodes: NodesMax,
     /// Look at these namespaces alone, and need rights in no other.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub watch_namespaces: Vec<String>,
@@ -211,7 +214,7 @@ pub fn run(args: Args) -> Result<(), ClusterError> {
 
 async fn lead(args: Args) -> Result<(), ClusterError> {
     let mut stopped = stop_signals()?;
-    let client = Client::try_default().await.map_err(|error| ClusterError::NoCluster(Box::new(error)))?;
+    let (client, prompt) = Access::default().clients().await.map_err(|error| ClusterError::NoCluster(Box::new(error)))?;
     let metrics = Metrics::new();
     let (ready, is_ready) = watch::channel(false);
     tokio::spawn(http::serve(listen("metrics", args.metrics_port)?, None, CONNECTIONS_MAX, {
@@ -273,7 +276,7 @@ async fn lead(args: Args) -> Result<(), ClusterError> {
             metrics.leader.set(1);
             tracing::info!("leads");
             let duties = async {
-                Box::pin(duties(&args, client, &identity, &settings, metrics.clone(), events, stopping)).await?;
+                Box::pin(duties(&args, client, prompt, &identity, &settings, metrics.clone(), events, stopping)).await?;
                 done.send_replace(true);
                 // Until the lead is handed over.
                 std::future::pending::<Result<(), ClusterError>>().await
@@ -307,9 +310,11 @@ async fn hooks_sleep(client: &Client) -> bool {
 
 /// What the leader alone does. Returns when it cannot, or when it was told to stop and its run has ended; no sidecar is connected any more then, so that nothing they
 /// say is acknowledged and lost with this process.
+#[allow(clippy::too_many_arguments, reason = "one call site, where all of it is made")]
 async fn duties(
     args: &Args,
     client: Client,
+    prompt: Client,
     identity: &Arc<Identity>,
     settings: &Arc<ArcSwap<SidecarSettings>>,
     metrics: Metrics,
@@ -321,7 +326,7 @@ async fn duties(
     let mut told = std::pin::pin!(async move { drop(told.wait_for(|told| *told).await) });
     let pods = Arc::new(Pods::watch(&client, Scope::new(&args.watch_namespaces)));
     let means = tokio::select! {
-        means = means(args, client.clone(), Arc::clone(&pods)) => Arc::new(means),
+        means = means(args, client.clone(), prompt, Arc::clone(&pods)) => Arc::new(means),
         () = &mut told => return Ok(()),
     };
     let sidecars = Sidecars::new(PolicyHub::closed());
@@ -386,7 +391,7 @@ async fn duties(
 }
 
 /// What failures are made with; this pod tells its node and its image.
-async fn means(args: &Args, client: Client, pods: Arc<Pods>) -> Means {
+async fn means(args: &Args, client: Client, prompt: Client, pods: Arc<Pods>) -> Means {
     let api: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
     let spec = loop {
         match api.get(&args.name).await {
@@ -398,6 +403,7 @@ async fn means(args: &Args, client: Client, pods: Arc<Pods>) -> Means {
     let container = spec.containers.into_iter().next().unwrap_or_default();
     Means {
         client,
+        prompt,
         pods,
         namespace: args.namespace.clone(),
         node: spec.node_name.unwrap_or_default(),
@@ -405,12 +411,14 @@ async fn means(args: &Args, client: Client, pods: Arc<Pods>) -> Means {
         image_pull_policy: container.image_pull_policy,
         image_pull_secrets: spec.image_pull_secrets.unwrap_or_default(),
         power: args.power.hook(),
+        nodes_max: args.max_unavailable_nodes,
     }
 }
 
 /// Take back everything that runs have in force on a cluster: cut or switched-off nodes, cordons, taints, images, replicas, burners.
 ///
-/// Runs that go on are stopped first, with their reports. The chart runs it before it is uninstalled; run it by hand when a controller is lost for good.
+/// Runs that go on are stopped first, with their reports, those that wait too, and none begins meanwhile. The chart runs it before it is uninstalled; run it by hand when a
+/// controller is lost for good.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = "Example:\n  steadfast undo --namespace steadfast\n\nWhat is armed in sidecars ends by their own clocks and needs no undoing.")]
 pub struct UndoArgs {
@@ -420,6 +428,12 @@ pub struct UndoArgs {
     /// Where its tests are, if it looks at these namespaces alone.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub watch_namespaces: Vec<String>,
+    /// What cannot be taken back (a node without power whose hook is gone) is said, and no longer stands in the way of other runs.
+    #[arg(long)]
+    pub forget: bool,
+    /// The controller is about to be removed: let no run begin afterwards either, for some minutes.
+    #[arg(long)]
+    pub for_good: bool,
     #[command(flatten)]
     pub power: PowerArgs,
     #[command(flatten)]
@@ -431,15 +445,18 @@ pub struct UndoArgs {
 /// # Errors
 /// When there is no cluster, or it does not say what is in force.
 pub async fn undo_everything(args: UndoArgs) -> Result<undo::Summary, String> {
-    let client = args.access.client().await.map_err(|error| error.to_string())?;
+    let (client, prompt) = args.access.clients().await.map_err(|error| error.to_string())?;
     let scope = Scope::new(&args.watch_namespaces);
-    let stopped = crate::reconcile::resilience_test::stop_all(&client, &scope).await.map_err(|error| format!("runs cannot be stopped: {error}"))?;
+    let closing = Closing::new(prompt.clone(), &args.namespace);
+    closing.close().await.map_err(|error| error.to_string())?;
+    let (stopped, problems) = crate::reconcile::resilience_test::stop_all(&client, &scope).await.map_err(|error| format!("runs cannot be stopped: {error}"))?;
     for test in &stopped {
-        tracing::info!(test, "its run was stopped");
+        tracing::info!(test, "it was told to stop");
     }
     let pods = Arc::new(Pods::watch(&client, scope));
     let means = Means {
         client,
+        prompt,
         pods,
         namespace: args.namespace,
         node: String::new(),
@@ -447,8 +464,14 @@ pub async fn undo_everything(args: UndoArgs) -> Result<undo::Summary, String> {
         image_pull_policy: None,
         image_pull_secrets: Vec::new(),
         power: args.power.hook(),
+        nodes_max: NodesMax::Percent(100),
     };
-    undo::everything(&means).await.map_err(|error| error.to_string())
+    let mut summary = undo::everything(&means, args.forget).await.map_err(|error| error.to_string())?;
+    summary.failed.extend(problems);
+    if !args.for_good {
+        closing.open().await.map_err(|error| error.to_string())?;
+    }
+    Ok(summary)
 }
 
 /// Whose the Lease and the EndpointSlice are that nobody installs: the account of this pod, so that they go with it when the chart goes. It goes last, so nobody is left

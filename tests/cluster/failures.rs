@@ -8,6 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 use steadfast_api::{mark::Mark, report::RunOutcome};
 
@@ -155,60 +159,222 @@ fn a_slow_node_is_fast_again_when_its_agent_is_killed() {
     assert!(dial().is_some_and(|took| took.as_millis() < 200), "and stays so");
 }
 
+/// How the leader is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    /// Its process by SIGKILL. Kubelet starts it again in the same pod, which takes the lead up again.
+    Killed,
+    /// Its process stands still, and the other replica takes over.
+    Frozen,
+    /// It is told to stop, which is no loss.
+    Told,
+}
+
+/// The leader's pod, and its process where it is one of this machine.
+fn leader(cluster: &Cluster, installed: &Installed<'_>) -> (String, Option<Pid>) {
+    let ask = |args: &[&str]| cluster.kubectl(&[&["--namespace", &installed.system], args].concat()).expect("told").trim().to_owned();
+    let pod = ask(&["get", "lease/steadfast", "-o", "jsonpath={.spec.holderIdentity}"]);
+    if cluster.is_elsewhere() {
+        return (pod, None);
+    }
+    let container = ask(&["get", "pod", &pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}"]);
+    let container = container.split_once("://").expect("it runs").1.to_owned();
+    let processes = std::fs::read_dir("/proc").expect("processes").flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let inside = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroup| cgroup.contains(&container));
+    let process = processes.filter(inside).min().unwrap_or_else(|| panic!("no process of container {container}"));
+    (pod, Some(Pid::from_raw(process)))
+}
+
+/// Steps in which the leader is lost. Without `STEADFAST_KILL_MATRIX=full` (`just kill-matrix`, 15 minutes) one of each way to take back.
+const STEPS: [(&str, &str, Lost, bool); 19] = [
+    ("cordon", "cordon: {nodes: {mode: all}}, for: 5m", Lost::Frozen, false),
+    ("taint", "taint: {nodes: {mode: one}}, for: 5m", Lost::Killed, false),
+    ("rollout", "rollout: {container: server, image: steadfast.test/none:1}, for: 5m", Lost::Killed, false),
+    ("scale", "scale: {replicas: 1}, for: 5m", Lost::Killed, false),
+    ("burn", "cpuPressure: {nodes: {mode: one}, load: 20%}, for: 5m", Lost::Killed, false),
+    ("cut", "nodeFailure: {nodes: {mode: one}, by: agent}, for: 5m", Lost::Killed, false),
+    ("slow", "networkLatency: {nodes: {mode: one}, delay: 200ms, by: agent}, for: 5m", Lost::Killed, true),
+    ("kubelet", "nodeFailure: {nodes: {mode: one}, by: kubelet}, for: 5m", Lost::Frozen, true),
+    ("power", "nodeFailure: {nodes: {mode: one}, by: power}, for: 5m", Lost::Killed, true),
+    ("drain", "drain: {nodes: {mode: one}}, for: 5m", Lost::Killed, true),
+    ("throw-out", "taint: {nodes: {mode: one}, effect: NoExecute}, for: 5m", Lost::Killed, true),
+    ("evict", "evict: {pods: {mode: one}}", Lost::Killed, true),
+    ("container", "containerKill: {pods: {mode: one}}", Lost::Killed, true),
+    ("late", "networkLatency: {pods: {mode: all}, delay: 900ms}, for: 8s", Lost::Killed, true),
+    ("loss", "networkLoss: {pods: {mode: all}, share: 50%}, for: 8s", Lost::Killed, true),
+    ("partition", "networkPartition: {pods: {mode: one}}, for: 8s", Lost::Frozen, true),
+    ("corrupt", "corrupt: {pods: {mode: all}, share: 100%}, for: 8s", Lost::Killed, true),
+    ("pressure", "cpuPressure: {pods: {mode: one}, load: 20%}, for: 8s", Lost::Killed, true),
+    ("stop", "scale: {replicas: 1}, for: 5m", Lost::Told, false),
+];
+
+/// Every failure, and not one of each way to take back.
+pub(crate) fn whole_matrix() -> bool {
+    std::env::var("STEADFAST_KILL_MATRIX").as_deref() == Ok("full")
+}
+
 #[test]
-fn a_leader_that_is_killed_or_told_to_stop_in_any_failure_leaves_nothing() {
+fn a_leader_that_is_lost_or_told_to_stop_in_any_failure_leaves_nothing() {
     let Some(cluster) = cluster_alone() else { return };
-    let installed =
-        install_with(&cluster, &["nodeAgent.enabled=true", "failures.nodes=true", "failures.cpuPressureOnNodes=true", "leaderElection.leaseDurationSeconds=6"]);
+    let full = whole_matrix() && !cluster.is_elsewhere();
+    let mut values: Vec<String> =
+        ["nodeAgent.enabled=true", "failures.nodes=true", "failures.workloads=true", "failures.cpuPressureOnNodes=true", "leaderElection.leaseDurationSeconds=6"]
+            .map(str::to_owned)
+            .to_vec();
+    let station = full.then(|| PowerStation::start(&cluster));
+    let nodes = cluster.nodes();
+    let _power: Vec<_> = if full { nodes.iter().filter_map(|node| cluster.power(node)).collect() } else { Vec::new() };
+    values.extend(station.as_ref().map(|station| format!("powerHook.url={}", station.url())));
+    let installed = install_with(&cluster, &values.iter().map(String::as_str).collect::<Vec<_>>());
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("killed", ASKS);
     digits(&space, 3);
     let before = changeable(&cluster, &space);
-    // Killed is worst, so every failure is; told to stop is one way for all of them.
-    for (name, step, kill) in [
-        ("cordon", "cordon: {nodes: {mode: all}}, for: 5m", true),
-        ("taint", "taint: {nodes: {mode: one}}, for: 5m", true),
-        ("rollout", "rollout: {container: server, image: steadfast.test/none:1}, for: 5m", true),
-        ("scale", "scale: {replicas: 1}, for: 5m", true),
-        ("burn", "cpuPressure: {nodes: {mode: one}, load: 20%}, for: 5m", true),
-        ("cut", "nodeFailure: {nodes: {mode: one}, by: agent}, for: 12s", true),
-        ("slow", "networkLatency: {nodes: {mode: one}, delay: 200ms, by: agent}, for: 12s", true),
-        ("stop", "scale: {replicas: 1}, for: 5m", false),
-    ] {
+    for (name, step, how, _) in STEPS.into_iter().filter(|(.., of_full)| full || !of_full) {
         space.wait_injected("app=digits", 3);
+        // The one before may still be starting anew.
+        space.wait(60, "both replicas", || {
+            let replicas =
+                cluster.kubectl(&["--namespace", &installed.system, "get", "deployment/steadfast-controller", "-o", "jsonpath={.status.readyReplicas}"]);
+            (replicas.ok()?.trim() == "2").then_some(())
+        });
         let text = test(name, &format!("  baseline: 1s\n  steps: [{{name: {name}, {step}}}]\n"));
         space.apply(&text);
-        space.wait(60, &format!("{name} in force\n{}", installed.state()), || {
+        // Not only written down: the cluster shows it.
+        space.wait(90, &format!("{name} in force\n{}", installed.state()), || {
             let test = space.get(&format!("resiliencetest/{name}"))?;
-            assert_ne!(test["status"]["phase"], "Refused", "{name}: {:#}", test["status"]);
-            (!kept(&cluster, &installed).is_empty()).then_some(())
+            assert!(test["status"]["phase"] != "Refused" && test["status"]["phase"] != "Finished", "{name}: {:#}", test["status"]);
+            let in_system = |what: &str, field: &str| {
+                cluster.kubectl(&["--namespace", &installed.system, "get", what, "-o", &format!("jsonpath={{.items[*].{field}}}")]).unwrap_or_default()
+            };
+            let shows = match name {
+                "burn" => in_system("pods", "status.phase").contains("Running") && kept(&cluster, &installed).iter().any(|kept| kept.starts_with("pod/")),
+                "cut" | "slow" | "kubelet" => in_system("nodefaults", "status.phase").contains("InForce"),
+                "power" => station.as_ref().is_some_and(|station| !station.switched().is_empty()),
+                "evict" | "container" => ["Fault", "Recovery"].iter().any(|phase| test["status"]["live"]["phase"] == *phase),
+                "late" | "loss" | "partition" | "corrupt" | "pressure" => test["status"]["live"]["phase"] == "Fault",
+                _ => changeable(&cluster, &space) != before,
+            };
+            shows.then_some(())
         });
-        // Somewhere between writing down, doing, and being done.
+        // Somewhere between being made and being in force for long.
         thread::sleep(Duration::from_millis(u64::from(name.len() as u32 % 3) * 300));
-        let lease = ["--namespace", &installed.system, "get", "lease/steadfast", "-o", "jsonpath={.spec.holderIdentity}"];
-        let leader = cluster.kubectl(&lease).expect("a lease").trim().to_owned();
-        let mut delete = vec!["--namespace", &installed.system, "delete", "pod", &leader, "--wait=false"];
-        if kill {
-            delete.extend(["--grace-period=0", "--force"]);
-        }
+        let (pod, process) = leader(&cluster, &installed);
         let began = Instant::now();
-        cluster.kubectl(&delete).expect("deleted");
+        match (how, process) {
+            (Lost::Killed, Some(process)) => kill(process, Signal::SIGKILL).expect("killed"),
+            (Lost::Frozen, Some(process)) => kill(process, Signal::SIGSTOP).expect("frozen"),
+            (how, _) => {
+                let mut delete = vec!["--namespace", &installed.system, "delete", "pod", &pod, "--wait=false"];
+                // As near to it as one comes from elsewhere.
+                delete.extend(if how == Lost::Told { &[][..] } else { &["--grace-period=0", "--force"][..] });
+                cluster.kubectl(&delete).expect("deleted");
+            }
+        }
         let status = space.wait(120, &format!("the end of {name}\n{}", installed.state()), || {
             let test = space.get(&format!("resiliencetest/{name}"))?;
             (test["status"]["phase"] == "Finished").then(|| test["status"].clone())
         });
         assert_eq!(status["verdict"], "inconclusive", "{name}: {status:#}");
-        assert_eq!(status["report"].is_null(), kill, "who is told to stop leaves the report: {status:#}");
-        eventually_as_before(&cluster, &installed, &space, &before, 60);
-        println!("{name}: as before {:.1} s after its leader was {}", began.elapsed().as_secs_f64(), if kill { "killed" } else { "told to stop" });
+        assert_eq!(status["report"].is_null(), how != Lost::Told, "who is told to stop leaves the report: {status:#}");
+        if how != Lost::Told {
+            assert!(status["reason"].as_str().is_some_and(|reason| reason.contains("controller was lost")), "by whoever came next: {status:#}");
+        }
+        eventually_as_before(&cluster, &installed, &space, &before, 90);
+        println!("{name}: as before {:.1} s after its leader was {how:?}", began.elapsed().as_secs_f64());
+        if let (Lost::Frozen, Some(process)) = (how, process) {
+            // It awakes to a world that somebody else leads.
+            kill(process, Signal::SIGCONT).expect("there");
+            thread::sleep(Duration::from_secs(2));
+            eventually_as_before(&cluster, &installed, &space, &before, 10);
+        }
+        if full {
+            space.wait_injected("app=digits", 3);
+            space.wait(60, "answers as ever", || {
+                let quick = || {
+                    let began = Instant::now();
+                    space.ask("digits:80", "/v2/models/digits").is_ok() && began.elapsed() < Duration::from_millis(800)
+                };
+                (0..10).all(|_| quick()).then_some(())
+            });
+        }
         space.kubectl(&["delete", &format!("resiliencetest/{name}")]).expect("deleted");
     }
-    // Removing the chart takes everything back first.
+    nobody_owns(&cluster, &space);
+    // Removing the chart takes everything back first, though no node takes pods, and nothing begins after it.
     space.wait_injected("app=digits", 3);
-    space.apply(&test("removed", "  baseline: 1s\n  steps: [{name: scale, scale: {replicas: 1}, for: 5m}]\n"));
-    space.wait(60, "one replica", || (changeable(&cluster, &space) != before).then_some(()));
+    space.apply(&test("removed", "  baseline: 1s\n  steps: [{name: cordon, cordon: {nodes: {mode: all}}, for: 5m}]\n"));
+    space.wait(60, "closed nodes", || (changeable(&cluster, &space) != before).then_some(()));
+    space.apply(&test("next", "  baseline: 1s\n  steps: [{name: scale, scale: {replicas: 1}, for: 5m}]\n"));
     drop(installed);
-    assert_eq!(changeable(&cluster, &space), before, "the chart is gone, and the cluster as it was");
+    let of = |name: &str| space.get(&format!("resiliencetest/{name}")).expect("there")["status"].clone();
+    assert_eq!(of("removed")["phase"], "Finished", "{:#}", of("removed"));
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(changeable(&cluster, &space), before, "the chart is gone, and the cluster as it was; {:#}", of("next"));
+}
+
+/// Who wrote a field owns it, and whoever applies it next must find nobody in the way.
+fn nobody_owns(cluster: &Cluster, space: &Namespace<'_>) {
+    for (objects, show) in [("nodes", ""), ("deployments", space.name())] {
+        let namespace = if show.is_empty() { vec![] } else { vec!["--namespace", show] };
+        let listed = cluster.kubectl(&[&namespace[..], &["get", objects, "-o", "json", "--show-managed-fields"]].concat()).expect("listed");
+        let listed: Value = serde_json::from_str(&listed).expect("JSON");
+        let entries =
+            listed["items"].as_array().expect("a list").iter().flat_map(|object| object["metadata"]["managedFields"].as_array().into_iter().flatten());
+        let ours: Vec<&Value> = entries.filter(|entry| entry["manager"] == "steadfast").collect();
+        assert!(ours.is_empty(), "{objects}: {ours:?}");
+    }
+}
+
+#[test]
+fn what_is_cut_off_returns_when_its_test_is_deleted_and_what_a_budget_refuses_is_told_at_once() {
+    let Some(cluster) = cluster_alone() else { return };
+    let installed = install_with(&cluster, &["nodeAgent.enabled=true", "failures.nodes=true"]);
+    let _allowed = NodesAllowed::new(&cluster);
+    let space = cluster.namespace_with("ended", ASKS);
+    digits(&space, 3);
+    let before = changeable(&cluster, &space);
+    for by in ["agent", "kubelet"] {
+        space.wait_injected("app=digits", 3);
+        space.apply(&test(by, &format!("  baseline: 1s\n  steps: [{{name: cut, nodeFailure: {{nodes: {{mode: one}}, by: {by}}}, for: 10m}}]\n")));
+        space.wait(60, &format!("a node that is cut off\n{}", installed.state()), || {
+            let phases = cluster.kubectl(&["--namespace", &installed.system, "get", "nodefaults", "-o", "jsonpath={.items[*].status.phase}"]);
+            (phases.ok()?.trim() == "InForce").then_some(())
+        });
+        thread::sleep(Duration::from_secs(3));
+        space.kubectl(&["delete", &format!("resiliencetest/{by}"), "--wait=false"]).expect("deleted");
+        let began = Instant::now();
+        eventually_as_before(&cluster, &installed, &space, &before, 30);
+        println!("by: {by}: healed {:.1} s after its test was deleted", began.elapsed().as_secs_f64());
+        for node in cluster.nodes() {
+            space.wait(60, &format!("{node} is Ready"), || {
+                let node = cluster.get(&format!("node/{node}"))?;
+                (crate::harness::condition(&node, "Ready").as_deref() == Some("True")).then_some(())
+            });
+        }
+    }
+    space.wait_injected("app=digits", 3);
+    space.apply("apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: all}\nspec: {minAvailable: 3, selector: {matchLabels: {app: digits}}}\n");
+    space.wait(30, "a budget that counts", || (space.get("poddisruptionbudget/all")?["status"]["currentHealthy"] == 3).then_some(()));
+    let steps = "  baseline: 1s\n  steps: [{name: evict, evict: {pods: {mode: one}}}]\n  stable: {within: 20s, hold: 1s}\n";
+    space.apply(&test("refused", steps));
+    let began = Instant::now();
+    let status = space.wait(60, &format!("the end\n{}", installed.state()), || {
+        let status = space.get("resiliencetest/refused")?["status"].clone();
+        (status["phase"] == "Finished").then_some(status)
+    });
+    let reason = status["reason"].as_str().unwrap_or_default();
+    assert!(status["verdict"] == "inconclusive" && reason.contains("disruption budget"), "{status:#}");
+    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+    // A drain goes on asking for as long as it lasts, and no budget holds the run up.
+    space.apply(&test("drained", "  baseline: 1s\n  steps: [{name: drain, drain: {nodes: {mode: one}}, for: 5m}]\n"));
+    space.wait(60, &format!("a drain\n{}", installed.state()), || (changeable(&cluster, &space) != before).then_some(()));
+    thread::sleep(Duration::from_secs(8));
+    assert_ne!(changeable(&cluster, &space), before, "its time began when it was in force");
+    space.kubectl(&["delete", "resiliencetest/drained", "--wait=false"]).expect("deleted");
+    let began = Instant::now();
+    eventually_as_before(&cluster, &installed, &space, &before, 30);
+    println!("a drain that a budget holds up ends {:.1} s after its test was deleted", began.elapsed().as_secs_f64());
 }
 
 /// Which node was switched off, from when until when, in nanoseconds of CLOCK_MONOTONIC.

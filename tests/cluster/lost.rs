@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     experiments::{ASKS, digits, test},
-    failures::{NodesAllowed, changeable, eventually_as_before, kept},
+    failures::{NodesAllowed, changeable, eventually_as_before, kept, whole_matrix},
     harness::{Cluster, Namespace, STEADFAST, cluster_alone},
     install::install_with,
 };
@@ -36,19 +36,34 @@ fn service(space: &Namespace<'_>) -> String {
 #[test]
 fn a_run_whose_command_line_is_killed_ends_by_itself() {
     let Some(cluster) = cluster_alone() else { return };
-    let installed = install_with(&cluster, &["failures.nodes=true"]);
+    let installed = install_with(&cluster, &["failures.nodes=true", if whole_matrix() { "nodeAgent.enabled=true" } else { "nodeAgent.enabled=false" }]);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("orphan", ASKS);
     digits(&space, 2);
     let before = changeable(&cluster, &space);
-    let steps = [
+    let all = [
         ("slow", "networkLatency: {pods: {mode: all}, delay: 700ms}, for: 4s"),
         ("held", "podHoldDown: {pods: {mode: one}}, for: 4s"),
         ("cordoned", "cordon: {nodes: {mode: all}}, for: 4s"),
         ("scaled", "scale: {replicas: 1}, for: 4s"),
         ("killed", "podKill: {pods: {mode: one}}"),
+        ("lossy", "networkLoss: {pods: {mode: all}, share: 20%}, for: 4s"),
+        ("parted", "networkPartition: {pods: {mode: one}}, for: 4s"),
+        ("wrong", "corrupt: {pods: {mode: all}, share: 100%}, for: 4s"),
+        ("busy", "cpuPressure: {pods: {mode: one}, load: 20%}, for: 4s"),
+        ("busy-node", "cpuPressure: {nodes: {mode: one}, load: 20%}, for: 4s"),
+        ("evicted", "evict: {pods: {mode: one}}"),
+        ("container", "containerKill: {pods: {mode: one}}"),
+        ("bad-image", "rollout: {container: server, image: steadfast.test/none:1}, for: 4s"),
+        ("tainted", "taint: {nodes: {mode: one}}, for: 4s"),
+        ("thrown-out", "taint: {nodes: {mode: one}, effect: NoExecute}, for: 4s"),
+        ("drained", "drain: {nodes: {mode: one}}, for: 4s"),
+        ("cut", "nodeFailure: {nodes: {mode: one}, by: agent}, for: 4s"),
+        ("kubelet", "nodeFailure: {nodes: {mode: one}, by: kubelet}, for: 4s"),
+        ("slow-node", "networkLatency: {nodes: {mode: one}, delay: 200ms, by: agent}, for: 4s"),
     ];
-    for (name, step) in steps {
+    let steps = if whole_matrix() { &all[..] } else { &all[..5] };
+    for &(name, step) in steps {
         space.wait_ready("app=digits", 2);
         let folder = tempfile::TempDir::new().expect("a folder");
         let file = folder.path().join("test.yaml");
@@ -100,10 +115,22 @@ fn what_is_in_force_ends_without_the_api_server_or_as_soon_as_it_is_back() {
     finished(&space, "slow", &installed.state());
 
     // Of nodes and workloads: whoever leads next takes it back.
-    for (name, step) in [("cordon", "cordon: {nodes: {mode: all}}, for: 5m"), ("scale", "scale: {replicas: 1}, for: 5m")] {
+    let all = [
+        ("cordon", "cordon: {nodes: {mode: all}}, for: 5m"),
+        ("scale", "scale: {replicas: 1}, for: 5m"),
+        ("taint", "taint: {nodes: {mode: one}}, for: 5m"),
+        ("bad-image", "rollout: {container: server, image: steadfast.test/none:1}, for: 5m"),
+        ("drain", "drain: {nodes: {mode: one}}, for: 5m"),
+        ("busy-node", "cpuPressure: {nodes: {mode: one}, load: 20%}, for: 5m"),
+    ];
+    for (name, step) in if whole_matrix() { &all[..] } else { &all[..2] } {
         space.wait_injected("app=digits", 2);
         space.apply(&test(name, &format!("  baseline: 1s\n  steps: [{{name: {name}, {step}}}]\n")));
-        space.wait(60, &format!("{name} in force\n{}", installed.state()), || (!kept(&cluster, &installed).is_empty()).then_some(()));
+        // Not only written down: the cluster shows it.
+        space.wait(60, &format!("{name} in force\n{}", installed.state()), || {
+            let shows = if *name == "busy-node" { kept(&cluster, &installed).len() > 1 } else { changeable(&cluster, &space) != before };
+            shows.then_some(())
+        });
         let Some(cut) = cluster.cut_api() else { return };
         thread::sleep(Duration::from_secs(25));
         drop(cut);

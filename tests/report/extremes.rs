@@ -121,7 +121,7 @@ pub(crate) fn hostile_names() -> Report {
     }
     for fault in &mut report.faults {
         (fault.name, fault.description, fault.action) = (evil(), evil(), evil());
-        (fault.nodes, fault.pods, fault.evidence) = (vec![evil()], vec![evil()], vec![evil()]);
+        (fault.nodes, fault.pods, fault.evidence, fault.doubts) = (vec![evil()], vec![evil()], vec![evil()], vec![evil()]);
     }
     for pod in &mut report.pods {
         (pod.name, pod.node) = (evil(), evil());

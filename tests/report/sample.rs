@@ -192,6 +192,7 @@ pub(crate) fn case_study() -> Report {
             end_ms: end as f64 * SECOND,
             nodes: vec![node.into()],
             pods: vec![pod.into()],
+            doubts: Vec::new(),
             evidence: vec![evidence.into()],
             undone_ms: Some(end as f64 * SECOND + 12.0),
         }

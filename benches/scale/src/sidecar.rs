@@ -192,6 +192,7 @@ impl Sidecar {
             over_budget: 0,
             latency_p50_ns: 12_345_678,
             latency_p99_ns: 45_678_901,
+            burned: Vec::new(),
         };
         let number = self.number.to_string();
         let report = SidecarReport {

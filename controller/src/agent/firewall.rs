@@ -9,20 +9,40 @@ use kube::{Api, Client};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 
-use super::latency::{self, Counts, Waited};
+use super::{
+    latency::{self, Counts, Waited},
+    marked::{MARK, MASK},
+};
 
 const TABLE: &str = "steadfast";
 const NFT_WITHIN: Duration = Duration::from_secs(5);
-/// Rules that count before they drop. `own` sees a packet after its Service's address has become an endpoint's.
+/// Rules that count before they drop. `own` sees a packet after its Service's address has become an endpoint's. What the agent itself says to the API server is let through,
+/// known by its mark, and so is what comes back to it: `mine` holds whom it spoke to as the network sees it (address, port, the agent's port), and forgets who falls silent.
+/// So is neighbour discovery, as ARP is, without which nobody could be spoken to.
 const RULES: &str = "
 table inet steadfast {
+    set mine4 { type ipv4_addr . inet_service . inet_service; size 4096; flags dynamic,timeout; timeout 2m; }
+    set mine6 { type ipv6_addr . inet_service . inet_service; size 4096; flags dynamic,timeout; timeout 2m; }
     set uplinks { type ifname; flags timeout; }
     set api4 { type ipv4_addr . inet_service; flags timeout; }
     set api6 { type ipv6_addr . inet_service; flags timeout; }
-    chain in { type filter hook prerouting priority -450; policy accept; iifname @uplinks counter drop; }
-    chain out { type filter hook postrouting priority 450; policy accept; oifname @uplinks counter drop; }
+    chain in {
+        type filter hook prerouting priority -450; policy accept;
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+        ip saddr . tcp sport . tcp dport @mine4 accept
+        ip6 saddr . tcp sport . tcp dport @mine6 accept
+        iifname @uplinks counter drop
+    }
+    chain out {
+        type filter hook postrouting priority 450; policy accept;
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+        meta mark & MASK == MARK update @mine4 { ip daddr . tcp dport . tcp sport timeout 2m } accept
+        meta mark & MASK == MARK update @mine6 { ip6 daddr . tcp dport . tcp sport timeout 2m } accept
+        oifname @uplinks counter drop
+    }
     chain own {
         type filter hook output priority 450; policy accept;
+        meta mark & MASK == MARK accept
         ip daddr . tcp dport @api4 counter drop
         ip6 daddr . tcp dport @api6 counter drop
     }
@@ -111,7 +131,7 @@ impl Firewall {
 /// All of it in one transaction.
 fn script(cut: &Cut, uplinks: &[String], lasts: Duration) -> String {
     let milliseconds = lasts.as_millis().max(1);
-    let mut script = RULES.to_owned();
+    let mut script = RULES.replace("MASK", &format!("{MASK:#x}")).replace("MARK", &format!("{MARK:#x}"));
     // Writing to a `String` cannot fail.
     match cut {
         Cut::Node => {
@@ -192,6 +212,17 @@ mod tests {
         let addresses = vec!["192.0.2.1:6443".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap()];
         let script = super::script(&Cut::ApiServer(addresses), &[], Duration::from_secs(2));
         assert!(script.contains("api4 { 192.0.2.1 . 6443 timeout 2000ms }") && script.contains("api6 { 2001:db8::1 . 443 timeout 2000ms }"), "{script}");
+    }
+
+    #[test]
+    fn the_agent_itself_is_let_through_before_anything_is_dropped() {
+        let script = script(&Cut::Node, &["eth0".to_owned()], Duration::from_secs(1));
+        assert!(!script.contains("MARK") && !script.contains("MASK"), "{script}");
+        for chain in ["chain out", "chain own"] {
+            let rules = &script[script.find(chain).unwrap()..];
+            assert!(rules.find("mark & 0x1f == 0x1d").unwrap() < rules.find("counter drop").unwrap(), "{chain}: {script}");
+        }
+        assert!(script.find("@mine4 accept").unwrap() < script.find("iifname @uplinks counter drop").unwrap(), "{script}");
     }
 
     #[test]

@@ -58,6 +58,10 @@ impl Waited {
         self.longest = self.longest.max(waited);
     }
 
+    pub(super) const fn packets(self) -> u64 {
+        self.packets
+    }
+
     pub(super) fn words(self) -> String {
         let mean = u32::try_from(self.packets).ok().filter(|packets| *packets > 0).map_or(Duration::ZERO, |packets| self.total / packets);
         let ms = |span: Duration| span.as_secs_f64() * 1e3;

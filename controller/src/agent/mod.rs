@@ -6,11 +6,13 @@
 //!        └──▶ Refused                   Healed after the kernel's own timer, or sooner where the object says `ended` or is deleted
 //! ```
 //!
-//! Nothing outlives its time whatever becomes of this process: what drops packets, or leads them here, is a set element that the kernel forgets by itself. An agent that starts anew takes away
-//! what an earlier one left, except cuts that still have an object that wants them.
+//! Nothing outlives its time whatever becomes of this process: what drops packets, or leads them here, is a set element that the kernel forgets by itself. An agent that
+//! starts anew ends what an earlier one had begun and left. While a node is cut off, its agent goes on hearing from the API server ([`marked`]), so that what is ended early
+//! ends early.
 
 mod firewall;
 mod latency;
+mod marked;
 mod process;
 pub mod redirect;
 mod tap;
@@ -29,7 +31,11 @@ use steadfast_api::{
     fault::Delay,
     node::{LASTS_MAX, LATENCY_MAX, NodeFaultKind, NodeFaultPhase, NodeFaultSpec, NodeFaultStatus},
 };
-use tokio::{sync::Notify, task::JoinHandle, time::sleep};
+use tokio::{
+    sync::Notify,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 
 use self::{
     firewall::{Cleared, Cut, Firewall},
@@ -43,6 +49,7 @@ use crate::reconcile::{
 /// A status that could not be written (there is no network yet) is written again so often.
 const AGAIN: Duration = Duration::from_millis(500);
 const TRIES: u32 = 7_200;
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// Several changes come at once.
 const SETTLE: Duration = Duration::from_millis(5);
 
@@ -75,18 +82,18 @@ pub enum AgentError {
     Firewall(String),
 }
 
-/// Runs until SIGTERM or SIGINT. Wants `list` and `watch` on nodefaults of its namespace, `patch` on their status, `get` on the EndpointSlice of Service kubernetes.
+/// Runs until SIGTERM or SIGINT. Wants `get`, `list` and `watch` on nodefaults of its namespace, `patch` on their status, `get` on the EndpointSlice of Service kubernetes.
 pub fn run(args: Args) -> Result<(), AgentError> {
     let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).try_init();
     crate::http::provide();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Start)?;
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(AgentError::Start)?;
-        let client = Client::try_default().await.map_err(|error| AgentError::NoCluster(Box::new(error)))?;
+        let client = marked::client().await.map_err(AgentError::NoCluster)?;
         let firewall = Firewall::new(args.uplinks.clone(), args.api_servers.clone(), client.clone()).await.map_err(AgentError::Firewall)?;
         tracing::info!(node = args.node, uplinks = ?firewall.uplinks(), "waits for node faults");
         tokio::select! {
-            () = Agent { args, client, firewall: Arc::new(firewall), healed: Arc::default(), doing: HashMap::new() }.work() => {}
+            () = Agent { args, client, firewall: Arc::new(firewall), anew: Arc::default(), doing: HashMap::new() }.work() => {}
             _ = terminate.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
         }
@@ -100,8 +107,9 @@ struct Agent {
     args: Args,
     client: Client,
     firewall: Arc<Firewall>,
-    /// A cut is over: connections that were open while it lasted may hang for minutes.
-    healed: Arc<Notify>,
+    /// A cut began, or is over: the API server must be asked anew, for the cut lets through what comes back to the agent only once the agent has spoken, and a connection
+    /// that was open meanwhile may hang for minutes.
+    anew: Arc<Notify>,
     /// By UID: what is being done.
     doing: HashMap<String, JoinHandle<()>>,
 }
@@ -120,7 +128,7 @@ impl Agent {
                 self.look(&objects.all()).await;
                 tokio::select! {
                     _ = changes.changed() => sleep(SETTLE).await,
-                    () = self.healed.notified() => break,
+                    () = self.anew.notified() => break,
                 }
             }
         }
@@ -148,10 +156,10 @@ impl Agent {
         for object in mine.iter().filter(|object| phase(object) == NodeFaultPhase::Pending) {
             let uid = object.uid().unwrap_or_default();
             if let (Ok(spec), false) = (object.spec.get(), self.doing.contains_key(&uid)) {
-                let (api, firewall, healed, name, spec) = (self.api(), Arc::clone(&self.firewall), Arc::clone(&self.healed), object.name_any(), spec.clone());
+                let (api, firewall, anew, name, spec) = (self.api(), Arc::clone(&self.firewall), Arc::clone(&self.anew), object.name_any(), spec.clone());
                 let work = async move {
-                    carry_out(&api, &firewall, &name, spec).await;
-                    healed.notify_one();
+                    carry_out(&api, &firewall, &name, spec, &anew).await;
+                    anew.notify_one();
                 };
                 self.doing.insert(uid, tokio::spawn(work));
             }
@@ -162,7 +170,7 @@ impl Agent {
     async fn heal(&self, object: &NodeFault) {
         let Ok(spec) = object.spec.get() else { return };
         let cleared = self.firewall.clear().await;
-        tell(&self.api(), &object.name_any(), NodeFaultPhase::Healed, healed(spec, &cleared)).await;
+        tell(&self.api(), &object.name_any(), healed(spec, &cleared)).await;
     }
 }
 
@@ -170,12 +178,17 @@ fn phase(object: &NodeFault) -> NodeFaultPhase {
     object.status.as_ref().map(|status| status.phase).unwrap_or_default()
 }
 
-fn healed(spec: &NodeFaultSpec, cleared: &Cleared) -> String {
-    let seen = match spec.fault {
-        NodeFaultKind::Latency(_) => cleared.waited.words(),
-        _ => format!("{} packets were dropped", cleared.dropped),
+fn healed(spec: &NodeFaultSpec, cleared: &Cleared) -> NodeFaultStatus {
+    let (words, seen) = match spec.fault {
+        NodeFaultKind::Latency(_) => (cleared.waited.words(), cleared.waited.packets()),
+        _ => (format!("{} packets were dropped", cleared.dropped), cleared.dropped),
     };
-    format!("{} of node {}: healed; {seen}", spec.fault.name(), spec.node)
+    let message = format!("{} of node {}: healed; {words}", spec.fault.name(), spec.node);
+    NodeFaultStatus { phase: NodeFaultPhase::Healed, message: Some(message), seen: Some(seen) }
+}
+
+fn refused(why: String) -> NodeFaultStatus {
+    NodeFaultStatus { phase: NodeFaultPhase::Refused, message: Some(why), seen: None }
 }
 
 /// What is done for as long as the fault lasts.
@@ -193,10 +206,11 @@ impl Act {
         Latency::new(firewall.uplinks(), delay, firewall.waited()).map(Self::Delay)
     }
 
-    async fn hold(&self, firewall: &Firewall, lasts: Duration) -> Result<(), String> {
+    async fn hold(&self, firewall: &Firewall, lasts: Duration, anew: &Notify) -> Result<(), String> {
         match self {
             Self::Cut(cut) => {
                 firewall.cut(cut, lasts).await?;
+                anew.notify_one();
                 sleep(lasts).await;
                 Ok(())
             }
@@ -205,23 +219,30 @@ impl Act {
     }
 }
 
-async fn carry_out(api: &Api<NodeFault>, firewall: &Firewall, name: &str, spec: NodeFaultSpec) {
-    let refuse = |why: String| tell(api, name, NodeFaultPhase::Refused, why);
+/// Why it shall not begin, if it shall not.
+fn unwanted(spec: &NodeFaultSpec, now: Timestamp) -> Option<String> {
     if spec.ended {
-        return refuse("it had ended before it began".to_owned()).await;
+        return Some("it had ended before it began".to_owned());
+    }
+    match spec.not_after.parse::<Timestamp>() {
+        Ok(moment) if moment >= now => None,
+        Ok(_) => Some(format!("spec.notAfter: {} is past", spec.not_after)),
+        Err(error) => Some(format!("spec.notAfter: {error}")),
+    }
+}
+
+async fn carry_out(api: &Api<NodeFault>, firewall: &Firewall, name: &str, spec: NodeFaultSpec, anew: &Notify) {
+    let refuse = |why: String| tell(api, name, refused(why));
+    if let Some(why) = unwanted(&spec, Timestamp::now()) {
+        return refuse(why).await;
     }
     if spec.lasts > LASTS_MAX {
         return refuse(format!("spec.lasts: {} is longer than {LASTS_MAX}", spec.lasts)).await;
     }
-    match spec.not_after.parse::<Timestamp>() {
-        Ok(moment) if moment >= Timestamp::now() => {}
-        Ok(_) => return refuse(format!("spec.notAfter: {} is past", spec.not_after)).await,
-        Err(error) => return refuse(format!("spec.notAfter: {error}")).await,
-    }
     let act = match &spec.fault {
         NodeFaultKind::ContainerKill { pod_uid, container_id } => {
             return match process::kill_container(pod_uid, container_id) {
-                Ok(words) => tell(api, name, NodeFaultPhase::Healed, words).await,
+                Ok(words) => tell(api, name, NodeFaultStatus { phase: NodeFaultPhase::Healed, message: Some(words), seen: Some(1) }).await,
                 Err(why) => refuse(why).await,
             };
         }
@@ -236,23 +257,68 @@ async fn carry_out(api: &Api<NodeFault>, firewall: &Firewall, name: &str, spec: 
         Ok(act) => act,
         Err(why) => return refuse(why).await,
     };
-    tell(api, name, NodeFaultPhase::InForce, format!("{} of node {} begins, for {}", spec.fault.name(), spec.node, spec.lasts)).await;
+    if !begins(api, name, &spec).await {
+        return;
+    }
     tracing::warn!(name, fault = spec.fault.name(), lasts = %spec.lasts, "begins");
-    let held = act.hold(firewall, spec.lasts.get()).await;
+    let held = act.hold(firewall, spec.lasts.get(), anew).await;
     let cleared = firewall.clear().await;
     if let Err(why) = held {
         return refuse(why).await;
     }
-    let words = healed(&spec, &cleared);
-    tracing::warn!(name, words, "healed");
-    tell(api, name, NodeFaultPhase::Healed, words).await;
+    let status = healed(&spec, &cleared);
+    tracing::warn!(name, words = status.message, "healed");
+    tell(api, name, status).await;
+}
+
+/// Says that it begins, of the very object that nobody has ended, changed or deleted meanwhile. False: it shall not begin.
+async fn begins(api: &Api<NodeFault>, name: &str, spec: &NodeFaultSpec) -> bool {
+    let message = format!("{} of node {} begins, for {}", spec.fault.name(), spec.node, spec.lasts);
+    let status = NodeFaultStatus { phase: NodeFaultPhase::InForce, message: Some(message), seen: None };
+    loop {
+        let said = async {
+            let Some(object) = api.get_opt(name).await? else { return Ok(None) };
+            let why = object.spec.get().map_or_else(|why| Some(why.to_string()), |now| unwanted(now, Timestamp::now()));
+            if let Some(why) = why {
+                return Ok(Some(Err(why)));
+            }
+            let patch = json!({ "metadata": { "resourceVersion": object.resource_version() }, "status": status });
+            api.patch_status(name, &PatchParams::apply(MANAGER), &Patch::Merge(&patch)).await.map(|_| Some(Ok(())))
+        };
+        match timeout(ANSWERS_WITHIN, said).await {
+            Ok(Ok(None)) => return false,
+            Ok(Ok(Some(Ok(())))) => break,
+            Ok(Ok(Some(Err(why)))) => {
+                tell(api, name, refused(why)).await;
+                return false;
+            }
+            Ok(Err(kube::Error::Api(answer))) if answer.code == 404 => return false,
+            // Somebody has changed it: it is looked at anew.
+            Ok(Err(kube::Error::Api(answer))) if answer.code == 409 => {}
+            Ok(Err(error)) => {
+                tracing::info!(name, %error, "cannot be told yet");
+                sleep(AGAIN).await;
+            }
+            Err(_) => tracing::info!(name, "the API server does not answer yet"),
+        }
+        // Nobody waits for it any more.
+        if let Some(why) = unwanted(spec, Timestamp::now()) {
+            tell(api, name, refused(why)).await;
+            return false;
+        }
+    }
+    if let Some(why) = unwanted(spec, Timestamp::now()) {
+        tell(api, name, refused(why)).await;
+        return false;
+    }
+    true
 }
 
 /// Until the API server has heard it, or an hour.
-async fn tell(api: &Api<NodeFault>, name: &str, phase: NodeFaultPhase, message: String) {
-    let status = json!({ "status": NodeFaultStatus { phase, message: Some(message) } });
+async fn tell(api: &Api<NodeFault>, name: &str, status: NodeFaultStatus) {
+    let status = json!({ "status": status });
     for _ in 0..TRIES {
-        let written = tokio::time::timeout(Duration::from_secs(2), api.patch_status(name, &PatchParams::apply(MANAGER), &Patch::Merge(&status))).await;
+        let written = timeout(ANSWERS_WITHIN, api.patch_status(name, &PatchParams::apply(MANAGER), &Patch::Merge(&status))).await;
         match written {
             Ok(Ok(_)) => return,
             Ok(Err(kube::Error::Api(refused))) if refused.code == 404 => return,

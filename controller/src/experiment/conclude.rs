@@ -199,6 +199,7 @@ fn window(step: &Step, fault: &FaultSpan, clock: &Clock<'_>) -> FaultWindow {
         nodes: if step.action.nodes().is_some() { fault.nodes.clone() } else { Vec::new() },
         pods: fault.pods.clone(),
         evidence: fault.evidence.clone(),
+        doubts: fault.doubts.clone(),
         undone_ms: fault.undone.map(|at| clock.ms(at)),
     }
 }

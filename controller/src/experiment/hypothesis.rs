@@ -147,7 +147,8 @@ pub fn verdict(ending: &Ending, hypothesis: &[HypothesisResult], phases: &[Phase
         return (RunOutcome::Fail, format!("It did not become stable again within {after} after {:?}.", phase.name));
     }
     if let Some(fault) = faults.iter().find(|fault| fault.evidence.is_empty()) {
-        return (RunOutcome::Inconclusive, format!("Nothing proves that {:?} ({}) took place.", fault.name, fault.action));
+        let why = if fault.doubts.is_empty() { String::new() } else { format!(": {}", fault.doubts.join("; ")) };
+        return (RunOutcome::Inconclusive, format!("Nothing proves that {:?} ({}) took place{why}.", fault.name, fault.action));
     }
     if let Some(unknown) = hypothesis.iter().find(|result| result.outcome == RunOutcome::Inconclusive) {
         return (RunOutcome::Inconclusive, format!("It cannot be told whether {}: {}.", unknown.statement, unknown.observed));

@@ -78,7 +78,14 @@ pub(super) fn evidence(
         evidence.push(format!("{} held down for {seconds:.1} s, as {sidecars} confirmed", names()));
     }
     if let Some(cpu) = &spec.cpu_pressure {
-        evidence.push(format!("{} of a core burnt for {seconds:.1} s in {}, as {sidecars} confirmed", cpu.load, names()));
+        // Measured: what was asked for proves nothing.
+        for (uid, name) in covered {
+            let burned = ingest.burned(uid, policy).as_secs_f64();
+            if burned > 0.0 {
+                let share = burned / seconds.max(0.001) / f64::from(cpu.cores) * 100.0;
+                evidence.push(format!("{name}: {burned:.1} s of CPU burnt in {seconds:.1} s, {share:.0} % of a core ({} asked)", cpu.load));
+            }
+        }
     }
     evidence
 }

@@ -201,8 +201,10 @@ pub struct InForce {
 /// How an order ended.
 #[derive(Clone, Debug, Default)]
 pub struct Undone {
-    /// Proof that it happened, in words with counts.
+    /// Proof that it happened, in words with counts. That somebody agreed to do it is none: its effect was seen.
     pub evidence: Vec<String>,
+    /// Why its effect, or a part of it, was not seen.
+    pub doubts: Vec<String>,
     /// What could not be undone.
     pub left_behind: Vec<String>,
 }
@@ -256,6 +258,8 @@ pub trait Platform: Send + Sync + 'static {
     fn next_change(&self) -> impl Future<Output = Option<Change>> + Send;
     /// Carries out `order` for at most `expires_after`; it ends by itself then, whatever happens to the caller.
     fn apply(&self, order: Order, expires_after: Span) -> impl Future<Output = Result<InForce, PlatformError>> + Send;
+    /// The run ends: what is being carried out now is given up as soon as it can be, and what was done of it taken back; nobody waits for proofs any more.
+    fn give_up(&self) {}
     /// Takes an order back and returns once its effect is gone. A lost node returns (empty), a burn stops, a policy is disarmed.
     fn undo(&self, order: InForce) -> impl Future<Output = Undone> + Send;
     /// Largest resident memory seen of each pod's sidecar, in bytes, by pod name.

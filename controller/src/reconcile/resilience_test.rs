@@ -56,7 +56,7 @@ use crate::{
     golden,
     metrics::Metrics,
     objects::Objects,
-    platform::kubernetes::failures::{Means, undo},
+    platform::kubernetes::failures::{Means, closing::Closing, undo},
     serve::{ingest::Ingest, policy::PolicyHub},
     words::some,
 };
@@ -80,31 +80,49 @@ const ASK_WITHIN: Duration = Duration::from_secs(10);
 /// Problems of a spec that are told at once.
 const PROBLEMS_MAX: usize = 8;
 
-/// Asks every run to end, and waits until they have, or for a minute. Returns their names.
+/// Asks every run to end, and every test that waits not to begin; waits until those that ran have ended, or for a minute. Returns their names, and what went wrong with
+/// some of them.
 ///
 /// # Errors
-/// When the tests cannot be listed or changed.
-pub async fn stop_all(client: &Client, scope: &Scope) -> Result<Vec<String>, kube::Error> {
-    let running = async || -> Result<Vec<ResilienceTest>, kube::Error> {
+/// When the tests cannot be listed.
+pub async fn stop_all(client: &Client, scope: &Scope) -> Result<(Vec<String>, Vec<String>), kube::Error> {
+    let phase = |test: &ResilienceTest| test.status.as_ref().map_or(RunPhase::Pending, |status| status.phase);
+    let under_way = async || -> Result<Vec<ResilienceTest>, kube::Error> {
         let tests = match scope.list::<ResilienceTest>(client).await {
             Ok(tests) => tests,
             // The custom resource is not there (any more).
             Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
             Err(error) => return Err(error),
         };
-        Ok(tests.into_iter().filter(|test| test.status.as_ref().is_some_and(|status| status.phase == RunPhase::Running)).collect())
+        let meant = |test: &ResilienceTest| match phase(test) {
+            RunPhase::Running => true,
+            RunPhase::Pending => !test.is_suspended(),
+            _ => false,
+        };
+        Ok(tests.into_iter().filter(meant).collect())
     };
-    let tests = running().await?;
-    for test in &tests {
-        let api: Api<ResilienceTest> = Api::namespaced(client.clone(), &test.namespace().unwrap_or_default());
-        let stop = json!({ "metadata": { "annotations": { STOP_ANNOTATION: "now" } } });
-        api.patch(&test.name_any(), &PatchParams::default(), &Patch::Merge(&stop)).await?;
-    }
+    let (mut told, mut problems) = (Vec::new(), BTreeMap::new());
     let deadline = Instant::now() + STOPPED_WITHIN;
-    while !tests.is_empty() && Instant::now() < deadline && !running().await?.is_empty() {
+    loop {
+        let tests = under_way().await?;
+        // Also those that have come meanwhile.
+        for test in tests.iter().filter(|test| !test.annotations().contains_key(STOP_ANNOTATION)) {
+            let api: Api<ResilienceTest> = Api::namespaced(client.clone(), &test.namespace().unwrap_or_default());
+            let stop = json!({ "metadata": { "annotations": { STOP_ANNOTATION: "now" } } });
+            match api.patch(&test.name_any(), &PatchParams::default(), &Patch::Merge(&stop)).await {
+                Ok(_) => told.push(test.to_string()),
+                // It is gone, which ends it as well.
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                // One that cannot be told keeps nobody from the others.
+                Err(error) => drop(problems.insert(test.to_string(), format!("{test} could not be told to stop: {error}"))),
+            }
+        }
+        // Those that wait need somebody to end them, and there may be nobody; but they do not begin.
+        if !tests.iter().any(|test| phase(test) == RunPhase::Running) || Instant::now() >= deadline {
+            return Ok((told, problems.into_values().collect()));
+        }
         sleep(Duration::from_millis(300)).await;
     }
-    Ok(tests.iter().map(ToString::to_string).collect())
 }
 
 /// See the module. Wants `list` and `watch` on resiliencetests and `patch` on their status, `get`, `create` and `patch` on ConfigMaps, `get` on goldensets, and what
@@ -140,6 +158,15 @@ pub struct Needs {
     pub reports: Option<Objects>,
 }
 
+/// What runs that are over have in force.
+enum InForce {
+    /// It is being looked at.
+    Unknown,
+    Nothing,
+    /// Or another reason for which no run may begin.
+    Left(String),
+}
+
 /// Whether it breaks nothing and watches on.
 fn watches(test: &ResilienceTest) -> bool {
     test.spec.get().is_ok_and(|spec| spec.steps.is_empty())
@@ -150,6 +177,8 @@ fn watches(test: &ResilienceTest) -> bool {
 enum Wants {
     /// To be run, or watched on with.
     Turn,
+    /// To be told that it ends before it has begun.
+    Stop,
     /// To be told that its controller is gone.
     End,
     Nothing,
@@ -165,6 +194,7 @@ fn wants(test: &ResilienceTest, begun: Option<i64>) -> Wants {
     let is_stopped = test.annotations().contains_key(STOP_ANNOTATION);
     match status.map_or(RunPhase::Pending, |status| status.phase) {
         RunPhase::Pending if test.is_suspended() => Wants::Nothing,
+        RunPhase::Pending if is_stopped => Wants::Stop,
         RunPhase::Pending => Wants::Turn,
         // Mended since.
         RunPhase::Refused if status.and_then(|status| status.observed_generation) < generation && !test.is_suspended() => Wants::Turn,
@@ -201,8 +231,11 @@ impl Tests {
             () = listed => {}
             _ = stopping.wait_for(|stopping| *stopping) => return,
         }
-        // Between runs nothing may be in force: whatever is, is of a run that is no more, or could not be undone at its end.
-        let mut left = self.take_back().await;
+        // Between runs nothing may be in force: whatever is, is of a run that is no more, or could not be undone at its end. It is taken back beside everything else that
+        // goes on here, since that may take as long as a node is silent.
+        let mut in_force = InForce::Unknown;
+        let mut taking_back = FuturesUnordered::new();
+        taking_back.push(self.take_back());
         let mut looked = Instant::now();
         let mut changes = self.objects.changes();
         // What this leader began, by UID, and with which generation; and what of it goes on.
@@ -214,9 +247,8 @@ impl Tests {
         let mut telling = FuturesUnordered::new();
         while !*stopping.borrow() {
             let breaks = on.values().find(|on| !on.watches).map(|on| on.test.clone());
-            if breaks.is_none() && looked.elapsed() >= TAKE_BACK_EVERY {
-                left = self.take_back().await;
-                looked = Instant::now();
+            if breaks.is_none() && taking_back.is_empty() && looked.elapsed() >= TAKE_BACK_EVERY {
+                taking_back.push(self.take_back());
             }
             let tests = self.objects.all();
             let there: BTreeSet<String> = tests.iter().filter_map(|test| test.uid()).collect();
@@ -229,6 +261,10 @@ impl Tests {
                 }
                 match wants(&test, begun.get(&uid).copied()) {
                     Wants::Turn => waiting.push(test),
+                    Wants::Stop => {
+                        begun.insert(uid, test.metadata.generation.unwrap_or_default());
+                        telling.push(self.tell(test, Word::Stopped));
+                    }
                     Wants::End => {
                         begun.insert(uid, test.metadata.generation.unwrap_or_default());
                         self.lost(&test).await;
@@ -239,17 +275,24 @@ impl Tests {
             waiting.sort_by_key(|test| test.metadata.creation_timestamp.as_ref().map(|created| created.0));
             let (watchers, breakers): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|test| watches(test));
             let room = WATCHES_MAX.saturating_sub(on.values().filter(|on| on.watches).count());
-            let next = breakers.first().filter(|_| breaks.is_none() && left.is_none());
-            let before = breaks.or_else(|| next.map(ToString::to_string)).unwrap_or_default();
+            // Whoever takes back takes back everything: what a run has just begun too.
+            let next = breakers.first().filter(|_| breaks.is_none() && taking_back.is_empty() && matches!(in_force, InForce::Nothing));
+            let before = breaks.or_else(|| next.map(ToString::to_string));
             let mut waits: Vec<(&Arc<ResilienceTest>, Wait)> = watchers.iter().skip(room).map(|test| (test, Wait::Watches)).collect();
             for test in breakers.iter().skip(usize::from(next.is_some())) {
-                waits.push((test, left.as_ref().map_or_else(|| Wait::Turn(before.clone()), |why| Wait::TakeBack(why.clone()))));
+                let wait = match (&in_force, &before) {
+                    (InForce::Left(why), _) => Wait::TakeBack(why.clone()),
+                    (_, Some(before)) => Wait::Turn(before.clone()),
+                    // It is looked at what is in force, which takes a moment as a rule.
+                    (_, None) => continue,
+                };
+                waits.push((test, wait));
             }
             told.retain(|uid, _| waits.iter().any(|(test, _)| test.uid().as_ref() == Some(uid)));
             for (test, wait) in waits {
                 // Once for each reason, and not whenever something changes somewhere.
                 if told.insert(test.uid().unwrap_or_default(), wait.key()).is_none_or(|before| before != wait.key()) {
-                    telling.push(self.tell_wait(Arc::clone(test), wait));
+                    telling.push(self.tell(Arc::clone(test), Word::Waits(wait)));
                 }
             }
             for test in watchers.iter().take(room).chain(next) {
@@ -265,9 +308,13 @@ impl Tests {
                         begun.remove(&uid);
                     }
                     if on.remove(&uid).is_some_and(|on| !on.watches) {
-                        left = self.take_back().await;
-                        looked = Instant::now();
+                        in_force = InForce::Unknown;
+                        taking_back.push(self.take_back());
                     }
+                }
+                Some(left) = taking_back.next(), if !taking_back.is_empty() => {
+                    in_force = left.map_or(InForce::Nothing, InForce::Left);
+                    looked = Instant::now();
                 }
                 Some(()) = telling.next(), if !telling.is_empty() => {}
                 _ = changes.changed() => {}
@@ -279,8 +326,17 @@ impl Tests {
         while running.next().await.is_some() {}
     }
 
-    /// Says once why a test is not run yet: whoever follows it knows that there is a controller.
-    async fn tell_wait(&self, test: Arc<ResilienceTest>, wait: Wait) {
+    /// Says once why a test is not run, or not yet: whoever follows it knows that there is a controller.
+    async fn tell(&self, test: Arc<ResilienceTest>, word: Word) {
+        let wait = match word {
+            Word::Waits(wait) => wait,
+            Word::Stopped => {
+                let why = "It was told to stop before it began.".to_owned();
+                self.events.say(test.object_ref(&()), "Finished", "Run", &why);
+                self.write(&test, finished(test.status.clone().unwrap_or_default(), Some(why))).await;
+                return;
+            }
+        };
         if !matches!(wait, Wait::Turn(_)) {
             self.events.warn(test.object_ref(&()), "Waits", if watches(&test) { "Watch" } else { "Run" }, &wait.to_string());
         }
@@ -294,23 +350,32 @@ impl Tests {
         }
     }
 
-    /// Takes back what runs left in force. Returns why something still is.
+    /// Takes back what runs left in force. Returns why something still is, or why no run may begin for another reason.
     async fn take_back(&self) -> Option<String> {
-        match undo::everything(&self.means).await {
+        match undo::everything(&self.means, false).await {
             Ok(summary) => {
-                for words in summary.undone.iter().chain(&summary.not_ours) {
+                for words in [&summary.undone, &summary.restored, &summary.unproven, &summary.not_ours].into_iter().flatten() {
                     tracing::warn!("taken back for a run that did not end it: {words}");
                 }
                 for why in &summary.failed {
                     tracing::error!("could not be taken back, and is tried again: {why}");
                 }
-                (!summary.failed.is_empty()).then(|| summary.failed.join("; "))
+                if summary.failed.is_empty() {
+                    return self.closed().await;
+                }
+                Some(format!("{}; it is tried again, or given up by `steadfast undo --forget`", summary.failed.join("; ")))
             }
             Err(error) => {
                 tracing::error!(%error, "what is in force cannot be read; tried again");
                 Some(error.to_string())
             }
         }
+    }
+
+    /// Why no run may begin, if none may: everything is taken back for good.
+    async fn closed(&self) -> Option<String> {
+        let closing = Closing::new(self.means.prompt.clone(), &self.means.namespace);
+        closing.closed().await.unwrap_or_else(|error| Some(error.to_string()))
     }
 
     /// A run whose controller is gone.
@@ -388,6 +453,13 @@ impl Tests {
                     Written::Yes => {}
                     Written::Gone => return true,
                     Written::No => return not_yet("that it runs could not be written down").await,
+                }
+                // Asked after it was said that it runs: whoever closes looks for what runs after it was closed.
+                if !watches(test)
+                    && let Some(why) = self.closed().await
+                {
+                    self.write(test, finished(so_far.now(), Some(format!("It did not begin: {why}.")))).await;
+                    return true;
                 }
                 self.events.say(test.object_ref(&()), "Started", "Run", if watches(test) { "the watch began" } else { "the run began" });
                 let plan = Arc::new(plan);
@@ -495,6 +567,12 @@ impl Tests {
         let plan = Plan::new(wanted, Target::Cluster, &finder);
         plan.map_err(|problems| Unplanned::Refused(some(&problems.iter().map(ToString::to_string).collect::<Vec<_>>(), PROBLEMS_MAX)))
     }
+}
+
+/// What a test is told that does not run.
+enum Word {
+    Waits(Wait),
+    Stopped,
 }
 
 /// Why a test is not run yet.

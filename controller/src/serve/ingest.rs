@@ -76,13 +76,15 @@ struct Sidecar {
     received: Instant,
     zero: Option<ClockZero>,
     injected: BTreeMap<(String, FaultKind), u64>,
+    /// CPU time by policy, in nanoseconds.
+    burned: BTreeMap<String, u64>,
     /// End of the last window of requests.
     window: Option<Instant>,
 }
 
 impl Sidecar {
     const fn new(received: Instant) -> Self {
-        Self { sequence: 0, received, zero: None, injected: BTreeMap::new(), window: None }
+        Self { sequence: 0, received, zero: None, injected: BTreeMap::new(), burned: BTreeMap::new(), window: None }
     }
 
     fn starts(&mut self) {
@@ -244,6 +246,11 @@ impl Ingest {
                             *sidecar.injected.entry(key).or_default() += injected.count;
                         }
                     }
+                    for burned in &window.burned {
+                        if sidecar.burned.len() < POLICIES_MAX || sidecar.burned.contains_key(&burned.policy) {
+                            *sidecar.burned.entry(burned.policy.clone()).or_default() += burned.cpu_ns;
+                        }
+                    }
                     sidecar.window = Some(at);
                     window_ended = true;
                 }
@@ -271,6 +278,12 @@ impl Ingest {
         let sidecars = self.sidecars();
         let counts = sidecars.get(uid).into_iter().flat_map(|sidecar| &sidecar.injected);
         counts.filter(|((name, _), _)| name == policy).map(|((_, kind), count)| (*kind, *count)).collect()
+    }
+
+    /// CPU time that this pod's sidecar took for a policy with `cpuPressure`, as far as it reported.
+    pub fn burned(&self, uid: &str, policy: &str) -> Duration {
+        let sidecars = self.sidecars();
+        Duration::from_nanos(sidecars.get(uid).and_then(|sidecar| sidecar.burned.get(policy)).copied().unwrap_or(0))
     }
 
     /// Waits until this pod's sidecar has reported its requests up to `until`. False: it did not do so in time, or never reported anything.
@@ -334,7 +347,7 @@ impl Ingest {
 
 #[cfg(test)]
 mod tests {
-    use steadfast_api::sidecar::{self, InjectedCount, RequestWindow};
+    use steadfast_api::sidecar::{self, BurnedTime, InjectedCount, RequestWindow};
 
     use super::*;
 
@@ -447,13 +460,15 @@ mod tests {
         let (ingest, _seen) = ingest(8);
         let window = |count| {
             let injected = vec![InjectedCount { policy: "step-1".into(), kind: FaultKind::Delay, count }];
-            vec![sidecar::Evidence { at_ns: 0, what: What::Requests(RequestWindow { injected, ..Default::default() }) }]
+            let burned = vec![BurnedTime { policy: "step-1".into(), cpu_ns: 500_000_000 }];
+            vec![sidecar::Evidence { at_ns: 0, what: What::Requests(RequestWindow { injected, burned, ..Default::default() }) }]
         };
         let now = Instant::now();
         ingest.take(now, report(1, 0, window(3)));
         ingest.take(now, report(2, 0, window(4)));
         assert_eq!(ingest.injected("u", "step-1"), BTreeMap::from([(FaultKind::Delay, 7)]));
         assert_eq!(ingest.injected("u", "step-2"), BTreeMap::new());
+        assert_eq!((ingest.burned("u", "step-1"), ingest.burned("u", "step-2")), (Duration::from_secs(1), Duration::ZERO));
         assert!(ingest.requests_until("u", now, Duration::from_secs(1)).await);
         assert!(!ingest.requests_until("u", now + Duration::from_secs(9), Duration::from_millis(1)).await);
     }

@@ -86,7 +86,8 @@ pub async fn windows(shared: Arc<Shared>) {
 
 /// Reports what passed since the last window.
 pub fn close_window(shared: &Shared) {
-    let window = shared.window.lock().unwrap_or_else(PoisonError::into_inner).report();
+    let mut window = shared.window.lock().unwrap_or_else(PoisonError::into_inner).report();
+    window.burned = shared.store.burners.burned();
     shared.evidence.urgent(What::Requests(window));
 }
 

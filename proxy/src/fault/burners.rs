@@ -4,11 +4,12 @@
 //! [`THREADS_PER_CORE`] threads a core. A request that asks for what is burning already makes it last longer instead of adding to it.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use steadfast_api::fault::Cpu;
+use steadfast_api::{fault::Cpu, sidecar::BurnedTime};
 
 use super::{
     budget::ActiveFault,
@@ -24,6 +25,8 @@ pub struct Burners {
     /// While a policy with `cpuPressure` is armed.
     pressure: Mutex<Vec<(Arc<CompiledPolicy>, Burn)>>,
     requested: Mutex<Vec<Requested>>,
+    /// CPU time of pressure that is over and that nobody has asked for yet, by policy.
+    over: Mutex<BTreeMap<Arc<str>, u64>>,
 }
 
 struct Requested {
@@ -47,7 +50,13 @@ impl Burners {
         let in_force = |policy: &Arc<CompiledPolicy>| policies.iter().any(|other| Arc::ptr_eq(policy, other));
         self.requested.lock().unwrap_or_else(PoisonError::into_inner).retain(|requested| in_force(&requested.policy) && !requested.burn.is_over());
         let mut pressure = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
-        pressure.retain(|(policy, _)| in_force(policy));
+        pressure.retain(|(policy, burn)| {
+            let stays = in_force(policy);
+            if !stays {
+                *self.over.lock().unwrap_or_else(PoisonError::into_inner).entry(Arc::clone(&policy.name)).or_default() += burn.burned_ns();
+            }
+            stays
+        });
         for policy in policies {
             let Some(cpu) = &policy.source.spec.cpu_pressure else { continue };
             if pressure.iter().any(|(other, _)| Arc::ptr_eq(policy, other)) {
@@ -58,6 +67,15 @@ impl Burners {
                 Err(error) => tracing::error!(policy = &*policy.name, %error, "CPU pressure could not start"),
             }
         }
+    }
+
+    /// CPU time that policies with `cpuPressure` took since this was asked last.
+    pub fn burned(&self) -> Vec<BurnedTime> {
+        let mut burned = std::mem::take(&mut *self.over.lock().unwrap_or_else(PoisonError::into_inner));
+        for (policy, burn) in &*self.pressure.lock().unwrap_or_else(PoisonError::into_inner) {
+            *burned.entry(Arc::clone(&policy.name)).or_default() += burn.burned_ns();
+        }
+        burned.into_iter().filter(|(_, cpu_ns)| *cpu_ns > 0).map(|(policy, cpu_ns)| BurnedTime { policy: policy.to_string(), cpu_ns }).collect()
     }
 
     /// Threads that burn now, for policies and for requests.

@@ -70,6 +70,8 @@ pub enum BurnError {
 pub struct Burn {
     stop: Arc<AtomicBool>,
     deadline_ns: Arc<AtomicU64>,
+    /// CPU time of all threads that nobody has asked for yet.
+    burned_ns: Arc<AtomicU64>,
     begun: Instant,
     asked: f64,
     quota_note: Option<String>,
@@ -102,17 +104,26 @@ impl Burn {
         let (load, quota_note) = within_quota(target.load, count, quota_cores());
         let stop = Arc::new(AtomicBool::new(false));
         let deadline_ns = Arc::new(AtomicU64::new(crate::clock::now_ns().saturating_add(crate::clock::ns(target.duration))));
-        let begun = Instant::now();
-        let mut burn = Self { stop: Arc::clone(&stop), deadline_ns: Arc::clone(&deadline_ns), begun, asked: target.load, quota_note, threads: Vec::new() };
+        let (begun, burned_ns) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+        let mut burn = Self {
+            stop: Arc::clone(&stop),
+            deadline_ns: Arc::clone(&deadline_ns),
+            burned_ns: Arc::clone(&burned_ns),
+            begun,
+            asked: target.load,
+            quota_note,
+            threads: Vec::new(),
+        };
         for index in 0..count {
-            let (stop, deadline_ns, core, held) = (Arc::clone(&stop), Arc::clone(&deadline_ns), target.pin.get(index).copied(), Arc::clone(held));
+            let (stop, deadline_ns, burned_ns) = (Arc::clone(&stop), Arc::clone(&deadline_ns), Arc::clone(&burned_ns));
+            let (core, held) = (target.pin.get(index).copied(), Arc::clone(held));
             let thread = std::thread::Builder::new().name(format!("burner-{index}")).stack_size(64 * 1024).spawn(move || {
                 if let Some(set) = core.and_then(|core| cpu_set(core).ok())
                     && let Err(why) = sched_setaffinity(Pid::from_raw(0), &set)
                 {
                     tracing::warn!(core, %why, "burner could not be pinned and runs where the kernel puts it");
                 }
-                let burned = hold(load, &stop, &deadline_ns);
+                let burned = hold(load, &stop, &deadline_ns, &burned_ns);
                 drop(held);
                 burned
             })?;
@@ -133,6 +144,11 @@ impl Burn {
 
     pub fn threads(&self) -> usize {
         self.threads.len()
+    }
+
+    /// CPU time of its threads since this was asked last, to a window.
+    pub fn burned_ns(&self) -> u64 {
+        self.burned_ns.swap(0, Ordering::Relaxed)
     }
 
     pub fn is_over(&self) -> bool {
@@ -226,10 +242,12 @@ fn thread_cpu() -> Duration {
 }
 
 /// Burns `load` of one core until told to stop. Works towards `load × time so far`, so an error of one window is made good in the next.
-fn hold(load: f64, stop: &AtomicBool, deadline_ns: &AtomicU64) -> Burned {
+fn hold(load: f64, stop: &AtomicBool, deadline_ns: &AtomicU64, burned_ns: &AtomicU64) -> Burned {
     let (begun, cpu_begun) = (Instant::now(), thread_cpu());
     let burned = || thread_cpu().saturating_sub(cpu_begun);
     let mut window_end = begun;
+    let mut told = Duration::ZERO;
+    let mut tell = |burned: Duration| burned_ns.fetch_add(crate::clock::ns(burned.saturating_sub(std::mem::replace(&mut told, burned))), Ordering::Relaxed);
     // CPU time that was written off because it could not be had.
     let mut forgiven = Duration::ZERO;
     while !stop.load(Ordering::Relaxed) && crate::clock::now_ns() < deadline_ns.load(Ordering::Relaxed) {
@@ -240,6 +258,7 @@ fn hold(load: f64, stop: &AtomicBool, deadline_ns: &AtomicU64) -> Burned {
         while burned() + forgiven < due && Instant::now() < window_end {
             spin();
         }
+        tell(burned());
         let left = window_end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             // Late already: go on from here rather than run after windows that have passed.

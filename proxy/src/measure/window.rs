@@ -82,6 +82,7 @@ impl Window {
             over_budget: std::mem::take(&mut self.over_budget),
             latency_p50_ns: quantile(0.5),
             latency_p99_ns: quantile(0.99),
+            burned: Vec::new(),
         };
         self.begun_ns = now;
         self.latency.reset();

@@ -62,6 +62,8 @@ pub struct FaultSpan {
     pub nodes: Vec<String>,
     pub pods: Vec<String>,
     pub evidence: Vec<String>,
+    /// Why its effect, or a part of it, was not seen.
+    pub doubts: Vec<String>,
     pub undone: Option<Instant>,
 }
 
@@ -132,6 +134,7 @@ pub async fn run<P: Platform>(
         phase_end: now,
         number: 0,
         in_force: Vec::new(),
+        given_up: None,
         windows,
         course: Course {
             began: now,
@@ -210,6 +213,8 @@ struct Conductor<'a, P> {
     phase_end: Instant,
     number: u32,
     in_force: Vec<(usize, InForce)>,
+    /// Why the platform was told to give up: from then on the run ends, come what may.
+    given_up: Option<Ending>,
     windows: Option<mpsc::Sender<Window>>,
     course: Course,
 }
@@ -277,22 +282,47 @@ impl<P: Platform> Conductor<'_, P> {
         self.told = None;
     }
 
+    /// Why the run must end, if it must: interrupted or halted.
+    fn must_end(&self) -> Option<Ending> {
+        if self.given_up.is_some() {
+            return self.given_up.clone();
+        }
+        if *self.interrupt.borrow() {
+            return Some(Ending::Interrupted);
+        }
+        let history = lock(self.history);
+        let reason = halt::reason(&self.plan.test.spec.halt, &history.live, self.measuring_since?, history.us(Instant::now()));
+        reason.map(Ending::Halted)
+    }
+
+    /// Waits for what must not be cut off, and tells the platform to be brief should the run have to end meanwhile.
+    async fn brought_to_end<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = tokio::time::sleep(TELL) => self.tell(),
+            }
+            if self.given_up.is_none()
+                && let Some(ending) = self.must_end()
+            {
+                self.given_up = Some(ending);
+                self.platform.give_up();
+            }
+        }
+    }
+
     /// Until `done` says so (its value) or `until` (`None`), unless the run must end: interrupted or halted.
     async fn wait<T>(&mut self, until: Instant, mut done: impl FnMut(&History, i64) -> Option<T>) -> Result<Option<T>, Ending> {
         loop {
-            if *self.interrupt.borrow() {
-                return Err(Ending::Interrupted);
+            if let Some(ending) = self.must_end() {
+                return Err(ending);
             }
             self.tell();
             let now = Instant::now();
             {
                 let history = lock(self.history);
                 let now_us = history.us(now);
-                if let Some(since) = self.measuring_since
-                    && let Some(reason) = halt::reason(&self.plan.test.spec.halt, &history.live, since, now_us)
-                {
-                    return Err(Ending::Halted(reason));
-                }
                 if let Some(value) = done(&history, now_us) {
                     return Ok(Some(value));
                 }

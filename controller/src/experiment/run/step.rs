@@ -36,10 +36,16 @@ impl<P: Platform> Conductor<'_, P> {
         }
         let asked = Instant::now();
         let expires = Span::new(step.duration.get() + grace(&step.action) + EXPIRY_MARGIN);
-        let in_force = self
-            .alongside(platform.apply(order, expires))
-            .await
-            .map_err(|error| Ending::Broken(format!("step {:?} could not be carried out: {error}", step.name)))?;
+        let platform = self.platform;
+        let in_force = match self.brought_to_end(platform.apply(order, expires)).await {
+            Ok(in_force) => in_force,
+            Err(error) => {
+                let broken = || Ending::Broken(format!("step {:?} could not be carried out: {error}", step.name));
+                return Err(self.given_up.clone().unwrap_or_else(broken));
+            }
+        };
+        // What takes long to be made lasts no shorter for it.
+        let made = Instant::now();
 
         let takes = step.action.takes_pods();
         // Pods confirm a fault one after the other, and the first request is touched before the first of them has: nothing is before the moment of asking.
@@ -60,13 +66,26 @@ impl<P: Platform> Conductor<'_, P> {
             history.fault(asked, planned);
         }
         let on = some(if nodes.is_empty() { &pods } else { &nodes }, NAMES_MAX);
-        self.course.faults.push(FaultSpan { step: index, round, start, end: start, nodes, pods: touched, evidence: Vec::new(), undone: None });
+        self.course.faults.push(FaultSpan {
+            step: index,
+            round,
+            start,
+            end: start,
+            nodes,
+            pods: touched,
+            evidence: Vec::new(),
+            doubts: Vec::new(),
+            undone: None,
+        });
         self.in_force.push((fault, in_force));
+        if let Some(ending) = self.given_up.clone() {
+            return Err(ending);
+        }
 
         if !step.duration.is_zero() {
             let name = step.name.clone();
             self.phase(PhaseNow::Fault { name, on }, PhaseKind::Fault, &step.name, round, Some(index), start, step.duration.get());
-            self.wait(start + step.duration.get(), |_, _| None::<()>).await?;
+            self.wait(made + step.duration.get(), |_, _| None::<()>).await?;
         }
         let over = if step.duration.is_zero() { start } else { Instant::now() };
         self.course.faults[fault].end = over;
@@ -114,10 +133,11 @@ impl<P: Platform> Conductor<'_, P> {
     pub(super) async fn undo(&mut self) {
         let platform = self.platform;
         for (fault, in_force) in std::mem::take(&mut self.in_force) {
-            let undone = self.alongside(platform.undo(in_force)).await;
+            let undone = self.brought_to_end(platform.undo(in_force)).await;
             let at = Instant::now();
             let span = &mut self.course.faults[fault];
             span.evidence = undone.evidence;
+            span.doubts = undone.doubts;
             span.undone = undone.left_behind.is_empty().then_some(at);
             self.course.left_behind.extend(undone.left_behind);
             let mut history = lock(self.history);

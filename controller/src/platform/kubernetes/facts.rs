@@ -79,6 +79,11 @@ impl Facts {
         self.order.iter().rev().find(|uid| self.pods.get(*uid).is_some_and(|known| known.pod.name == name && !known.terminating)).map(String::as_str)
     }
 
+    /// Whether users are led to it.
+    pub(super) fn serves(&self, uid: &str) -> bool {
+        self.endpoints.contains(uid)
+    }
+
     pub(super) fn uids(&self) -> Vec<String> {
         self.order.clone()
     }

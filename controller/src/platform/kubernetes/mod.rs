@@ -50,7 +50,7 @@ use tokio::{
 
 use self::{
     facts::{Facts, Workload},
-    failures::{Means, ledger::Ledger},
+    failures::{GivenUp, Means, ledger::Ledger},
     orders::Orders,
 };
 use super::{Change, InForce, Order, Platform, PlatformError, Pod, Undone};
@@ -96,6 +96,8 @@ struct Inner {
     in_flight_max: u32,
     facts: Mutex<Facts>,
     orders: Orders,
+    /// What is being carried out shall be given up.
+    giving_up: tokio::sync::watch::Sender<bool>,
 }
 
 /// See the module. Dropping it ends the watches.
@@ -118,9 +120,10 @@ impl KubernetesPlatform {
         let (service, address) = service(&client, &namespace, &target).await?;
         let (tell, changes) = mpsc::unbounded_channel();
         let facts = Mutex::new(Facts::new(tell));
-        let ledger = Ledger::new(client.clone(), &means.namespace, &run, &format!("{namespace}/{test}"));
+        let ledger = Ledger::new(means.prompt.clone(), &means.namespace, &run, &format!("{namespace}/{test}"));
         let selector = target.selector.clone();
-        let inner = Arc::new(Inner { client, means, ledger, hub, ingest, run, namespace, selector, in_flight_max, facts, orders: Orders::default() });
+        let (orders, giving_up) = (Orders::default(), tokio::sync::watch::Sender::new(false));
+        let inner = Arc::new(Inner { client, means, ledger, hub, ingest, run, namespace, selector, in_flight_max, facts, orders, giving_up });
         let (listed, mut is_listed) = tokio::sync::watch::channel(false);
         let tasks = vec![
             tokio::spawn(watch_pods(Arc::clone(&inner), labels(&target.selector), listed)).abort_handle(),
@@ -180,6 +183,10 @@ impl Drop for KubernetesPlatform {
 impl Inner {
     fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn given_up(&self) -> GivenUp {
+        GivenUp(self.giving_up.subscribe())
     }
 
     /// Names of the target's pods that nobody can speak for.
@@ -396,6 +403,10 @@ impl Platform for KubernetesPlatform {
 
     async fn apply(&self, order: Order, expires_after: Span) -> Result<InForce, PlatformError> {
         Orders::apply(&self.inner, order, expires_after).await
+    }
+
+    fn give_up(&self) {
+        self.inner.giving_up.send_replace(true);
     }
 
     async fn undo(&self, order: InForce) -> Undone {

@@ -2,9 +2,9 @@
 //! whichever comes first.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -19,11 +19,10 @@ use steadfast_api::{
     Span,
     policy::{FaultPolicySpec, NamedPolicy},
 };
-use tokio::sync::OnceCell;
 
 use super::{
     Inner,
-    failures::{self, Evicted, Failure, FailureError, Target},
+    failures::{self, Evictions, Failure, FailureError, Meant, Target},
     labels,
 };
 use crate::{
@@ -38,6 +37,16 @@ use crate::{
 const CONFIRM_WITHIN: Duration = Duration::from_secs(3);
 /// Sidecars report their requests about once a second.
 const COUNTED_WITHIN: Duration = Duration::from_millis(1_500);
+/// Beyond a pod's grace period: kubelet hears of it, and the pod's sidecar ends last.
+const LEAVES_WITHIN: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// What could not be taken back is tried again after so long at first, and never more seldom than at last.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
+const AGAIN_AT_LAST: Duration = Duration::from_secs(30);
+/// An evicted pod has its own grace period; it leaves the Service at once.
+const EVICTED_GRACE: Duration = Duration::from_secs(30);
+/// Whoever takes an order back waits for so long until that holds; it is tried on afterwards.
+const UNDO_PATIENCE: Duration = Duration::from_secs(20);
 
 /// All orders in force, and those that ended and were not asked about yet.
 #[derive(Default)]
@@ -50,14 +59,26 @@ struct Placed {
     began: Instant,
     until: Instant,
     kind: Kind,
-    end: OnceCell<Undone>,
+    /// How it ended, once nothing of it is left to be done.
+    ended: tokio::sync::Mutex<Option<Undone>>,
 }
 
 enum Kind {
     Armed(Box<Armed>),
-    /// Nothing to take back: what was done, in words.
-    Done(Vec<String>),
+    /// Nothing to take back: pods were told to go.
+    Gone(Leaving),
     Failure(Failure),
+}
+
+/// Pods that were deleted or evicted: the API server has agreed, which is not yet their end.
+struct Leaving {
+    /// With how it was asked, in words.
+    pods: Vec<(Meant, String)>,
+    grace: Duration,
+    /// Sidecars of these listened when it was asked, so that their silence tells something.
+    heard: BTreeSet<String>,
+    /// Why some of them stay.
+    doubts: Vec<String>,
 }
 
 /// A fault in sidecars.
@@ -113,13 +134,17 @@ impl Orders {
         let orders = &inner.orders;
         let id = orders.last.fetch_add(1, Ordering::Relaxed) + 1;
         let began = Instant::now();
-        let until = began + expires_after.get();
-        let place = |kind| drop(lock(&orders.placed).insert(id, Arc::new(Placed { began, until, kind, end: OnceCell::new() })));
-        let since = match order {
+        let place = |kind, until| {
+            lock(&orders.placed).insert(id, Arc::new(Placed { began, until, kind, ended: tokio::sync::Mutex::default() }));
+            until
+        };
+        // What takes long to be made is in force as long as anything else: its time begins once it is.
+        let from_now = || Instant::now() + expires_after.get();
+        let (since, until) = match order {
             Order::Requests { .. } | Order::HoldDown { .. } | Order::BurnPods { .. } => {
-                place(Kind::Armed(Box::new(armed(inner, id, order)?)));
+                let until = place(Kind::Armed(Box::new(armed(inner, id, order)?)), from_now());
                 match arm(inner, id).await {
-                    Ok(since) => since.max(began),
+                    Ok(since) => (since.max(began), until),
                     Err(why) => {
                         end(inner, id).await;
                         lock(&orders.placed).remove(&id);
@@ -128,26 +153,23 @@ impl Orders {
                 }
             }
             Order::Kill { pods, grace } => {
-                let how = if grace.is_zero() { "SIGKILL".to_owned() } else { format!("SIGTERM, SIGKILL after {grace}") };
-                let mut done = Vec::new();
-                for (name, uid) in uids(inner, &pods)? {
-                    delete(inner, &name, &uid, grace).await?;
-                    done.push(format!("{name} deleted ({how})"));
+                let how = if grace.is_zero() { "deleted without grace".to_owned() } else { format!("deleted, with {grace} to finish") };
+                let mut leaving = Leaving { pods: Vec::new(), grace: grace.get(), heard: BTreeSet::new(), doubts: Vec::new() };
+                for pod in meant(inner, &pods)? {
+                    leaving.heard.extend(Some(pod.uid.clone()).filter(|uid| inner.hub.connected(uid)));
+                    delete(inner, &pod, grace).await?;
+                    leaving.pods.push((pod, how.clone()));
                 }
-                place(Kind::Done(done));
-                began
+                (began, place(Kind::Gone(leaving), from_now()))
             }
             Order::Evict { pods } => {
-                let mut done = Vec::new();
-                for (name, uid) in uids(inner, &pods)? {
-                    done.push(match failures::evict(&inner.client, &inner.namespace, &name, &uid).await? {
-                        Evicted::Yes => format!("{name} evicted"),
-                        Evicted::Refused(words) => format!("{name} not evicted, a disruption budget refused: {words}"),
-                        Evicted::Gone => format!("{name} was gone before it could be evicted"),
-                    });
-                }
-                place(Kind::Done(done));
-                began
+                let pods: BTreeSet<Meant> = meant(inner, &pods)?.into_iter().collect();
+                let heard = pods.iter().map(|pod| pod.uid.clone()).filter(|uid| inner.hub.connected(uid)).collect();
+                let Evictions { evicted, refused, gone } = failures::evict(&inner.means.prompt, pods, &inner.given_up()).await?;
+                let refused = refused.into_iter().map(|(pod, words)| format!("{} was not evicted: {words}", pod.name));
+                let doubts = refused.chain(gone.into_iter().map(|pod| format!("{} was gone before it could be evicted", pod.name))).collect();
+                let pods = evicted.into_iter().map(|pod| (pod, "evicted".to_owned())).collect();
+                (began, place(Kind::Gone(Leaving { pods, grace: EVICTED_GRACE, heard, doubts }), from_now()))
             }
             other => {
                 let scaled = if let Order::Scale { replicas } = &other { Some(*replicas as usize) } else { None };
@@ -155,29 +177,41 @@ impl Orders {
                     inner.facts().scaled(scaled);
                 }
                 let short = inner.run.get(..8).unwrap_or(&inner.run);
-                let target = Target { namespace: &inner.namespace, selector: &labels(&inner.selector), prefix: &format!("steadfast-{short}-{id}") };
+                let (selector, given_up) = (labels(&inner.selector), inner.given_up());
+                let target = Target { namespace: &inner.namespace, selector: &selector, prefix: &format!("steadfast-{short}-{id}"), given_up: &given_up };
                 let failure = failures::carry_out(&inner.means, &inner.ledger, &target, other, expires_after).await;
                 let failure = failure.inspect_err(|_| inner.facts().scaled(None))?;
-                let since = failure.since;
-                place(Kind::Failure(failure));
-                since
+                (failure.since, place(Kind::Failure(failure), from_now()))
             }
         };
         let timer = Arc::downgrade(inner);
         tokio::spawn(async move {
             tokio::time::sleep_until(until.into()).await;
-            if let Some(inner) = timer.upgrade() {
-                end(&inner, id).await;
-            }
+            end_at_last(timer, id).await;
         });
         Ok(InForce { id, since })
     }
 
     /// Takes an order back, or tells how it ended by itself.
     pub(super) async fn undo(inner: &Arc<Inner>, order: &InForce) -> Undone {
-        let undone = end(inner, order.id).await;
-        lock(&inner.orders.placed).remove(&order.id);
-        undone.unwrap_or_else(|| Undone { evidence: Vec::new(), left_behind: vec![format!("order {} is not known: it was taken back before", order.id)] })
+        let deadline = Instant::now() + UNDO_PATIENCE;
+        let mut wait = AGAIN_AFTER;
+        let undone = loop {
+            let undone = end(inner, order.id).await;
+            if undone.as_ref().is_none_or(|undone| undone.left_behind.is_empty()) || Instant::now() + wait > deadline {
+                break undone;
+            }
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        };
+        if undone.as_ref().is_some_and(|undone| !undone.left_behind.is_empty()) {
+            // It stays in place, for those who go on trying: here, and whoever closes.
+            tokio::spawn(end_at_last(Arc::downgrade(inner), order.id));
+        } else {
+            lock(&inner.orders.placed).remove(&order.id);
+        }
+        let unknown = || Undone { left_behind: vec![format!("order {} is not known: it was taken back before", order.id)], ..Undone::default() };
+        undone.unwrap_or_else(unknown)
     }
 
     /// Takes everything back. Returns what could not be.
@@ -209,6 +243,11 @@ fn uids(inner: &Inner, names: &[String]) -> Result<Vec<(String, String)>, Platfo
     let uid =
         |name: &String| facts.uid(name).map(|uid| (name.clone(), uid.to_owned())).ok_or_else(|| PlatformError::new(name.clone(), "is not there any more"));
     names.iter().map(uid).collect()
+}
+
+fn meant(inner: &Inner, names: &[String]) -> Result<Vec<Meant>, PlatformError> {
+    let meant = |(name, uid)| Meant { namespace: inner.namespace.clone(), name, uid };
+    Ok(uids(inner, names)?.into_iter().map(meant).collect())
 }
 
 fn armed(inner: &Inner, id: u64, order: Order) -> Result<Armed, PlatformError> {
@@ -271,21 +310,71 @@ async fn tell(inner: &Inner, armed: &Armed, covered: &BTreeMap<String, String>, 
     (first, unconfirmed)
 }
 
-/// Ends an order, once. Nothing: there is no such order.
+/// Ends an order. What could not be taken back is tried again by the next call. Nothing: there is no such order.
 async fn end(inner: &Arc<Inner>, id: u64) -> Option<Undone> {
     let placed = lock(&inner.orders.placed).get(&id).cloned()?;
-    let undone = placed.end.get_or_init(|| async {
-        match &placed.kind {
-            Kind::Done(evidence) => Undone { evidence: evidence.clone(), left_behind: Vec::new() },
-            Kind::Armed(armed) => disarm(inner, armed, placed.began).await,
-            Kind::Failure(failure) => {
-                let undone = failures::take_back(&inner.means, &inner.ledger, failure).await;
-                inner.facts().scaled(None);
-                undone
+    let mut ended = placed.ended.lock().await;
+    if let Some(undone) = &*ended {
+        return Some(undone.clone());
+    }
+    let undone = match &placed.kind {
+        Kind::Gone(leaving) => seen_leaving(inner, leaving, placed.began).await,
+        Kind::Armed(armed) => disarm(inner, armed, placed.began).await,
+        Kind::Failure(failure) => {
+            let undone = failures::take_back(&inner.means, &inner.ledger, failure).await;
+            inner.facts().scaled(None);
+            if !undone.left_behind.is_empty() {
+                return Some(undone);
+            }
+            undone
+        }
+    };
+    *ended = Some(undone.clone());
+    Some(undone)
+}
+
+/// Ends an order, again and again until nothing of it is left, or its run is over.
+async fn end_at_last(inner: Weak<Inner>, id: u64) {
+    let mut wait = AGAIN_AFTER;
+    loop {
+        let Some(inner) = inner.upgrade() else { return };
+        if end(&inner, id).await.is_none_or(|undone| undone.left_behind.is_empty()) {
+            return;
+        }
+        drop(inner);
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(AGAIN_AT_LAST);
+    }
+}
+
+/// Waits until pods that were told to go are seen to do so: users are led to them no more, or their sidecars, which end last, have fallen silent. What was deleted without
+/// grace leaves the API server at once, and with it the Service: that tells nothing of the pod.
+async fn seen_leaving(inner: &Inner, leaving: &Leaving, began: Instant) -> Undone {
+    let deadline = Instant::now() + leaving.grace.min(LEAVES_WITHIN) + LEAVES_WITHIN;
+    let given_up = inner.given_up();
+    let mut undone = Undone { doubts: leaving.doubts.clone(), ..Undone::default() };
+    for (pod, how) in &leaving.pods {
+        loop {
+            let seconds = began.elapsed().as_secs_f64();
+            if leaving.heard.contains(&pod.uid) && !inner.hub.connected(&pod.uid) {
+                undone.evidence.push(format!("{} {how}: its sidecar was silent {seconds:.1} s later", pod.name));
+                break;
+            }
+            if !leaving.grace.is_zero() && !inner.facts().serves(&pod.uid) {
+                undone.evidence.push(format!("{} {how}: out of the Service {seconds:.1} s later", pod.name));
+                break;
+            }
+            if Instant::now() >= deadline {
+                undone.doubts.push(format!("{} was {how}, as the API server agreed, and was not seen to end within {seconds:.0} s", pod.name));
+                break;
+            }
+            if !given_up.or_slept(LOOK_EVERY).await {
+                undone.doubts.push(format!("{} was {how}, and its run ended before it was seen to end", pod.name));
+                break;
             }
         }
-    });
-    Some(undone.await.clone())
+    }
+    undone
 }
 
 async fn disarm(inner: &Inner, armed: &Armed, began: Instant) -> Undone {
@@ -299,16 +388,15 @@ async fn disarm(inner: &Inner, armed: &Armed, began: Instant) -> Undone {
     for uid in covered.keys().filter(|uid| inner.hub.connected(uid)) {
         inner.ingest.requests_until(uid, now, deadline.saturating_duration_since(Instant::now())).await;
     }
-    Undone { evidence: armed::evidence(&inner.ingest, &armed.policy, &armed.spec, &covered, &lock(&armed.before), began.elapsed()), left_behind }
+    let evidence = armed::evidence(&inner.ingest, &armed.policy, &armed.spec, &covered, &lock(&armed.before), began.elapsed());
+    let doubts = if evidence.is_empty() { vec!["no sidecar that had it in force reported that it did anything".to_owned()] } else { Vec::new() };
+    Undone { evidence, doubts, left_behind }
 }
 
 /// Deletes the pod with this UID, and no other of its name.
-async fn delete(inner: &Inner, name: &str, uid: &str, grace: Span) -> Result<(), PlatformError> {
-    let parameters = DeleteParams::default().grace_period(grace.get().as_secs_f64().ceil() as u32).preconditions(only(uid));
-    let api: Api<Object> = Api::namespaced(inner.client.clone(), &inner.namespace);
-    api.delete(name, &parameters).await.map(drop).map_err(|error| FailureError::api(format!("pod {name}"), &error).into())
-}
-
-fn only(uid: &str) -> Preconditions {
-    Preconditions { uid: Some(uid.to_owned()), resource_version: None }
+async fn delete(inner: &Inner, pod: &Meant, grace: Span) -> Result<(), PlatformError> {
+    let only = Preconditions { uid: Some(pod.uid.clone()), resource_version: None };
+    let parameters = DeleteParams::default().grace_period(grace.get().as_secs_f64().ceil() as u32).preconditions(only);
+    let api: Api<Object> = Api::namespaced(inner.means.prompt.clone(), &pod.namespace);
+    api.delete(&pod.name, &parameters).await.map(drop).map_err(|error| FailureError::api(format!("pod {}", pod.name), &error).into())
 }

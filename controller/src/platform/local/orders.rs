@@ -186,7 +186,7 @@ impl Orders {
     pub(super) async fn undo(inner: &Arc<Inner>, order: &InForce) -> Undone {
         let undone = end(inner, order.id).await;
         lock(&inner.orders.placed).remove(&order.id);
-        undone.unwrap_or_else(|| Undone { evidence: Vec::new(), left_behind: vec![format!("order {} is not known: it was taken back before", order.id)] })
+        undone.unwrap_or_else(|| Undone { left_behind: vec![format!("order {} is not known: it was taken back before", order.id)], ..Undone::default() })
     }
 
     /// All orders are void: the run is over, and everything that they touch is about to be killed.
@@ -296,9 +296,9 @@ async fn take_back(inner: &Arc<Inner>, placed: &Placed) -> Undone {
             let (meanwhile, surplus) = inner.change(|cluster, at| cluster.scale(at, *before, went, true));
             delete(inner, &surplus);
             let evidence = vec![format!("scaled from {before} to {meanwhile} pods, and back to {before}")];
-            Undone { evidence, left_behind: Vec::new() }
+            Undone { evidence, ..Undone::default() }
         }
-        Kind::Killed(evidence) => Undone { evidence: evidence.clone(), left_behind: Vec::new() },
+        Kind::Killed(evidence) => Undone { evidence: evidence.clone(), ..Undone::default() },
         Kind::Lost(nodes) => bring_back(inner, nodes, placed.began).await,
         Kind::Burn(burners) => {
             let burners = std::mem::take(&mut *burners.lock().await);
@@ -323,7 +323,7 @@ async fn disarm(inner: &Inner, requests: &Requests, began: Instant) -> Undone {
     }
     // One run, and each of its orders has a name of its own: nobody counted under it before.
     let evidence = armed::evidence(&inner.ingest, &requests.policy, &requests.spec, &covered, &armed::Before::new(), began.elapsed());
-    Undone { evidence, left_behind }
+    Undone { evidence, left_behind, ..Undone::default() }
 }
 
 async fn bring_back(inner: &Arc<Inner>, nodes: &[Lost], began: Instant) -> Undone {

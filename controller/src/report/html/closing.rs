@@ -78,11 +78,9 @@ pub(super) fn phases(report: &Report) -> String {
 }
 
 fn fault(fault: &FaultWindow) -> Vec<String> {
-    let proof = if fault.evidence.is_empty() {
-        "<strong>none: it may not have happened</strong>".to_owned()
-    } else {
-        fault.evidence.iter().map(|evidence| esc(evidence).into_owned()).collect::<Vec<_>>().join("<br>")
-    };
+    let none = fault.evidence.is_empty().then(|| "<strong>none: it may not have happened</strong>".to_owned());
+    let said = fault.evidence.iter().chain(&fault.doubts).map(|words| esc(words).into_owned());
+    let proof = none.into_iter().chain(said).collect::<Vec<_>>().join("<br>");
     vec![
         format!(r#"{}<span class="under"><code>{}</code></span>"#, esc(&fault.name), esc(&fault.action)),
         esc(&fault.description).into_owned(),

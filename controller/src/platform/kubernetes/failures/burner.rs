@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 use steadfast_api::{Percent, Span};
 
-use super::{FailureError, Means, undo::Outcome};
+use super::{FailureError, GivenUp, Means, undo::Outcome};
 use crate::reconcile::resource::MANAGER;
 
 /// Pulling its image is the longest part.
@@ -34,7 +34,7 @@ struct Burned {
 }
 
 fn api(means: &Means) -> Api<Pod> {
-    Api::namespaced(means.client.clone(), &means.namespace)
+    Api::namespaced(means.prompt.clone(), &means.namespace)
 }
 
 fn phase(pod: &Pod) -> &str {
@@ -42,7 +42,7 @@ fn phase(pod: &Pod) -> &str {
 }
 
 /// Returns once it burns.
-pub(super) async fn start(means: &Means, name: &str, node: &str, load: Percent, lasts: Span) -> Result<(), FailureError> {
+pub(super) async fn start(means: &Means, name: &str, node: &str, load: Percent, lasts: Span, given_up: &GivenUp) -> Result<(), FailureError> {
     let what = || format!("burner pod {name} on node {node}");
     let seconds = lasts.get().as_secs().max(1);
     let pod = json!({
@@ -70,9 +70,14 @@ pub(super) async fn start(means: &Means, name: &str, node: &str, load: Percent, 
     let pod: Pod = serde_json::from_value(pod).map_err(|error| FailureError::new(what(), error))?;
     let api = api(means);
     api.create(&PostParams::default(), &pod).await.map_err(|error| FailureError::api(what(), &error))?;
+    given_up.or(runs(&api, name, &what())).await
+}
+
+/// Waits until it runs.
+async fn runs(api: &Api<Pod>, name: &str, what: &str) -> Result<(), FailureError> {
     let deadline = Instant::now() + RUNS_WITHIN;
     loop {
-        let pod = api.get(name).await.map_err(|error| FailureError::api(what(), &error))?;
+        let pod = api.get(name).await.map_err(|error| FailureError::api(what, &error))?;
         let status = pod.status.as_ref();
         let waiting = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default().iter().find_map(|container| {
             let waiting = container.state.as_ref()?.waiting.as_ref()?;
@@ -80,10 +85,10 @@ pub(super) async fn start(means: &Means, name: &str, node: &str, load: Percent, 
         });
         match phase(&pod) {
             "Running" => return Ok(()),
-            "Failed" => return Err(FailureError::new(what(), status.and_then(|status| status.message.clone()).unwrap_or_else(|| "it failed".to_owned()))),
+            "Failed" => return Err(FailureError::new(what, status.and_then(|status| status.message.clone()).unwrap_or_else(|| "it failed".to_owned()))),
             _ if Instant::now() >= deadline => {
                 return Err(FailureError::new(
-                    what(),
+                    what,
                     format!("does not run after {RUNS_WITHIN:?}: {}", waiting.unwrap_or_else(|| "kubelet has not taken it up".to_owned())),
                 ));
             }
@@ -113,9 +118,7 @@ pub(super) async fn end(means: &Means, name: &str, node: &str) -> Result<Outcome
         Err(error) => return Err(FailureError::api(what(), &error)),
     }
     let Ok(Burned { asked, achieved, seconds }) = serde_json::from_str(said.trim()) else {
-        // Without evidence the run is inconclusive; this is for whoever asks why.
-        tracing::warn!(pod = name, node, said, "a burner did not say what it burned");
-        return Ok(Outcome::Silent);
+        return Ok(Outcome::Unproven(format!("{} did not say what it burned; its last line: {said:?}", what())));
     };
     let short = if achieved < asked - SHORT { "; others on it took the rest" } else { "" };
     Ok(Outcome::Undone(format!("{node}: {:.2} % of every core burned for {seconds:.1} s ({:.2} % asked{short})", achieved * 100.0, asked * 100.0)))

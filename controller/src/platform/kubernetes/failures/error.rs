@@ -1,6 +1,27 @@
 //! Why something could not be done to a cluster.
 
+use std::time::Duration;
+
 use crate::platform::PlatformError;
+
+/// A busy API server is asked again after these.
+const AGAIN: [Duration; 4] = [Duration::from_millis(100), Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(2)];
+
+/// The API server had no time for it now.
+pub(super) const fn is_busy(code: u16) -> bool {
+    matches!(code, 429 | 503 | 504)
+}
+
+/// Asks a busy API server again, for seconds and not for minutes: whoever waits here hears of no halt. For what may be asked twice.
+pub(super) async fn patiently<T, F: Future<Output = Result<T, kube::Error>>>(mut ask: impl FnMut() -> F) -> Result<T, kube::Error> {
+    for wait in AGAIN {
+        match ask().await {
+            Err(kube::Error::Api(status)) if is_busy(status.code) => tokio::time::sleep(wait).await,
+            answer => return answer,
+        }
+    }
+    ask().await
+}
 
 /// What could not be done, and why; the API server's own words where it refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

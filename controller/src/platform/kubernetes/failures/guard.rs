@@ -1,7 +1,8 @@
 //! Which nodes may be hit. Asked at the moment of the failure and not before, because labels and pods change.
 //!
-//! A node opts in by the label `steadfast.dev/faults: allowed`. Without it, every pod on it that the failure could harm (those of DaemonSets and static ones apart)
-//! must belong to a namespace that has opted in by the same label, and it must not be a node of the control plane.
+//! A node opts in by the label `steadfast.dev/faults: allowed`: whoever sets it answers for every pod on the node, whose namespaces are asked no more. Without it, every
+//! pod on it (those of DaemonSets and static ones apart) must belong to a namespace that has opted in by the same label, and it must not be a node of the control plane.
+//! That holds for a cordon or a taint that only keeps new pods away too: a node that takes no pods is missed by those that would have come.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,11 +24,11 @@ fn opted_in(labels: &BTreeMap<String, String>) -> bool {
 }
 
 /// # Errors
-/// When this node must not be hit, with what would allow it. `harms_pods`: what is done to the node reaches the pods on it.
-pub(super) async fn node(means: &Means, name: &str, harms_pods: bool) -> Result<(), FailureError> {
+/// When this node must not be hit, with what would allow it.
+pub(super) async fn node(means: &Means, name: &str) -> Result<(), FailureError> {
     let what = || format!("node {name}");
     let allow = format!("`kubectl label node {name} {FAULTS_LABEL}={FAULTS_ALLOWED}` allows it all the same");
-    let node = Api::<Node>::all(means.client.clone()).get(name).await.map_err(|error| FailureError::api(what(), &error))?;
+    let node = Api::<Node>::all(means.prompt.clone()).get(name).await.map_err(|error| FailureError::api(what(), &error))?;
     if opted_in(node.labels()) {
         return Ok(());
     }
@@ -35,9 +36,6 @@ pub(super) async fn node(means: &Means, name: &str, harms_pods: bool) -> Result<
         node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default().iter().any(|taint| CONTROL_PLANE.contains(&taint.key.as_str()));
     if tainted || CONTROL_PLANE.iter().any(|label| node.labels().contains_key(*label)) {
         return Err(FailureError::new(what(), format!("is one of the control plane; {allow}")));
-    }
-    if !harms_pods {
-        return Ok(());
     }
     let others: BTreeSet<String> = on_node(means, name)
         .await?
@@ -58,7 +56,7 @@ pub(super) async fn node(means: &Means, name: &str, harms_pods: bool) -> Result<
 pub(super) async fn on_node(means: &Means, node: &str) -> Result<Vec<Pod>, FailureError> {
     let parameters = ListParams::default().fields(&format!("spec.nodeName={node}")).limit(PODS_MAX);
     let pods: ObjectList<Pod> =
-        Api::all(means.client.clone()).list(&parameters).await.map_err(|error| FailureError::api(format!("the pods of node {node}"), &error))?;
+        Api::all(means.prompt.clone()).list(&parameters).await.map_err(|error| FailureError::api(format!("the pods of node {node}"), &error))?;
     let lives = |pod: &Pod| !matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"));
     Ok(pods.items.into_iter().filter(lives).collect())
 }

@@ -15,7 +15,10 @@ use kube::{
 use serde::{Deserialize, Serialize};
 use steadfast_api::Span;
 
-use super::FailureError;
+use super::{
+    FailureError,
+    error::{is_busy, patiently},
+};
 
 /// On every ledger.
 const LABEL: &str = "steadfast.dev/ledger";
@@ -27,7 +30,8 @@ pub const ENTRIES_MAX: usize = 1_000;
 /// Writes that lost against another writer are made again this often.
 const TRIES: u32 = 20;
 
-/// How to take one change of a cluster back. `id` is unique within its run.
+/// How to take one change of a cluster back. `id` is never given twice: a ledger whose last entry is struck out is gone, and whoever strikes an entry out late must
+/// not hit one of the next ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Undo {
@@ -47,10 +51,27 @@ pub enum ClusterChange {
     Cordoned { node: String },
     /// This taint was not there before.
     Tainted { node: String, key: String, value: String, effect: String },
-    /// Replicas before, and what the run set (`to`).
-    Scaled { kind: String, namespace: String, name: String, replicas: i32, to: i32 },
-    /// A container's image before, and what the run set (`to`).
-    RolledOut { kind: String, namespace: String, name: String, container: String, image: String, to: String },
+    /// Replicas before, and what the run set (`to`). `uid`: of the workload; none in ledgers of before.
+    Scaled {
+        kind: String,
+        namespace: String,
+        name: String,
+        #[serde(default)]
+        uid: String,
+        replicas: i32,
+        to: i32,
+    },
+    /// A container's image before, and what the run set (`to`). `uid`: of the workload; none in ledgers of before.
+    RolledOut {
+        kind: String,
+        namespace: String,
+        name: String,
+        #[serde(default)]
+        uid: String,
+        container: String,
+        image: String,
+        to: String,
+    },
     /// The node's agent was asked by the `NodeFault` of this name; it heals by its own timer as well.
     NodeFault { node: String, name: String },
     /// The power hook switched it off.
@@ -98,7 +119,8 @@ impl Ledger {
             if entries.len() >= ENTRIES_MAX {
                 return Err(FailureError::new(self.what(), format!("has {ENTRIES_MAX} changes in force already: undo some first")));
             }
-            id = entries.iter().map(|entry| entry.id).max().unwrap_or(0) + 1;
+            let youngest = entries.iter().map(|entry| entry.id).max().unwrap_or(0);
+            id = u64::try_from(now.as_nanosecond()).unwrap_or(0).max(youngest + 1);
             entries.push(Undo { id, expires_at: expires_at.clone(), change: change.clone() });
             Ok(())
         })
@@ -124,7 +146,7 @@ impl Ledger {
 
     async fn edit(&self, mut edit: impl FnMut(&mut Vec<Undo>) -> Result<(), FailureError>) -> Result<(), FailureError> {
         for _ in 0..TRIES {
-            let map = self.api.get_opt(&self.name).await.map_err(|error| FailureError::api(self.what(), &error))?;
+            let map = patiently(|| self.api.get_opt(&self.name)).await.map_err(|error| FailureError::api(self.what(), &error))?;
             let before = map.as_ref().map_or_else(|| Ok(Vec::new()), entries_of)?;
             let mut entries = before.clone();
             edit(&mut entries)?;
@@ -144,10 +166,12 @@ impl Ledger {
             match written {
                 Ok(()) => return Ok(()),
                 Err(kube::Error::Api(status)) if status.code == 409 => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+                // It may have been written all the same: it is read anew.
+                Err(kube::Error::Api(status)) if is_busy(status.code) => tokio::time::sleep(std::time::Duration::from_millis(250)).await,
                 Err(error) => return Err(FailureError::api(self.what(), &error)),
             }
         }
-        Err(FailureError::new(self.what(), format!("somebody else wrote it {TRIES} times in a row meanwhile")))
+        Err(FailureError::new(self.what(), format!("somebody else wrote it, or the API server was too busy, {TRIES} times in a row")))
     }
 
     fn map(&self, metadata: ObjectMeta, entries: &[Undo]) -> Result<ConfigMap, FailureError> {

@@ -1,36 +1,38 @@
 //! Failures that change the cluster itself, and not only what sidecars do: nodes, workloads, containers, burner pods. Each is written down in the run's [`ledger`]
 //! before it is made, may hit only what has opted in ([`guard`]), and is taken back by [`undo`], by whoever finds it.
 
+mod budget;
 mod burner;
+pub mod closing;
 mod error;
+mod evict;
 mod guard;
 pub mod ledger;
 mod node_faults;
 mod nodes;
+mod owner;
 mod power;
 pub mod undo;
 mod workload;
 
 use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::{LocalObjectReference, Pod as Object};
-use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, EvictParams, Preconditions},
-};
+use kube::{Api, Client, ResourceExt, api::ListParams};
 use steadfast_api::{
-    Span,
+    Percent, Span,
     node::NodeFaultKind,
     test::{Action, LatencyBy, NodeFailureBy, TaintEffect},
 };
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 
-pub use self::{error::FailureError, power::PowerHook};
+pub(super) use self::evict::{Evictions, Meant, evict};
+pub use self::{budget::NodesMax, error::FailureError, power::PowerHook};
 use self::{
     ledger::{ClusterChange, Ledger, Undo},
     workload::Workload,
@@ -40,12 +42,12 @@ use crate::{
     reconcile::pods::Pods,
 };
 
-/// Evictions that a disruption budget refused are asked for again so often, as a drain does.
-const EVICT_AGAIN: Duration = Duration::from_secs(2);
-
 /// What this controller has to make failures with.
 pub struct Means {
+    /// Asks a busy API server again, for minutes if need be.
     pub client: Client,
+    /// Never asks again by itself: whoever makes or undoes a failure wants every answer at once, and to be able to stop.
+    pub prompt: Client,
     pub pods: Arc<Pods>,
     /// The controller's own namespace: ledgers, node faults and burner pods live there.
     pub namespace: String,
@@ -57,17 +59,72 @@ pub struct Means {
     /// Secrets of its namespace by which that image is pulled.
     pub image_pull_secrets: Vec<LocalObjectReference>,
     pub power: Option<PowerHook>,
+    /// How many nodes one step may take away.
+    pub nodes_max: NodesMax,
+}
+
+/// Tells whoever carries something out that it shall be given up: its run ends.
+#[derive(Clone, Debug)]
+pub(super) struct GivenUp(pub watch::Receiver<bool>);
+
+impl GivenUp {
+    /// What comes of `work`, unless it is given up before. `work` only looks: what changes something is never cut off in the middle.
+    async fn or<T>(&self, work: impl Future<Output = Result<T, FailureError>>) -> Result<T, FailureError> {
+        tokio::select! {
+            done = work => done,
+            () = self.told() => Err(FailureError::new("the step", "was given up before it was in force: its run ends")),
+        }
+    }
+
+    /// False: it was given up before so long had passed.
+    pub(super) async fn or_slept(&self, wait: Duration) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => true,
+            () = self.told() => false,
+        }
+    }
+
+    async fn told(&self) {
+        if self.0.clone().wait_for(|given_up| *given_up).await.is_err() {
+            // Nobody is there any more who could.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What was seen of a failure.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    /// Its effect.
+    proofs: Vec<String>,
+    /// Why its effect, or a part of it, was not seen.
+    doubts: Vec<String>,
 }
 
 /// A failure in force.
 pub(super) struct Failure {
     /// When the first part of it took hold.
     pub since: Instant,
-    entries: Vec<Undo>,
-    /// Proof so far, in words.
-    evidence: Arc<Mutex<Vec<String>>>,
+    /// What is not undone yet.
+    entries: Mutex<Vec<Undo>>,
+    seen: Arc<Mutex<Seen>>,
     /// Goes on evicting.
     drain: Option<JoinHandle<()>>,
+    /// When the kubelets of nodes without power were last heard of, as it was right after.
+    heard: BTreeMap<String, (Instant, String)>,
+    /// What was rolled out or scaled is looked at once more before it is taken back.
+    workload: Option<Changed>,
+}
+
+/// A change of the target's workload.
+#[derive(Clone, Debug)]
+enum Changed {
+    Image { workload: Workload, container: String, to: String },
+    Replicas { workload: Workload, before: i32, to: i32 },
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Failure {
@@ -85,6 +142,7 @@ pub(super) struct Target<'a> {
     pub selector: &'a str,
     /// Begins the names of what is made; unique among all orders of all runs.
     pub prefix: &'a str,
+    pub given_up: &'a GivenUp,
 }
 
 /// The nodes that this action may choose, of `nodes`: with opt-in, and not the controller's own where it would be taken away, or where its processors would be burned
@@ -95,13 +153,13 @@ pub(super) struct Target<'a> {
 pub(super) async fn choosable(means: &Means, action: &Action, nodes: Vec<String>) -> Result<Vec<String>, FailureError> {
     // Whose users would be measured with the node's own trouble, where there is another.
     let burns = matches!(action, Action::CpuPressure(_));
-    let (guarded, harms, takes) = match action {
-        Action::NodeFailure(_) | Action::Drain(_) => (true, true, true),
-        Action::NetworkLatency(latency) if latency.by == LatencyBy::Agent => (true, true, true),
-        Action::Taint(taint) => (true, taint.effect == TaintEffect::NoExecute, taint.effect == TaintEffect::NoExecute),
-        Action::CpuPressure(_) => (true, true, false),
-        Action::Cordon(_) => (true, false, false),
-        _ => (false, false, false),
+    // Whether it needs the node's leave, and whether it takes the node away.
+    let (guarded, takes) = match action {
+        Action::NodeFailure(_) | Action::Drain(_) => (true, true),
+        Action::NetworkLatency(latency) if latency.by == LatencyBy::Agent => (true, true),
+        Action::Taint(taint) => (true, taint.effect == TaintEffect::NoExecute),
+        Action::CpuPressure(_) | Action::Cordon(_) => (true, false),
+        _ => (false, false),
     };
     if !guarded {
         return Ok(nodes);
@@ -115,7 +173,7 @@ pub(super) async fn choosable(means: &Means, action: &Action, nodes: Vec<String>
                 "holds the controller that leads, and with it the users of this run: no failure takes it away or slows its network",
             ))
         } else {
-            guard::node(means, &node, harms).await
+            guard::node(means, &node).await
         };
         match verdict {
             Ok(()) => may.push(node),
@@ -137,24 +195,12 @@ pub(super) async fn choosable(means: &Means, action: &Action, nodes: Vec<String>
 
 /// Carries an order out, for `expires_after` at most. What was done before something failed is taken back.
 pub(super) async fn carry_out(means: &Arc<Means>, ledger: &Ledger, target: &Target<'_>, order: Order, expires_after: Span) -> Result<Failure, FailureError> {
-    let failure = Failure { since: Instant::now(), entries: Vec::new(), evidence: Arc::default(), drain: None };
+    let failure = Failure { since: Instant::now(), entries: Mutex::default(), seen: Arc::default(), drain: None, heard: BTreeMap::new(), workload: None };
     let mut making = Making { means, ledger, target, expires_after, failure };
     let made = match order {
         Order::LoseNodes { nodes, by, lasts } => making.lose(&nodes, by, lasts).await,
-        Order::DelayNodes { nodes, delay, lasts } => making.ask_agents(&nodes, NodeFaultKind::Latency(delay), lasts).await,
-        Order::Burn { nodes, load } => {
-            let named: Vec<(String, String)> = nodes.iter().enumerate().map(|(index, node)| (format!("{}-{index}", target.prefix), node.clone())).collect();
-            let written = making.write(named.iter().map(|(pod, node)| ClusterChange::Burner { pod: pod.clone(), node: node.clone() }).collect()).await;
-            match written {
-                Ok(()) => {
-                    let starting: Vec<_> = named.iter().map(|(pod, node)| burner::start(means, pod, node, load, expires_after)).collect();
-                    let started = join_all(starting).await;
-                    making.failure.since = Instant::now();
-                    started.into_iter().collect()
-                }
-                Err(error) => Err(error),
-            }
-        }
+        Order::DelayNodes { nodes, delay, lasts } => making.slow(&nodes, NodeFaultKind::Latency(delay), lasts).await,
+        Order::Burn { nodes, load } => making.burn(&nodes, load).await,
         Order::KillContainers { pods, container } => making.kill_containers(&pods, container.as_deref()).await,
         Order::RollOut { container, image } => making.roll_out(&container, &image).await,
         Order::Scale { replicas } => making.scale(replicas).await,
@@ -166,7 +212,8 @@ pub(super) async fn carry_out(means: &Arc<Means>, ledger: &Ledger, target: &Targ
     match made {
         Ok(()) => Ok(making.failure),
         Err(mut error) => {
-            let undone = undo::entries(means, ledger, std::mem::take(&mut making.failure.entries)).await;
+            let made = std::mem::take(&mut *lock(&making.failure.entries));
+            let (undone, _) = undo::entries(means, ledger, made).await;
             if !undone.failed.is_empty() {
                 error.why = format!("{}; and what was done before could not be undone, it is tried again: {}", error.why, undone.failed.join("; "));
             }
@@ -175,17 +222,58 @@ pub(super) async fn carry_out(means: &Arc<Means>, ledger: &Ledger, target: &Targ
     }
 }
 
-/// Takes a failure back, and tells what proves that it was there.
+/// Takes a failure back, and tells what proves that it was there. What could not be taken back is tried again by the next call.
 pub(super) async fn take_back(means: &Means, ledger: &Ledger, failure: &Failure) -> Undone {
     if let Some(drain) = &failure.drain {
         drain.abort();
     }
-    let summary = undo::entries(means, ledger, failure.entries.clone()).await;
-    let mut evidence = failure.evidence.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    evidence.extend(summary.undone);
-    evidence.extend(summary.not_ours);
+    let seen = look(means, failure).await;
+    let entries = lock(&failure.entries).clone();
+    let (summary, left) = undo::entries(means, ledger, entries).await;
+    *lock(&failure.entries) = left;
+    let mut all = lock(&failure.seen);
+    // Looked at again for what could not be taken back at first.
+    let new = |before: &[String], words: Vec<String>| words.into_iter().filter(|words| !before.contains(words)).collect::<Vec<_>>();
+    let proofs = new(&all.proofs, seen.proofs);
+    all.proofs.extend(proofs);
+    all.proofs.extend(summary.undone);
+    if !all.proofs.is_empty() {
+        all.proofs.extend(summary.restored);
+    }
+    all.doubts.extend(seen.doubts);
+    all.doubts.extend(summary.unproven);
+    all.doubts.extend(summary.not_ours);
     let left_behind = summary.failed.into_iter().map(|why| format!("{why}; the controller goes on trying")).collect();
-    Undone { evidence, left_behind }
+    Undone { evidence: all.proofs.clone(), doubts: all.doubts.clone(), left_behind }
+}
+
+/// What can only be seen while it is in force.
+async fn look(means: &Means, failure: &Failure) -> Seen {
+    let mut seen = Seen::default();
+    for (node, (at, before)) in &failure.heard {
+        match nodes::heard(&means.prompt, node).await {
+            Ok(now) if now == *before && at.elapsed() >= nodes::RENEWS_WITHIN => {
+                seen.proofs.push(format!("node {node} was silent: its kubelet did not renew its Lease after {before}"));
+            }
+            Ok(now) if now == *before => {
+                let words = format!("node {node} was off for too short a time for its kubelet to be missed: let it last {:?}", nodes::RENEWS_WITHIN);
+                seen.doubts.push(words);
+            }
+            Ok(now) => seen.doubts.push(format!("the kubelet of node {node} was heard of at {now}, after the power hook had said that the node is off")),
+            Err(error) => seen.doubts.push(format!("whether the kubelet of node {node} fell silent is not known: {error}")),
+        }
+    }
+    let Some(changed) = failure.workload.clone().filter(|_| !lock(&failure.entries).is_empty()) else { return seen };
+    let looked = match changed {
+        Changed::Image { workload, container, to } => workload.shows_image(&means.prompt, &container, &to).await,
+        Changed::Replicas { workload, before, to } => workload.shows_replicas(&means.prompt, before, to).await,
+    };
+    match looked {
+        Ok(Ok(words)) => seen.proofs.push(words),
+        Ok(Err(words)) => seen.doubts.push(words),
+        Err(error) => seen.doubts.push(error.to_string()),
+    }
+    seen
 }
 
 struct Making<'a> {
@@ -197,15 +285,21 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    fn say(&self, words: String) {
-        self.failure.evidence.lock().unwrap_or_else(PoisonError::into_inner).push(words);
+    /// Its effect was seen.
+    fn prove(&self, words: String) {
+        lock(&self.failure.seen).proofs.push(words);
+    }
+
+    /// A part of it has no effect; why.
+    fn doubt(&self, words: String) {
+        lock(&self.failure.seen).doubts.push(words);
     }
 
     /// Writes down what is about to be changed.
     async fn write(&mut self, changes: Vec<ClusterChange>) -> Result<(), FailureError> {
         for change in changes {
             let id = self.ledger.record(change.clone(), self.expires_after).await?;
-            self.failure.entries.push(Undo { id, expires_at: String::new(), change });
+            lock(&self.failure.entries).push(Undo { id, expires_at: String::new(), change });
         }
         Ok(())
     }
@@ -218,32 +312,59 @@ impl Making<'_> {
             }
             _ => None,
         };
-        if let Some(hook) = power {
-            self.write(nodes.iter().map(|node| ClusterChange::PoweredOff { node: node.clone() }).collect()).await?;
-            self.failure.since = Instant::now();
-            let switched: Vec<_> = nodes.iter().map(|node| hook.switch(node, false)).collect();
-            return join_all(switched).await.into_iter().collect();
-        }
-        let fault = if by == NodeFailureBy::Kubelet { NodeFaultKind::KubeletCut {} } else { NodeFaultKind::Partition {} };
-        self.ask_agents(nodes, fault, lasts).await
-    }
-
-    async fn ask_agents(&mut self, nodes: &[String], fault: NodeFaultKind, lasts: Span) -> Result<(), FailureError> {
-        let means = Arc::clone(self.means);
-        let named: Vec<(String, &String)> = nodes.iter().enumerate().map(|(index, node)| (format!("{}-{index}", self.target.prefix), node)).collect();
-        self.write(named.iter().map(|(name, node)| ClusterChange::NodeFault { node: (*node).clone(), name: name.clone() }).collect()).await?;
-        let asked: Vec<_> = named.iter().map(|(name, node)| node_faults::ask(&means.client, &means.namespace, name, node, fault.clone(), lasts)).collect();
-        let said: Vec<String> = join_all(asked).await.into_iter().collect::<Result<_, _>>()?;
+        let Some(hook) = power else {
+            let fault = if by == NodeFailureBy::Kubelet { NodeFaultKind::KubeletCut {} } else { NodeFaultKind::Partition {} };
+            return self.slow(nodes, fault, lasts).await;
+        };
+        self.may_take(nodes).await?;
+        self.write(nodes.iter().map(|node| ClusterChange::PoweredOff { node: node.clone() }).collect()).await?;
         self.failure.since = Instant::now();
-        for words in said {
-            self.say(words);
+        // Waited for, given up or not: an `off` under way could come after the `on` that takes it back.
+        let switched: Vec<_> = nodes.iter().map(|node| hook.switch(node, false)).collect();
+        join_all(switched).await.into_iter().collect::<Result<(), _>>()?;
+        for node in nodes {
+            match nodes::heard(&self.means.prompt, node).await {
+                Ok(heard) => drop(self.failure.heard.insert(node.clone(), (Instant::now(), heard))),
+                Err(error) => tracing::info!(node, %error, "when its kubelet was last heard of is not known"),
+            }
         }
         Ok(())
     }
 
+    /// One step may take so many nodes away at once, and no more.
+    async fn may_take(&self, nodes: &[String]) -> Result<(), FailureError> {
+        let all: Api<k8s_openapi::api::core::v1::Node> = Api::all(self.means.prompt.clone());
+        let all = all.list_metadata(&ListParams::default()).await.map_err(|error| FailureError::api("the cluster's nodes", &error))?.items.len();
+        self.means.nodes_max.allows(nodes.len(), all).map_err(|why| FailureError::new("the step", why))
+    }
+
+    /// Makes nodes' network worse, or cuts it, by their agents.
+    async fn slow(&mut self, nodes: &[String], fault: NodeFaultKind, lasts: Span) -> Result<(), FailureError> {
+        self.may_take(nodes).await?;
+        let means = Arc::clone(self.means);
+        let named: Vec<(String, &String)> = nodes.iter().enumerate().map(|(index, node)| (format!("{}-{index}", self.target.prefix), node)).collect();
+        self.write(named.iter().map(|(name, node)| ClusterChange::NodeFault { node: (*node).clone(), name: name.clone() }).collect()).await?;
+        let (namespace, given_up) = (&means.namespace, self.target.given_up);
+        let asked: Vec<_> = named.iter().map(|(name, node)| node_faults::ask(&means.prompt, namespace, name, node, fault.clone(), lasts, given_up)).collect();
+        join_all(asked).await.into_iter().collect::<Result<(), _>>()?;
+        // That an agent begins proves nothing yet: what it dropped or held back it says at the end.
+        self.failure.since = Instant::now();
+        Ok(())
+    }
+
+    async fn burn(&mut self, nodes: &[String], load: Percent) -> Result<(), FailureError> {
+        let means = Arc::clone(self.means);
+        let named: Vec<(String, String)> = nodes.iter().enumerate().map(|(index, node)| (format!("{}-{index}", self.target.prefix), node.clone())).collect();
+        self.write(named.iter().map(|(pod, node)| ClusterChange::Burner { pod: pod.clone(), node: node.clone() }).collect()).await?;
+        let starting: Vec<_> = named.iter().map(|(pod, node)| burner::start(&means, pod, node, load, self.expires_after, self.target.given_up)).collect();
+        let started = join_all(starting).await;
+        self.failure.since = Instant::now();
+        started.into_iter().collect()
+    }
+
     async fn kill_containers(&mut self, pods: &[String], container: Option<&str>) -> Result<(), FailureError> {
         let means = Arc::clone(self.means);
-        let api: Api<Object> = Api::namespaced(means.client.clone(), self.target.namespace);
+        let api: Api<Object> = Api::namespaced(means.prompt.clone(), self.target.namespace);
         let mut wanted = Vec::new();
         for (index, name) in pods.iter().enumerate() {
             let pod = api.get(name).await.map_err(|error| FailureError::api(format!("pod {name}"), &error))?;
@@ -257,90 +378,102 @@ impl Making<'_> {
         }
         self.write(wanted.iter().map(|(name, node, _)| ClusterChange::NodeFault { node: node.clone(), name: name.clone() }).collect()).await?;
         self.failure.since = Instant::now();
-        let lasts = Span::from_secs(1);
+        let (lasts, namespace, given_up) = (Span::from_secs(1), &means.namespace, self.target.given_up);
         let asked: Vec<_> =
-            wanted.iter().map(|(name, node, fault)| node_faults::ask(&means.client, &means.namespace, name, node, fault.clone(), lasts)).collect();
+            wanted.iter().map(|(name, node, fault)| node_faults::ask(&means.prompt, namespace, name, node, fault.clone(), lasts, given_up)).collect();
         // Told again by the agent's status when its object is taken away.
-        join_all(asked).await.into_iter().collect::<Result<Vec<String>, _>>().map(drop)
+        join_all(asked).await.into_iter().collect()
     }
 
     async fn workload(&self) -> Result<Workload, FailureError> {
-        Workload::of_pods(&self.means.client, self.target.namespace, self.target.selector).await
+        Workload::of_pods(&self.means.prompt, self.target.namespace, self.target.selector).await
     }
 
     async fn roll_out(&mut self, container: &str, image: &str) -> Result<(), FailureError> {
         let workload = self.workload().await?;
-        let before = workload.image(&self.means.client, container).await?;
+        let before = workload.image(&self.means.prompt, container).await?;
         if before == image {
             return Err(FailureError::new(workload.to_string(), format!("has {image} in container {container} already: there is nothing to roll out")));
         }
-        let Workload { kind, namespace, name } = workload.clone();
-        let change = ClusterChange::RolledOut { kind, namespace, name, container: container.to_owned(), image: before, to: image.to_owned() };
+        let Workload { kind, namespace, name, uid } = workload.clone();
+        let change = ClusterChange::RolledOut { kind, namespace, name, uid, container: container.to_owned(), image: before, to: image.to_owned() };
         self.write(vec![change]).await?;
         self.failure.since = Instant::now();
-        workload.roll_out(&self.means.client, container, image).await?;
-        let observed = workload.observed(&self.means.client).await?;
-        self.say(observed);
-        Ok(())
+        self.failure.workload = Some(Changed::Image { workload: workload.clone(), container: container.to_owned(), to: image.to_owned() });
+        workload.roll_out(&self.means.prompt, container, image).await?;
+        self.target.given_up.or(workload.observed(&self.means.prompt)).await
     }
 
     async fn scale(&mut self, replicas: u32) -> Result<(), FailureError> {
         let workload = self.workload().await?;
-        let before = workload.replicas(&self.means.client).await?;
+        let before = workload.replicas(&self.means.prompt).await?;
         let to = i32::try_from(replicas).unwrap_or(i32::MAX);
         if before == to {
             return Err(FailureError::new(workload.to_string(), format!("has {to} replicas already: there is nothing to scale")));
         }
-        let Workload { kind, namespace, name } = workload.clone();
-        self.write(vec![ClusterChange::Scaled { kind, namespace, name, replicas: before, to }]).await?;
+        let Workload { kind, namespace, name, uid } = workload.clone();
+        self.write(vec![ClusterChange::Scaled { kind, namespace, name, uid, replicas: before, to }]).await?;
         self.failure.since = Instant::now();
-        workload.scale(&self.means.client, to).await?;
-        let observed = workload.observed(&self.means.client).await?;
-        self.say(observed);
-        Ok(())
+        self.failure.workload = Some(Changed::Replicas { workload: workload.clone(), before, to });
+        workload.scale(&self.means.prompt, to).await?;
+        self.target.given_up.or(workload.observed(&self.means.prompt)).await
     }
 
     async fn cordon(&mut self, nodes: &[String]) -> Result<(), FailureError> {
-        self.write(nodes.iter().map(|node| ClusterChange::Cordoned { node: node.clone() }).collect()).await?;
-        self.failure.since = Instant::now();
-        for node in nodes {
-            let ours = nodes::cordon(&self.means.client, node, self.ledger.test()).await?;
-            self.say(if ours { format!("node {node} takes no new pods") } else { format!("node {node} was cordoned by somebody else before, and stays so") });
+        for node in self.close(nodes).await? {
+            self.prove(format!("node {node} takes no new pods"));
         }
         Ok(())
     }
 
-    async fn drain(&mut self, nodes: &[String]) -> Result<(), FailureError> {
-        self.cordon(nodes).await?;
-        let mut pods: BTreeSet<(String, String, String)> = BTreeSet::new();
+    /// Returns those that were open before.
+    async fn close(&mut self, nodes: &[String]) -> Result<Vec<String>, FailureError> {
+        self.write(nodes.iter().map(|node| ClusterChange::Cordoned { node: node.clone() }).collect()).await?;
+        self.failure.since = Instant::now();
+        let mut closed = Vec::new();
         for node in nodes {
-            let on_node = guard::on_node(self.means, node).await?;
-            let moves = on_node.iter().filter(|pod| !guard::stays(pod) && pod.metadata.deletion_timestamp.is_none());
-            pods.extend(moves.map(|pod| (pod.namespace().unwrap_or_default(), pod.name_any(), pod.uid().unwrap_or_default())));
+            if nodes::cordon(&self.means.prompt, node, self.ledger.test()).await? {
+                closed.push(node.clone());
+            } else {
+                self.doubt(format!("node {node} was cordoned by somebody else before, and stays so"));
+            }
         }
-        let (client, evidence) = (self.means.client.clone(), Arc::clone(&self.failure.evidence));
-        let say = move |words: String| evidence.lock().unwrap_or_else(PoisonError::into_inner).push(words);
-        let mut refused = evict_all(&client, pods, &say).await?;
+        Ok(closed)
+    }
+
+    async fn drain(&mut self, nodes: &[String]) -> Result<(), FailureError> {
+        self.may_take(nodes).await?;
+        let mut pods = BTreeSet::new();
+        for node in nodes {
+            pods.extend(evict::movable(node, &guard::on_node(self.means, node).await?)?);
+        }
+        self.close(nodes).await?;
+        // Those that have come meanwhile too.
+        for node in nodes {
+            pods.extend(evict::movable(node, &guard::on_node(self.means, node).await?)?);
+        }
+        let Evictions { evicted, refused, .. } = evict::once(&self.means.prompt, pods).await?;
+        for pod in evicted {
+            self.prove(format!("{pod} evicted"));
+        }
+        for (pod, words) in &refused {
+            self.doubt(format!("{pod} was not evicted at first: {words}"));
+        }
         if !refused.is_empty() {
-            let names: Vec<&str> = refused.iter().map(|(_, name, _)| name.as_str()).collect();
-            say(format!("a disruption budget refused the eviction of {} at first", names.join(", ")));
-            self.failure.drain = Some(tokio::spawn(async move {
-                while !refused.is_empty() {
-                    tokio::time::sleep(EVICT_AGAIN).await;
-                    match evict_all(&client, refused.clone(), &say).await {
-                        Ok(left) => refused = left,
-                        Err(error) => tracing::info!(%error, "an eviction is tried again"),
-                    }
-                }
-            }));
+            let seen = Arc::clone(&self.failure.seen);
+            let say = move |words| lock(&seen).proofs.push(words);
+            self.failure.drain = Some(tokio::spawn(evict::on_and_on(self.means.prompt.clone(), refused.into_keys().collect(), say)));
         }
         Ok(())
     }
 
     async fn taint(&mut self, nodes: &[String], key: &str, value: &str, effect: TaintEffect) -> Result<(), FailureError> {
+        if effect == TaintEffect::NoExecute {
+            self.may_take(nodes).await?;
+        }
         let (key, value, effect) = (key.to_owned(), value.to_owned(), effect.name().to_owned());
         for node in nodes {
-            if nodes::tainted(&self.means.client, node, &key, &effect).await? {
+            if nodes::tainted(&self.means.prompt, node, &key, &effect).await? {
                 return Err(FailureError::new(format!("node {node}"), format!("carries {key}:{effect} already: write another key")));
             }
         }
@@ -348,54 +481,9 @@ impl Making<'_> {
         self.write(nodes.iter().map(change).collect()).await?;
         self.failure.since = Instant::now();
         for node in nodes {
-            nodes::taint(&self.means.client, node, &key, &value, &effect).await?;
+            nodes::taint(&self.means.prompt, node, &key, &value, &effect).await?;
         }
         Ok(())
-    }
-}
-
-/// Evicts each pod with this UID, and no other of its name, as far as disruption budgets allow. Returns those that they refused.
-async fn evict_all(
-    client: &Client,
-    pods: BTreeSet<(String, String, String)>,
-    say: &(impl Fn(String) + Sync),
-) -> Result<BTreeSet<(String, String, String)>, FailureError> {
-    let mut refused = BTreeSet::new();
-    for (namespace, name, uid) in pods {
-        match evict(client, &namespace, &name, &uid).await? {
-            Evicted::Yes => say(format!("{namespace}/{name} evicted")),
-            Evicted::Gone => {}
-            Evicted::Refused(_) => {
-                refused.insert((namespace, name, uid));
-            }
-        }
-    }
-    Ok(refused)
-}
-
-/// What became of an eviction.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Evicted {
-    Yes,
-    /// A disruption budget refused; its words.
-    Refused(String),
-    /// It was gone already.
-    Gone,
-}
-
-/// Evicts the pod with this UID, if the disruption budgets allow it.
-pub(super) async fn evict(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<Evicted, FailureError> {
-    let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
-    let parameters = EvictParams { delete_options: Some(DeleteParams::default().preconditions(preconditions)), ..EvictParams::default() };
-    let api: Api<Object> = Api::namespaced(client.clone(), namespace);
-    match api.evict(name, &parameters).await {
-        Ok(_) => Ok(Evicted::Yes),
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(Evicted::Gone),
-        Err(kube::Error::Api(status)) if status.code == 429 => {
-            let causes: Vec<String> = status.details.iter().flat_map(|details| &details.causes).map(|cause| cause.message.clone()).collect();
-            Ok(Evicted::Refused(if causes.is_empty() { status.message.clone() } else { causes.join("; ") }))
-        }
-        Err(error) => Err(FailureError::api(format!("the eviction of pod {name}"), &error)),
     }
 }
 
@@ -428,3 +516,7 @@ mod tests {
         assert!(container_id(&pod, Some("x")).unwrap_err().why.contains("server, log"));
     }
 }
+
+#[cfg(test)]
+#[path = "killed_tests.rs"]
+mod killed_tests;

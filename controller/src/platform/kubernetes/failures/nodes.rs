@@ -2,18 +2,27 @@
 //!
 //! A cordon is one bit that anybody may set. So ours carries an annotation with the test's name; without it the node was cordoned by somebody else, and stays so.
 
-use k8s_openapi::api::core::v1::Node;
+use std::time::Duration;
+
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Node};
 use kube::{
     Api, Client, ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
-use super::{FailureError, undo::Outcome};
+use super::{
+    FailureError,
+    error::{is_busy, patiently},
+    owner,
+    undo::Outcome,
+};
 use crate::reconcile::resource::MANAGER;
 
 /// On nodes that a run cordoned: the test.
 pub const CORDONED_BY: &str = "steadfast.dev/cordoned-by";
+/// A kubelet renews its Lease every ten seconds: one that has not for so long is not there.
+pub(super) const RENEWS_WITHIN: Duration = Duration::from_secs(15);
 /// A write that lost against another writer is made again this often.
 const TRIES: u32 = 20;
 
@@ -21,35 +30,51 @@ fn nodes(client: &Client) -> Api<Node> {
     Api::all(client.clone())
 }
 
-/// What the cluster says of a node's readiness, in words.
-pub(super) async fn readiness(client: &Client, name: &str) -> String {
-    let Ok(node) = nodes(client).get(name).await else { return "the API server did not tell whether it noticed".to_owned() };
+/// Since when and why the cluster holds a node for lost, in words; nothing: it does not.
+pub(super) async fn seen_lost(client: &Client, name: &str) -> Result<Option<String>, FailureError> {
+    let api = nodes(client);
+    let node = patiently(|| api.get(name)).await.map_err(|error| FailureError::api(format!("node {name}"), &error))?;
     let conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
-    match conditions.into_iter().find(|condition| condition.type_ == "Ready") {
-        Some(ready) if ready.status != "True" => {
-            let since = ready.last_transition_time.map(|since| format!(" since {}", since.0)).unwrap_or_default();
-            format!("the cluster held it for lost{since}: {}", ready.reason.unwrap_or_default())
-        }
-        _ => "the cluster still held it for ready".to_owned(),
-    }
+    let lost = conditions.into_iter().find(|condition| condition.type_ == "Ready" && condition.status != "True");
+    Ok(lost.map(|ready| {
+        let since = ready.last_transition_time.map(|since| format!(" since {}", since.0)).unwrap_or_default();
+        format!("the cluster held it for lost{since}: {}", ready.reason.unwrap_or_default())
+    }))
+}
+
+/// Whether there is such a node in the cluster.
+pub(super) async fn exists(client: &Client, name: &str) -> Result<bool, FailureError> {
+    let api = nodes(client);
+    let found = patiently(|| api.get_metadata_opt(name)).await;
+    found.map(|node| node.is_some()).map_err(|error| FailureError::api(format!("node {name}"), &error))
+}
+
+/// When the node's kubelet last renewed its Lease, as it wrote it.
+pub(super) async fn heard(client: &Client, name: &str) -> Result<String, FailureError> {
+    let what = || format!("the Lease of node {name}");
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
+    let lease = patiently(|| leases.get(name)).await.map_err(|error| FailureError::api(what(), &error))?;
+    let renewed = lease.spec.and_then(|spec| spec.renew_time).ok_or_else(|| FailureError::new(what(), "says not when it was renewed"))?;
+    Ok(renewed.0.to_string())
 }
 
 /// Changes a node with the version that it was read in; `change` returns nothing where nothing is to be done.
 async fn edit<T>(client: &Client, name: &str, mut change: impl FnMut(&Node) -> (Option<Value>, T)) -> Result<T, FailureError> {
-    let what = || format!("node {name}");
+    let (what, api) = (|| format!("node {name}"), nodes(client));
     for _ in 0..TRIES {
-        let node = nodes(client).get(name).await.map_err(|error| FailureError::api(what(), &error))?;
+        let node = patiently(|| api.get(name)).await.map_err(|error| FailureError::api(what(), &error))?;
         let (patch, result) = change(&node);
         let Some(mut patch) = patch else { return Ok(result) };
         patch["metadata"]["resourceVersion"] = json!(node.metadata.resource_version);
         let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        match nodes(client).patch(name, &parameters, &Patch::Merge(&patch)).await {
+        match api.patch(name, &parameters, &Patch::Merge(&patch)).await {
             Ok(_) => return Ok(result),
-            Err(kube::Error::Api(status)) if status.code == 409 => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+            Err(kube::Error::Api(status)) if status.code == 409 => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(kube::Error::Api(status)) if is_busy(status.code) => tokio::time::sleep(Duration::from_millis(250)).await,
             Err(error) => return Err(FailureError::api(what(), &error)),
         }
     }
-    Err(FailureError::new(what(), format!("somebody else wrote it {TRIES} times in a row meanwhile")))
+    Err(FailureError::new(what(), format!("somebody else wrote it, or the API server was too busy, {TRIES} times in a row")))
 }
 
 fn unschedulable(node: &Node) -> bool {
@@ -68,10 +93,10 @@ pub(super) async fn cordon(client: &Client, name: &str, by: &str) -> Result<bool
 }
 
 pub(super) async fn uncordon(client: &Client, name: &str, by: &str) -> Result<Outcome, FailureError> {
-    edit(client, name, |node| {
+    let outcome = edit(client, name, |node| {
         let ours = node.annotations().get(CORDONED_BY).is_some_and(|test| test == by);
         let (spec, outcome) = match (ours, unschedulable(node)) {
-            (true, true) => (Some(Value::Null), Outcome::Undone(format!("node {name} takes pods again"))),
+            (true, true) => (Some(Value::Null), Outcome::Restored(format!("node {name} takes pods again"))),
             (true, false) => (None, Outcome::NotOurs(format!("node {name} was uncordoned by somebody else"))),
             (false, true) => return (None, Outcome::NotOurs(format!("node {name} is cordoned, and not by this test any more: it stays so"))),
             (false, false) => return (None, Outcome::NotMade),
@@ -82,7 +107,9 @@ pub(super) async fn uncordon(client: &Client, name: &str, by: &str) -> Result<Ou
         }
         (Some(patch), outcome)
     })
-    .await
+    .await?;
+    owner::let_go(&nodes(client), name).await;
+    Ok(outcome)
 }
 
 /// The node's taints, as they are written.
@@ -118,7 +145,7 @@ pub(super) async fn taint(client: &Client, name: &str, key: &str, value: &str, e
 }
 
 pub(super) async fn untaint(client: &Client, name: &str, key: &str, value: &str, effect: &str) -> Result<Outcome, FailureError> {
-    edit(client, name, |node| {
+    let outcome = edit(client, name, |node| {
         let mut taints = taints(node);
         let Some(index) = taints.iter().position(|taint| is(taint, key, effect)) else { return (None, Outcome::NotMade) };
         if taints[index]["value"].as_str().unwrap_or_default() != value {
@@ -127,5 +154,7 @@ pub(super) async fn untaint(client: &Client, name: &str, key: &str, value: &str,
         taints.remove(index);
         (Some(json!({ "spec": { "taints": taints } })), Outcome::Undone(format!("node {name} is without {key}:{effect} again")))
     })
-    .await
+    .await?;
+    owner::let_go(&nodes(client), name).await;
+    Ok(outcome)
 }

@@ -61,6 +61,8 @@ impl PowerHook {
             let certificates: Result<Vec<rustls::pki_types::CertificateDer<'_>>, _> = certificates.collect();
             config.root_cert = Some(certificates.map_err(|error| format!("{}: {error}", file.display()))?.iter().map(|one| one.to_vec()).collect());
         }
+        // A hook that refuses is heard at once, and not asked fifteen times behind our back.
+        config.default_retry = false;
         config.connect_timeout = Some(Duration::from_secs(10));
         config.read_timeout = Some(ANSWERS_WITHIN);
         Client::try_from(config).map_err(|error| error.to_string())
