@@ -241,6 +241,7 @@ fn means(prompt: Client) -> Arc<Means> {
         node: "n9".to_owned(),
         image: "steadfast".to_owned(),
         image_pull_policy: None,
+        image_pull_secrets: Vec::new(),
         power: None,
         nodes_max: NodesMax::Percent(50),
     })
