@@ -5,7 +5,7 @@
 //! written: statuses go out beside it.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -278,6 +278,7 @@ impl FaultPolicies {
     fn news(&mut self, statuses: Vec<(Arc<FaultPolicy>, Standing, FaultPolicyStatus)>, now: Timestamp, most: usize) -> Vec<Telling> {
         let there: HashSet<String> = statuses.iter().filter_map(|(policy, ..)| policy.uid()).collect();
         self.written.retain(|uid, _| there.contains(uid));
+        let without = self.pods.without();
         let mut news = Vec::new();
         for (policy, standing, mut status) in statuses {
             if news.len() >= most {
@@ -288,7 +289,7 @@ impl FaultPolicies {
                 continue;
             }
             let before = self.written.get(&uid).map(|(status, _)| status).or(policy.status.as_ref());
-            let message = standing.message(&namespace, &status);
+            let message = standing.message(&namespace, &status) + &missed(&policy, &namespace, &without);
             status.conditions = vec![condition(before.map(|before| before.conditions.as_slice()), &standing, message, policy.metadata.generation, now)];
             if let Some((written, at)) = self.written.get(&uid)
                 && (*written == status || (only_counts_differ(written, &status) && now.duration_since(*at) < COUNTS_EVERY))
@@ -352,6 +353,17 @@ fn only_counts_differ(one: &FaultPolicyStatus, other: &FaultPolicyStatus) -> boo
     standing(one) == standing(other)
 }
 
+/// What a condition adds about pods that the policy means and that have no sidecar though they ask for one.
+fn missed(policy: &FaultPolicy, namespace: &str, without: &[(PodFacts, &'static str)]) -> String {
+    let Ok(spec) = policy.spec.get() else { return String::new() };
+    let meant = without.iter().filter(|(pod, _)| pod.namespace == namespace && spec.selector.matches(&pod.labels));
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    meant.for_each(|(_, reason)| *reasons.entry(*reason).or_default() += 1);
+    let total: usize = reasons.values().sum();
+    let each: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    if total == 0 { String::new() } else { format!("; pods that it means and that have no sidecar: {total} ({}), see their Events", each.join(", ")) }
+}
+
 /// The policy, when it ends, and what is left of it (`None`: nothing).
 fn judge<'a>(policy: &'a FaultPolicy, name: &str, now: Timestamp) -> Result<(&'a FaultPolicySpec, Timestamp, Option<Span>), String> {
     let spec = policy.spec.get().map_err(|why| format!("spec: {why}"))?;
@@ -383,8 +395,6 @@ fn condition(before: Option<&[Condition]>, standing: &Standing, message: String,
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     fn policy(yaml: &str, created: &str) -> FaultPolicy {
@@ -403,6 +413,39 @@ mod tests {
         let bad = policy("{expiresAfter: soon}", "'2026-01-01T00:00:00Z'");
         assert!(judge(&bad, "p", now).unwrap_err().contains("such as 500ms"));
         assert!(judge(&good, &"p".repeat(64), now).unwrap_err().contains("63"));
+    }
+
+    #[test]
+    fn pods_without_a_sidecar_that_a_policy_means_are_told_by_reason() {
+        let pod = |namespace: &str, app: &str| PodFacts {
+            namespace: namespace.into(),
+            name: app.into(),
+            uid: app.into(),
+            labels: [("app".to_owned(), app.to_owned())].into(),
+            has_sidecar: false,
+            asks: true,
+            faults_allowed: true,
+            ports: crate::reconcile::pods::PodPorts::default(),
+        };
+        let without = [
+            (pod("a", "x"), "HostNetwork"),
+            (pod("a", "x"), "NotInjected"),
+            (pod("a", "x"), "HostNetwork"),
+            (pod("a", "y"), "Windows"),
+            (pod("b", "x"), "Windows"),
+        ];
+        let told = |app: &str| {
+            missed(
+                &policy(
+                    &format!("{{selector: {{matchLabels: {{app: {app}}}}}, expiresAfter: 10m, budget: {{concurrent: 1, share: 1%}}}}"),
+                    "'2026-01-01T00:00:00Z'",
+                ),
+                "a",
+                &without,
+            )
+        };
+        assert_eq!(told("x"), "; pods that it means and that have no sidecar: 3 (HostNetwork 2, NotInjected 1), see their Events");
+        assert_eq!(told("z"), "");
     }
 
     #[test]

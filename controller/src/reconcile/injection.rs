@@ -31,6 +31,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Objects asked for in one look, so that a cluster full of them is not asked for at once.
 const ASKED_MAX: usize = 50;
 
+/// A pod that asks and runs without.
+struct Without {
+    since: Instant,
+    told: Option<Instant>,
+    reason: Option<&'static str>,
+}
+
 /// See the module. Wants `get` on pods, `list` and `watch` on Services.
 pub struct Injection {
     client: Client,
@@ -41,8 +48,8 @@ pub struct Injection {
     redirects: bool,
     metrics: Metrics,
     events: Events,
-    /// By UID: since when it has been without, and when it was last told.
-    without: HashMap<String, (Instant, Option<Instant>)>,
+    /// By UID.
+    without: HashMap<String, Without>,
     told: HashMap<String, Instant>,
 }
 
@@ -77,12 +84,12 @@ impl Injection {
         self.metrics.missing_sidecar.reset();
         let mut asked = 0;
         for pod in without {
-            let (since, told) = self.without.entry(pod.uid.clone()).or_insert((now, None));
-            if now.duration_since(*since) < SETTLED {
+            let known = self.without.entry(pod.uid.clone()).or_insert(Without { since: now, told: None, reason: None });
+            if now.duration_since(known.since) < SETTLED {
                 continue;
             }
             self.metrics.missing_sidecar.with_label_values(&[&pod.namespace]).inc();
-            if told.is_some_and(|told| now.duration_since(told) < AGAIN) || asked >= ASKED_MAX {
+            if known.told.is_some_and(|told| now.duration_since(told) < AGAIN) || asked >= ASKED_MAX {
                 continue;
             }
             asked += 1;
@@ -90,15 +97,17 @@ impl Injection {
             match api.get_opt(&pod.name).await {
                 Ok(Some(whole)) if whole.uid().as_deref() == Some(&pod.uid) => {
                     let may_redirect = self.redirects && self.pods.privileged_in(&pod.namespace);
-                    if let Some((reason, note)) = why(&whole, &pod.namespace, &self.namespace, may_redirect) {
-                        self.events.warn(whole.object_ref(&()), reason, "Inject", &note);
+                    let why = why(&whole, &pod.namespace, &self.namespace, may_redirect);
+                    if let Some((reason, note)) = &why {
+                        self.events.warn(whole.object_ref(&()), reason, "Inject", note);
                     }
-                    *told = Some(now);
+                    (known.told, known.reason) = (Some(now), why.map(|(reason, _)| reason));
                 }
                 Ok(_) => {}
                 Err(error) => tracing::warn!(pod = pod.name, %error, "cannot be read"),
             }
         }
+        self.pods.set_reasons(self.without.iter().filter_map(|(uid, without)| Some((uid.clone(), without.reason?))).collect());
     }
 
     fn bypassing(&mut self, pods: &[PodFacts]) {

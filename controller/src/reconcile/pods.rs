@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use k8s_openapi::{
@@ -71,6 +71,8 @@ pub struct Pods {
     scope: Scope,
     objects: Watched<PartialObjectMeta<Pod>>,
     namespaces: Watched<PartialObjectMeta<Namespace>>,
+    /// By UID.
+    reasons: Mutex<HashMap<String, &'static str>>,
 }
 
 impl Pods {
@@ -88,6 +90,7 @@ impl Pods {
             objects: Watched::within(scope.apis(client), watcher::Config::default().fields(NOT_OVER), trim_pod),
             namespaces: Watched::objects(Api::all(client.clone()), watcher::Config::default(), trim_namespace),
             scope,
+            reasons: Mutex::default(),
         }
     }
 
@@ -132,6 +135,20 @@ impl Pods {
                 }
             })
             .collect()
+    }
+
+    /// Takes note of why pods that ask for a sidecar run without, by UID.
+    pub fn set_reasons(&self, reasons: HashMap<String, &'static str>) {
+        *self.reasons.lock().unwrap_or_else(PoisonError::into_inner) = reasons;
+    }
+
+    /// Pods that ask for a sidecar and run without, and why.
+    pub fn without(&self) -> Vec<(PodFacts, &'static str)> {
+        let reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if reasons.is_empty() {
+            return Vec::new();
+        }
+        self.all().into_iter().filter(|pod| pod.asks && !pod.has_sidecar).filter_map(|pod| reasons.get(&pod.uid).copied().map(|reason| (pod, reason))).collect()
     }
 
     /// Whether PodSecurity lets a pod of a namespace have an init container with NET_ADMIN, as far as the namespace's labels say.

@@ -208,8 +208,9 @@ fn name_targets(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
                 behind.push(template.clone());
                 false
             });
-            // By its name it is not for users, or nobody behind it will have a sidecar.
-            if is_apart(wished) || behind.iter().all(declines) {
+            // By its name it is not for users, and nobody behind it has named it; or nobody behind it will have a sidecar.
+            let is_named = || behind.iter().any(|template| matches!(port_of(template, number), Port::Named(_)));
+            if behind.iter().all(declines) || (is_apart(wished) && !is_named()) {
                 continue;
             }
             let name = match common_name(&behind, number, wished) {
@@ -445,15 +446,13 @@ spec:
 
     /// Workloads by name, with the ports of each container, and Services of their label.
     fn manifests(workloads: &[(&str, &[&str])], services: &str) -> String {
-        let mut text = String::new();
-        for (name, containers) in workloads {
+        let workload = |(name, containers): &(&str, &[&str])| {
             let containers: Vec<_> = containers.iter().enumerate().map(|(at, ports)| format!("{{name: c{at}, image: x, ports: [{ports}]}}")).collect();
-            text += &format!(
-                "{{kind: Deployment, metadata: {{name: {name}}}, spec: {{template: {{metadata: {{labels: {{app: x}}}}, spec: {{containers: [{}]}}}}}}}}\n---\n",
-                containers.join(", ")
-            );
-        }
-        text + &format!("{{kind: Service, metadata: {{name: x}}, spec: {{selector: {{app: x}}, ports: [{services}]}}}}\n")
+            let pod = format!("{{metadata: {{labels: {{app: x}}}}, spec: {{containers: [{}]}}}}", containers.join(", "));
+            format!("{{kind: Deployment, metadata: {{name: {name}}}, spec: {{template: {pod}}}}}\n---\n")
+        };
+        let workloads: Vec<_> = workloads.iter().map(workload).collect();
+        format!("{}{{kind: Service, metadata: {{name: x}}, spec: {{selector: {{app: x}}, ports: [{services}]}}}}\n", workloads.concat())
     }
 
     fn service_targets(text: &str) -> (Vec<Value>, Vec<Note>) {
