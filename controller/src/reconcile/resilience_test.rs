@@ -223,17 +223,17 @@ impl Tests {
             }
             let next = match (breakers.first(), &in_force) {
                 (Some(test), InForce::Left(why)) if !breaks => {
-                    let words = format!("what an earlier run has in force must be taken back before another begins: {why}");
-                    self.events.warn(test.object_ref(&()), "Waits", "Run", &words);
-                    if telling.is_empty() && test.status.as_ref().and_then(|status| status.progress.as_ref()) != Some(&words) {
-                        let status = ResilienceTestStatus { progress: Some(words), ..test.status.clone().unwrap_or_default() };
+                    self.events.warn(test.object_ref(&()), "Waits", "Run", why);
+                    if telling.is_empty() && test.status.as_ref().and_then(|status| status.progress.as_ref()) != Some(why) {
+                        let status = ResilienceTestStatus { progress: Some(why.clone()), ..test.status.clone().unwrap_or_default() };
                         telling.push(self.tell(Arc::clone(test), status));
                     }
                     None
                 }
                 // Whoever takes back takes back everything: what a run has just begun too.
                 (_, InForce::Unknown) => None,
-                _ if breaks || !taking_back.is_empty() => None,
+                // And what is still being told of a test that waits must not come after what is told of its run.
+                _ if breaks || !taking_back.is_empty() || !telling.is_empty() => None,
                 (next, _) => next,
             };
             for test in watchers.iter().take(room).chain(next) {
@@ -269,6 +269,7 @@ impl Tests {
 
     /// Takes back what runs left in force. Returns why something still is, or why no run may begin for another reason.
     async fn take_back(&self) -> Option<String> {
+        let waits = |why: String| Some(format!("what an earlier run has in force must be taken back before another begins: {why}"));
         match undo::everything(&self.means, false).await {
             Ok(summary) => {
                 for words in [&summary.undone, &summary.restored, &summary.unproven, &summary.not_ours].into_iter().flatten() {
@@ -280,11 +281,11 @@ impl Tests {
                 if summary.failed.is_empty() {
                     return self.closed().await;
                 }
-                Some(format!("{}; it is tried again, or given up by `steadfast undo --forget`", summary.failed.join("; ")))
+                waits(format!("{}; it is tried again, or given up by `steadfast undo --forget`", summary.failed.join("; ")))
             }
             Err(error) => {
                 tracing::error!(%error, "what is in force cannot be read; tried again");
-                Some(error.to_string())
+                waits(error.to_string())
             }
         }
     }
