@@ -421,6 +421,7 @@ mod tests {
             namespace: namespace.into(),
             name: app.into(),
             uid: app.into(),
+            created: None,
             labels: [("app".to_owned(), app.to_owned())].into(),
             has_sidecar: false,
             asks: true,

@@ -275,8 +275,10 @@ impl Tests {
             waiting.sort_by_key(|test| test.metadata.creation_timestamp.as_ref().map(|created| created.0));
             let (watchers, breakers): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|test| watches(test));
             let room = WATCHES_MAX.saturating_sub(on.values().filter(|on| on.watches).count());
-            // Whoever takes back takes back everything: what a run has just begun too.
-            let next = breakers.first().filter(|_| breaks.is_none() && taking_back.is_empty() && matches!(in_force, InForce::Nothing));
+            // Whoever takes back takes back everything: what a run has just begun too. And what is still being told of a test that waits must not come after what is told
+            // of its run.
+            let may_begin = breaks.is_none() && taking_back.is_empty() && telling.is_empty() && matches!(in_force, InForce::Nothing);
+            let next = breakers.first().filter(|_| may_begin);
             let before = breaks.or_else(|| next.map(ToString::to_string));
             let mut waits: Vec<(&Arc<ResilienceTest>, Wait)> = watchers.iter().skip(room).map(|test| (test, Wait::Watches)).collect();
             for test in breakers.iter().skip(usize::from(next.is_some())) {
@@ -352,6 +354,7 @@ impl Tests {
 
     /// Takes back what runs left in force. Returns why something still is, or why no run may begin for another reason.
     async fn take_back(&self) -> Option<String> {
+        let waits = |why: String| Some(format!("what an earlier run has in force must be taken back before another begins: {why}"));
         match undo::everything(&self.means, false).await {
             Ok(summary) => {
                 for words in [&summary.undone, &summary.restored, &summary.unproven, &summary.not_ours].into_iter().flatten() {
@@ -363,11 +366,11 @@ impl Tests {
                 if summary.failed.is_empty() {
                     return self.closed().await;
                 }
-                Some(format!("{}; it is tried again, or given up by `steadfast undo --forget`", summary.failed.join("; ")))
+                waits(format!("{}; it is tried again, or given up by `steadfast undo --forget`", summary.failed.join("; ")))
             }
             Err(error) => {
                 tracing::error!(%error, "what is in force cannot be read; tried again");
-                Some(error.to_string())
+                waits(error.to_string())
             }
         }
     }
@@ -600,7 +603,7 @@ impl fmt::Display for Wait {
         match self {
             Self::Watches => write!(f, "{WATCHES_MAX} watches go on already: stop one, or let one test watch more pods"),
             Self::Turn(before) => write!(f, "runs go on one after the other, and {before} comes first"),
-            Self::TakeBack(why) => write!(f, "what an earlier run has in force must be taken back before another begins: {why}"),
+            Self::TakeBack(why) => f.write_str(why),
         }
     }
 }
@@ -625,6 +628,9 @@ impl Drop for Folder {
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
+
+#[cfg(test)]
+mod stop_tests;
 
 #[cfg(test)]
 mod tests {
