@@ -179,16 +179,47 @@ impl HttpService for Http {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         match timeout(ANSWERS_WITHIN, self.0.request(request)).await {
             Ok(Ok(answer)) => Ok(answer.map(|body| HttpResponseBody::new(body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, error))))),
-            Ok(Err(error)) if error.is_connect() => Err(HttpError::new(HttpErrorKind::Connect, error)),
-            Ok(Err(error)) => Err(HttpError::new(HttpErrorKind::Request, error)),
+            Ok(Err(error)) if error.is_connect() => Err(HttpError::new(HttpErrorKind::Connect, InFull::of(&error))),
+            Ok(Err(error)) => Err(HttpError::new(HttpErrorKind::Request, InFull::of(&error))),
             Err(elapsed) => Err(HttpError::new(HttpErrorKind::Timeout, elapsed)),
         }
+    }
+}
+
+/// An error with what is behind it: the reason stands last in the chain, and the library that this is given to shows the first alone.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct InFull(String);
+
+impl InFull {
+    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut said = error.to_string();
+        let mut behind = error.source();
+        while let Some(error) = behind {
+            said = format!("{said}: {error}");
+            behind = error.source();
+        }
+        if said.contains("UnknownIssuer") {
+            said = format!("{said}: {CA_VARIABLE} takes the authority (PEM) of a store whose certificate is from no public one");
+        }
+        Self(said)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn why_a_store_cannot_be_reached_is_told_to_the_last_reason() {
+        crate::http::provide();
+        // Nobody listens there any more.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let client = Connector.connect(&ClientOptions::new()).unwrap();
+        let request = http::Request::get(format!("https://127.0.0.1:{port}/x")).body(HttpRequestBody::empty()).unwrap();
+        let said = client.execute(request).await.unwrap_err().to_string();
+        assert!(said.contains("refused"), "{said}");
+    }
 
     #[test]
     fn an_address_that_is_no_store_is_refused_with_what_would_be_right() {

@@ -229,7 +229,7 @@ fn a_sidecars_token_speaks_for_its_own_pod_and_to_nobody_but_the_controller() {
 #[test]
 fn whoever_has_the_controllers_token_meets_what_its_roles_cannot_say() {
     let Some(cluster) = cluster_alone() else { return };
-    let installed = install_with(&cluster, &[]);
+    let installed = install_with(&cluster, &["nodeAgent.enabled=true"]);
     let (allows, refuses) = (cluster.namespace_with("allows", "steadfast.dev/faults: allowed"), cluster.namespace("refuses"));
     for space in [&allows, &refuses] {
         space.apply(
@@ -275,6 +275,14 @@ fn whoever_has_the_controllers_token_meets_what_its_roles_cannot_say() {
     ] {
         denied(as_controller("default", &[&webhook[..], &[change]].concat(), None), "caBundle");
     }
+    // An agent's account without its pod's node is no agent of any node.
+    let fault = "{apiVersion: steadfast.dev/v1alpha1, kind: NodeFault, metadata: {name: forged}, spec: {node: nowhere, fault: {partition: {}}, lasts: 1s, notAfter: '2026-01-01T00:00:00Z'}}";
+    let system = ["--namespace", &installed.system];
+    output(cluster.command("kubectl").args(system).args(["create", "-f", "-"]), Some(fault)).expect("made");
+    let account = format!("system:serviceaccount:{}:steadfast-agent", installed.system);
+    let healed = ["patch", "nodefault/forged", "--subresource=status", "--type=merge", "-p", r#"{"status": {"phase": "Healed"}}"#];
+    denied(cluster.kubectl(&[&["--as", &account][..], &system, &healed].concat()), "its own node");
+    cluster.kubectl(&[&system[..], &["delete", "nodefault/forged"]].concat()).expect("deleted");
 }
 
 #[test]

@@ -257,7 +257,7 @@ fn sets_are_read_from_and_reports_kept_in_an_object_store_with_the_keys_of_a_sec
     comes_to(&space, "Replaying");
     apply(&space, &source("unknown"), "");
     let said = comes_to(&space, "SourceBroken");
-    assert!(said.contains("ertificate") || said.contains("UnknownIssuer"), "{said}");
+    assert!(said.contains("UnknownIssuer") && said.contains("STEADFAST_OBJECT_STORE_CA"), "{said}");
     apply(&space, &source("private"), "");
     comes_to(&space, "Replaying");
 
