@@ -301,8 +301,8 @@ mod tests {
         lock(&server).says = Says::Nothing;
         let (why, ended) = held.await.expect("it ends");
         assert!(why.contains("could not be renewed"), "{why}");
-        // 100 ms for a busy machine; counted from the answer it would be 375 ms later.
-        assert!(ended < last + LEASE * 2 / 3 + Duration::from_millis(100), "it led for {:?} after what others saw last", ended - last);
+        // 250 ms for a busy machine; counted from the answer it would be 375 ms later.
+        assert!(ended < last + LEASE * 2 / 3 + Duration::from_millis(250), "it led for {:?} after what others saw last", ended - last);
     }
 
     #[tokio::test]

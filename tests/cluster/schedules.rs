@@ -84,16 +84,35 @@ fn leashed_it_tells_armed_it_runs_and_what_is_not_well_is_left_in_peace() {
     let status = space.get("resilienceschedule/often").expect("it is there")["status"].clone();
     assert!(status["lastRunAt"].is_string() && status["lastRun"].is_string(), "{status:#}");
 
+    // The window closes in the middle of a run: no further fault is made.
+    let slow = "networkLatency: {pods: {mode: one}, delay: 50ms}, for";
+    let two = format!("steps: [{{name: slow, {slow}: 6s}}, {{name: killed, podKill: {{pods: {{mode: one}}}}}}]");
+    space.apply(&test("template", TEMPLATE).replace("steps: [{name: killed, podKill: {pods: {mode: one}}}]", &two));
+    let in_fault = |what: &str, step: &str| {
+        space.wait(120, &format!("{what}\n{}", installed.state()), || {
+            made(&space).into_iter().find(|test| test["status"]["live"]["phase"] == "Fault" && test["status"]["live"]["name"] == step)
+        })
+    };
+    let ended = |test: &Value| {
+        let name = test["metadata"]["name"].as_str().expect("a name");
+        space.wait(60, &format!("the end of {name}\n{}", installed.state()), || {
+            let status = space.get(&format!("resiliencetest/{name}"))?["status"].clone();
+            (status["phase"] == "Finished").then_some(status)
+        })
+    };
+    let closed = in_fault("a run of two steps", "slow");
+    let hour: u32 = closed["metadata"]["creationTimestamp"].as_str().and_then(|at| at.get(11..13)?.parse().ok()).expect("an hour");
+    let later = format!("from: '{:02}:00', to: '{:02}:00', timeZone: UTC", (hour + 2) % 24, (hour + 3) % 24);
+    space.apply(&schedule("often", "armed: true").replace("from: '00:00', to: '24:00', timeZone: Europe/Berlin", &later));
+    let halted = ended(&closed);
+    assert!(halted["verdict"] == "halted" && halted["reason"].as_str().is_some_and(|reason| reason.contains("WindowClosed")), "{halted:#}");
+
     // A run that goes on ends when its schedule is leashed.
-    space.apply(&test("template", TEMPLATE).replace("podKill: {pods: {mode: one}}", "networkLatency: {pods: {mode: one}, delay: 50ms}, for: 5m"));
-    let goes_on = space.wait(120, &format!("a long run\n{}", installed.state()), || {
-        made(&space).into_iter().find(|test| test["status"]["live"]["phase"] == "Fault" && test["status"]["live"]["name"] == "killed")
-    });
+    space.apply(&test("template", TEMPLATE).replace("name: killed, podKill: {pods: {mode: one}}", &format!("name: long, {slow}: 5m")));
+    space.apply(&schedule("often", "armed: true"));
+    let goes_on = in_fault("a long run", "long");
     space.apply(&schedule("often", "armed: false"));
-    let name = goes_on["metadata"]["name"].as_str().expect("a name").to_owned();
-    space.wait(30, &format!("its end\n{}", installed.state()), || {
-        (space.get(&format!("resiliencetest/{name}"))?["status"]["phase"] == "Finished").then_some(())
-    });
+    ended(&goes_on);
     space.apply(&schedule("often", "armed: true"));
 
     // Leave is asked for at the moment itself; and what was made goes with its maker.

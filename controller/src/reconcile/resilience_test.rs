@@ -385,7 +385,7 @@ impl Tests {
     async fn lost(&self, test: &ResilienceTest) {
         let during = test.status.as_ref().and_then(|status| status.progress.clone()).unwrap_or_default();
         let reason = if watches(test) {
-            "Its controller was lost, and it was told to stop.".to_owned()
+            format!("Its controller was lost, and it was {}.", if test.is_suspended() { "suspended" } else { "told to stop" })
         } else {
             format!("The controller was lost during the run ({during}); what it had armed ended by itself.")
         };
