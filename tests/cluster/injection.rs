@@ -12,9 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::Value;
 
-use crate::harness::{Cluster, Namespace, PROXY_IMAGE, STEADFAST, cluster, condition, output, recommender};
+use crate::{
+    harness::{Cluster, Namespace, PROXY_IMAGE, STEADFAST, cluster, condition, output, recommender},
+    install::install,
+};
 
 /// What `steadfast inject` makes of manifests.
 fn injected(yaml: &str) -> String {
@@ -51,30 +57,80 @@ pub(crate) fn ask(to: SocketAddr) -> Result<(), String> {
 /// When a request was sent, and what came of it.
 type Asked = (Duration, Result<(), String>);
 
-/// Users of a Service, each request on a connection of its own, until they are stopped.
+/// How a user comes.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    /// Each request on a connection of its own.
+    Connections,
+    /// On one that is kept for as long as the other side keeps it, and nothing is asked twice.
+    KeptHttp1,
+    KeptHttp2,
+}
+
+impl By {
+    /// A GET each time it is called.
+    fn asker(self, to: SocketAddr) -> Box<dyn FnMut() -> Result<(), String>> {
+        let mut builder = Client::builder(TokioExecutor::new());
+        match self {
+            Self::Connections => return Box::new(move || ask(to)),
+            Self::KeptHttp1 => {
+                builder.retry_canceled_requests(false);
+            }
+            // What came too late for a connection that says GOAWAY was not sent, and goes by the next one.
+            Self::KeptHttp2 => {
+                builder.http2_only(true);
+            }
+        }
+        let client: Client<_, Empty<Bytes>> = builder.build_http();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        Box::new(move || {
+            runtime.block_on(async {
+                let url = format!("http://{to}/v2/models/recommender").parse().expect("a URL");
+                let answer = async {
+                    let answer = client.get(url).await.map_err(|error| format!("{error:?}"))?;
+                    let status = answer.status();
+                    answer.into_body().collect().await.map_err(|error| format!("{error:?}"))?;
+                    if status == 200 { Ok(()) } else { Err(status.to_string()) }
+                };
+                let answered = tokio::time::timeout(Duration::from_secs(5), answer).await;
+                // The connection is served while it is waited for; that is when it hears that it shall end.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                answered.map_err(|_| "no answer in time".to_owned())?
+            })
+        })
+    }
+}
+
+/// Users of a Service, until they are stopped.
 pub(crate) struct Users {
     stop: Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<Vec<Asked>>>,
 }
 
 impl Users {
+    /// Two, each request on a connection of its own.
     pub(crate) fn start(cluster: &'static Cluster, to: SocketAddr) -> Self {
+        Self::come(cluster, to, &[By::Connections, By::Connections])
+    }
+
+    fn come(cluster: &'static Cluster, to: SocketAddr, users: &[By]) -> Self {
         let stop = Arc::<AtomicBool>::default();
         let began = Instant::now();
-        let user = |_| {
+        let user = |by: &By| {
+            let by = *by;
             let stop = Arc::clone(&stop);
             thread::spawn(move || {
                 cluster.inside(move || {
-                    let mut asked = Vec::new();
+                    let (mut asked, mut ask) = (Vec::new(), by.asker(to));
                     while !stop.load(Ordering::Acquire) {
-                        asked.push((began.elapsed(), ask(to)));
+                        asked.push((began.elapsed(), ask().map_err(|why| format!("{by:?}: {why}"))));
                         thread::sleep(Duration::from_millis(20));
                     }
                     asked
                 })
             })
         };
-        Self { threads: (0..2).map(user).collect(), stop }
+        Self { threads: users.iter().map(user).collect(), stop }
     }
 
     /// How many requests were answered, and those that were not.
@@ -131,6 +187,7 @@ fn rolling_the_sidecar_out_and_back_under_load_loses_no_request() {
         eprintln!("not run: addresses of this cluster cannot be dialled from here");
         return;
     }
+    let _installed = install(&shared);
     let space = shared.namespace("rolling");
     let plain = recommender("recommender", 2, "");
     // Without the sidecar it is the server's own business to outlive the news of its leaving.
@@ -143,25 +200,28 @@ fn rolling_the_sidecar_out_and_back_under_load_loses_no_request() {
 
     let users = Users::start(shared.everywhere(), to);
     let mut rolled = Vec::new();
-    let mut roll = |what: &str, yaml: Option<&str>| {
-        match yaml {
-            Some(yaml) => drop(space.try_apply(yaml).expect("applied")),
-            None => drop(space.kubectl(&["rollout", "restart", "deployment/recommender"]).expect("restarted")),
-        }
+    let mut roll = |what: &str| {
+        space.kubectl(&["rollout", "restart", "deployment/recommender"]).expect("restarted");
         space.kubectl(&["rollout", "status", "deployment/recommender", "--timeout=90s"]).expect("rolled out");
         rolled.push(what.to_owned());
         // The old pods take their time to go, and kube-proxies to hear of it.
         thread::sleep(Duration::from_secs(3));
     };
-    roll("injected", Some(&injected(&plain)));
+    space.kubectl(&["label", "namespace", space.name(), "steadfast.dev/inject=true"]).expect("labelled");
+    roll("injected");
     assert_eq!(endpoint_ports(&space, "recommender"), [4180]);
-    roll("restarted", None);
-    roll("back", Some(&bare));
+    // Who keeps a connection has it with a sidecar now, and every sidecar ends while its clients go on.
+    let kept = Users::come(shared.everywhere(), to, &[By::KeptHttp1, By::KeptHttp2]);
+    thread::sleep(Duration::from_secs(1));
+    roll("restarted");
+    space.kubectl(&["label", "namespace", space.name(), "steadfast.dev/inject-"]).expect("labelled");
+    roll("back");
     assert_eq!(endpoint_ports(&space, "recommender"), [8000]);
-    let (good, failed) = users.stop();
-    println!("{good} requests answered while pods were {}", rolled.join(", "));
-    assert!(good > 300, "{good}");
+    let ((good, failed), (good_kept, failed_kept)) = (users.stop(), kept.stop());
+    println!("{good} requests answered while pods were {}, and {good_kept} by connections that are kept", rolled.join(", "));
+    assert!(good > 300 && good_kept > 300, "{good} {good_kept}");
     assert_eq!(failed, [], "after {rolled:?}");
+    assert_eq!(failed_kept, [], "by connections that are kept, after {rolled:?}");
 }
 
 #[test]
