@@ -50,6 +50,11 @@ impl Tests {
 /// Writes the status of the object with this UID, and of no other that has taken its name.
 async fn patch_status(api: &Api<ResilienceTest>, name: &str, uid: Option<&str>, status: &ResilienceTestStatus) -> Result<(), kube::Error> {
     let Some(now) = api.get_opt(name).await?.filter(|now| now.uid().as_deref() == uid) else { return Ok(()) };
+    // A leader that stood still may awake when another has ended its run.
+    let over = now.status.as_ref().is_some_and(|now| matches!(now.phase, RunPhase::Finished | RunPhase::Refused));
+    if over && status.phase == RunPhase::Running {
+        return Ok(());
+    }
     let patch = json!({
         "apiVersion": API_VERSION, "kind": ResilienceTest::KIND,
         "metadata": { "name": name, "resourceVersion": now.resource_version() },
