@@ -88,6 +88,15 @@ async fn patch_status(api: &Api<ResilienceTest>, name: &str, uid: Option<&str>, 
     if status.phase == RunPhase::Pending && before.phase != RunPhase::Pending {
         return Ok(false);
     }
+    // A leader that stood still may awake when another has ended its run. One that was refused may be run once it is mended.
+    let is_over = match before.phase {
+        RunPhase::Finished => true,
+        RunPhase::Refused => before.observed_generation >= status.observed_generation,
+        RunPhase::Pending | RunPhase::Running => false,
+    };
+    if is_over && status.phase == RunPhase::Running {
+        return Ok(false);
+    }
     let status = ResilienceTestStatus { conditions: conditions(&before.conditions, status), ..status.clone() };
     let patch = json!({
         "apiVersion": API_VERSION, "kind": ResilienceTest::KIND,
