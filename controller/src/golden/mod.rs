@@ -150,8 +150,8 @@ async fn fetch_now(client: &Client, namespace: &str, name: &str, folder: &Path, 
     })?;
     let spec = set.spec.get().map_err(|why| SourceError::Broken(about(&format!("spec: {why}"))))?;
     if let GoldenSource::ConfigMap(source) = &spec.source {
-        let maps = config_maps(client, namespace, &config_maps_of(source).map_err(|error| error.map(&about))?).await;
-        unpack(&maps.map_err(|error| error.map(&about))?, spec, folder).map_err(|error| error.map(&about))?;
+        let maps = config_maps(client, namespace, &config_maps_of(source).map_err(|error| error.map(about))?).await;
+        unpack(&maps.map_err(|error| error.map(about))?, spec, folder).map_err(|error| error.map(about))?;
         return Ok(());
     }
     let status = set.status.as_ref().filter(|status| status.observed_generation == set.metadata.generation);
