@@ -274,8 +274,8 @@ async fn lead(args: Args) -> Result<(), ClusterError> {
     Err(ClusterError::LeadLost(lost))
 }
 
-/// What the leader alone does. Returns when it cannot, or when it was told to stop and its run has ended; no sidecar is connected any more then, so that nothing they
-/// say is acknowledged and lost with this process.
+/// What the leader alone does. Returns when it cannot, or when it was told to stop and its run has ended; no sidecar is connected any more then, so that
+/// nothing they say is acknowledged and lost with this process.
 async fn duties(
     args: &Args,
     client: Client,
