@@ -1,8 +1,8 @@
 //! Which of the controller's replicas leads: a Lease, as Kubernetes' own controllers use it.
 //!
-//! Nobody's clock is compared with anybody else's: a lease has run out when this replica has seen it unchanged for its whole duration, and a leader leads until two thirds of that
-//! after the moment at which it asked for what was its last renewal, whoever answers what meanwhile. Others saw that renewal no earlier than it was asked for, so a third of the
-//! duration lies between the end of one lead and the begin of the next.
+//! Nobody's clock is compared with anybody else's: a lease has run out when this replica has seen it unchanged for its whole duration, and a leader leads until
+//! two thirds of that after the moment at which it asked for what was its last renewal, whoever answers what meanwhile. Others saw that renewal no earlier than
+//! it was asked for, so a third of the duration lies between the end of one lead and the begin of the next.
 
 use std::time::Duration;
 
@@ -67,7 +67,8 @@ impl Candidate {
         }
     }
 
-    /// Renews until it no longer leads, and says why; or until `stop` is told, when it hands the lease back. `asked`: when the last renewal, or the lead itself, was asked for.
+    /// Renews until it no longer leads, and says why; or until `stop` is told, when it hands the lease back. `asked`: when the last renewal, or the lead
+    /// itself, was asked for.
     pub async fn hold(&self, asked: Instant, mut stop: watch::Receiver<bool>) -> String {
         let mut until = asked + self.renew_within();
         let lost = || format!("the Lease could not be renewed for {:?}", self.renew_within());

@@ -1,6 +1,8 @@
-//! The leader is killed (SIGKILL, so that it can say nothing) at one moment of a run after the other: each run ends, once, and nothing of it outlives its expiry.
+//! The leader is killed (SIGKILL, so that it can say nothing) at one moment of a run after the other: each run ends, once, and nothing of it outlives its
+//! expiry.
 //!
-//! `STEADFAST_KILLS=full` (`just kills`): at every second of a run, so in its clean-up and while its report is written too. Else: in its baseline, and in its recovery.
+//! `STEADFAST_KILLS=full` (`just kills`): at every second of a run, so in its clean-up and while its report is written too. Else: in its baseline, and in its
+//! recovery.
 
 use std::{
     thread,

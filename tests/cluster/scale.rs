@@ -57,7 +57,8 @@ fn pods_of_others_cost_the_controller_little_memory() {
     let after = resident(&cluster, &installed);
     let each = after.saturating_sub(before) as f64 / f64::from(count);
     println!("{count} pods: {:.1} MB before, {:.1} MB after, {:.1} kB for each", before as f64 / 1e6, after as f64 / 1e6, each / 1e3);
-    // Of metadata alone it is 4 to 5 kB for each; a few pods do not fill what the allocator takes at once. With what their specs say it would be several times that.
+    // Of metadata alone it is 4 to 5 kB for each; a few pods do not fill what the allocator takes at once. With what their specs say it would be several times
+    // that.
     let (most, each_most) = if count < 5_000 { (100_000_000, 12_000.0) } else { (200_000_000, 8_000.0) };
     assert!(after < most && each < each_most, "{before} → {after} bytes, {each:.0} for each; at most {most} and {each_most:.0} were promised");
 }

@@ -139,9 +139,9 @@ fn what_nobody_planned_is_seen_for_as_long_as_the_test_stands() {
     assert_eq!((&after["phase"], &after["outages"]), (&"Running".into(), &1.into()), "{after:#}");
 
     // Another spec is what it goes on with.
-    space.kubectl(&["patch", "resiliencetest/watch", "--type=merge", "--patch", r#"{"spec": {"window": "8s"}}"#]).expect("patched");
+    space.kubectl(&["patch", "resiliencetest/watch", "--type=merge", "--patch", r#"{"spec": {"window": "10s"}}"#]).expect("patched");
     let at = windows(&after);
-    let after = status(&space, 60, "two windows by the new spec", |status| status["observedGeneration"] == 2 && windows(status) >= at + 2);
+    let after = status(&space, 90, "two windows by the new spec", |status| status["observedGeneration"] == 2 && windows(status) >= at + 2);
     assert_eq!((&after["phase"], &after["outages"]), (&"Running".into(), &1.into()), "{after:#}");
 
     // An experiment runs beside it, and its outage is one that the watch sees.

@@ -1,8 +1,8 @@
 //! FaultPolicies: armed in the pods that they select, told of in their status, and gone when they are deleted or expire.
 //!
-//! What is written down counts, never what changed: after every change, and every two seconds, all policies are held against all pods. A policy's deadline is its object's
-//! creation and `expiresAfter`, so neither a new pod nor a new leader makes it last longer; it runs on each sidecar's own clock. What is armed never waits for what is
-//! written: statuses go out beside it.
+//! What is written down counts, never what changed: after every change, and every two seconds, all policies are held against all pods. A policy's deadline is
+//! its object's creation and `expiresAfter`, so neither a new pod nor a new leader makes it last longer; it runs on each sidecar's own clock. What is armed
+//! never waits for what is written: statuses go out beside it.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

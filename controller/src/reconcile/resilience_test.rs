@@ -5,9 +5,9 @@
 //! that it is inconclusive. A controller that is told to stop ends its run first. A watch goes on with the next leader.
 //! Deleting a test ends its run; the annotation `steadfast.dev/stop` does too, and keeps the report.
 //!
-//! What is run is the spec that stood there when it began, and its generation stands in the status. The spec of a run does not change (the definition refuses it); that of a
-//! watch may, which then begins its next window with it; and a test that was refused is looked at again when it is mended.
-//! A test that a schedule made is let begin, and make each of its faults, by [`Schedules`](super::resilience_schedule::Leave).
+//! What is run is the spec that stood there when it began, and its generation stands in the status. The spec of a run does not change (the definition refuses
+//! it); that of a watch may, which then begins its next window with it; and a test that was refused is looked at again when it is mended. A test that a
+//! schedule made is let begin, and make each of its faults, by [`Leave`].
 
 mod lead;
 mod report;
@@ -538,7 +538,8 @@ impl Tests {
         }
     }
 
-    /// Its test is deleted or told to stop, a watch is to go on with another spec, its namespace or its schedule has taken its leave back, or this controller ends.
+    /// Its test is deleted or told to stop, a watch is to go on with another spec, its namespace or its schedule has taken its leave back, or this controller
+    /// ends.
     fn shall_end(&self, test: &ResilienceTest, watches: bool) -> bool {
         let namespace = test.namespace().unwrap_or_default();
         let now = self.objects.get(Some(&namespace), &test.name_any());

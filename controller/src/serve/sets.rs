@@ -16,14 +16,15 @@ pub const BYTES_MAX: usize = 128 << 20;
 const MEMORY: usize = 512 << 20;
 /// Without golden sets: 10,000 sidecars at one report a second (benches/README.md).
 const WITHOUT_SETS: usize = 140 << 20;
-// The sets that sidecars fetch; the same once more, read, for runs and watches that compare answers with them (each set once, however many want it); and those that
-// readers bring at this moment.
+// The sets that sidecars fetch; the same once more, read, for runs and watches that compare answers with them (each set once, however many want it); and those
+// that readers bring at this moment.
 const _: () = assert!(WITHOUT_SETS + 2 * BYTES_MAX + SPEAKERS_MAX * GOLDEN_BYTES_MAX <= MEMORY);
 
 /// A set does not fit beside the others.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "golden set {digest} has {bytes} bytes and the controller holds {held} of at most {BYTES_MAX} already: take fewer samples, or delete a GoldenSet that nobody needs"
+    "golden set {digest} has {bytes} bytes and the controller holds {held} of at most {BYTES_MAX} already: take fewer samples, or delete a GoldenSet that \
+     nobody needs"
 )]
 pub struct NoRoom {
     pub digest: String,

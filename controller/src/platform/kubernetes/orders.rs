@@ -259,7 +259,8 @@ fn armed(inner: &Inner, id: u64, order: Order) -> Result<Armed, PlatformError> {
     }
     let owner = format!("run/{}/{id}", inner.run);
     let uids: Vec<String> = covered.keys().cloned().collect();
-    // No FaultPolicy can be called so: names of objects have no underscore. Names of steps come again in every run, since each is a label of the sidecars' metrics.
+    // No FaultPolicy can be called so: names of objects have no underscore. Names of steps come again in every run, since each is a label of the sidecars'
+    // metrics.
     let policy = format!("step_{id}");
     let armed = Armed { owner, policy, spec, nodes, covered: Mutex::new(covered), before: Mutex::default(), on: AtomicBool::new(true) };
     for uid in &uids {

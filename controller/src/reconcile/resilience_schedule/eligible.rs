@@ -150,7 +150,8 @@ pub fn has_ended(test: &ResilienceTest) -> bool {
     test.status.as_ref().is_some_and(|status| matches!(status.phase, RunPhase::Finished | RunPhase::Refused))
 }
 
-/// What speaks against breaking anything of this target now: it is not whole, or, where `golden` sets are asked too, not right. Those see what a run itself breaks.
+/// What speaks against breaking anything of this target now: it is not whole, or, where `golden` sets are asked too, not right. Those see what a run itself
+/// breaks.
 ///
 /// # Errors
 /// While the API server does not answer.

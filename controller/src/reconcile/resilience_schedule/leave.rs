@@ -1,5 +1,6 @@
-//! Leave for the runs that schedules make. A schedule's moment makes a test; what lies between that and the fault may be long (another run, a new leader, a baseline), so leave
-//! is asked for again when the run begins and right before each of its faults: of the API server, at that moment. Who takes it back meanwhile (`armed: false`) ends the run.
+//! Leave for the runs that schedules make. A schedule's moment makes a test; what lies between that and the fault may be long (another run, a new leader, a
+//! baseline), so leave is asked for again when the run begins and right before each of its faults: of the API server, at that moment. Who takes it back
+//! meanwhile (`armed: false`) ends the run.
 
 use std::{sync::Arc, time::Duration};
 
