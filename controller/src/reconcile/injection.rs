@@ -19,7 +19,7 @@ use super::{
 use crate::{
     events::Events,
     metrics::Metrics,
-    webhook::decide::{Decision, HEALTH_PORT, INJECT_LABEL, decide, is_apart},
+    webhook::decide::{Decision, HEALTH_PORT, INJECT_LABEL, Skip, decide, is_apart},
 };
 
 /// A pod is told of when it has been there for so long: the webhook may be about to be asked, and pods that are deleted at once concern nobody.
@@ -81,14 +81,12 @@ impl Injection {
         let without: Vec<&PodFacts> = pods.iter().filter(|pod| pod.asks && !pod.has_sidecar).collect();
         let uids: HashSet<&str> = without.iter().map(|pod| pod.uid.as_str()).collect();
         self.without.retain(|uid, _| uids.contains(uid.as_str()));
-        self.metrics.missing_sidecar.reset();
         let mut asked = 0;
         for pod in without {
             let known = self.without.entry(pod.uid.clone()).or_insert(Without { since: now, told: None, reason: None });
             if now.duration_since(known.since) < SETTLED {
                 continue;
             }
-            self.metrics.missing_sidecar.with_label_values(&[&pod.namespace]).inc();
             if known.told.is_some_and(|told| now.duration_since(told) < AGAIN) || asked >= ASKED_MAX {
                 continue;
             }
@@ -106,6 +104,10 @@ impl Injection {
                 Ok(_) => {}
                 Err(error) => tracing::warn!(pod = pod.name, %error, "cannot be read"),
             }
+        }
+        self.metrics.missing_sidecar.reset();
+        for pod in pods.iter().filter(|pod| self.without.get(&pod.uid).is_some_and(|without| is_missed(without, pod, now))) {
+            self.metrics.missing_sidecar.with_label_values(&[&pod.namespace]).inc();
         }
         self.pods.set_reasons(self.without.iter().filter_map(|(uid, without)| Some((uid.clone(), without.reason?))).collect());
     }
@@ -134,6 +136,12 @@ impl Injection {
         self.told.retain(|uid, _| seen.contains(uid));
         self.metrics.bypassing.set(count);
     }
+}
+
+/// Whether somebody should look at it. A database in a namespace that asks for its model servers' sake is as it should be.
+fn is_missed(without: &Without, pod: &PodFacts, now: Instant) -> bool {
+    let asks_itself = pod.labels.get(INJECT_LABEL).is_some_and(|value| value == "true");
+    now.duration_since(without.since) >= SETTLED && (asks_itself || without.reason != Some(Skip::NO_HTTP_PORT))
 }
 
 /// Why a pod that asks runs without; `None` when it is over, or on its way out.
@@ -243,6 +251,17 @@ mod tests {
             faults_allowed: false,
             ports: PodPorts { sidecar: vec![4180, 4181], past: vec![8000, 8001], left: Some(vec![8002]) },
         }
+    }
+
+    #[test]
+    fn a_pod_without_a_sidecar_is_missed_unless_its_namespace_alone_asked_and_it_speaks_something_else() {
+        let since = Instant::now();
+        let now = since + SETTLED;
+        let missed = |labels: &str, reason: Option<&'static str>| is_missed(&Without { since, told: None, reason }, &pod(labels), now);
+        assert!(missed("{app: x}", Some("HostNetwork")) && missed("{app: x}", None) && missed("{steadfast.dev/inject: 'true'}", Some("NoHttpPort")));
+        assert!(!missed("{app: x}", Some("NoHttpPort")));
+        let fresh = Without { since: now, told: None, reason: None };
+        assert!(!is_missed(&fresh, &pod("{app: x}"), now));
     }
 
     #[test]

@@ -74,6 +74,9 @@ pub enum Skip {
 }
 
 impl Skip {
+    /// The reason of [`Skip::NoHttpPort`].
+    pub const NO_HTTP_PORT: &'static str = "NoHttpPort";
+
     /// CamelCase, for Events and as a label of the metric.
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -84,7 +87,7 @@ impl Skip {
             Self::PortTaken(_) => "PortTaken",
             Self::NoSuchPort(_) => "NoSuchPort",
             Self::NoNamedPort => "NoNamedPort",
-            Self::NoHttpPort(_) => "NoHttpPort",
+            Self::NoHttpPort(_) => Self::NO_HTTP_PORT,
             Self::TooManyPorts(_) => "TooManyPorts",
             Self::StaticPod => "StaticPod",
             Self::PortTwice(_) => "PortTwice",
