@@ -8,7 +8,7 @@ use steadfast_controller::webhook::certificate::{Certificates, Lifetimes};
 
 use crate::{
     harness::{Cluster, Namespace, cluster_alone},
-    install::{helm, install},
+    install::{helm, install_anew},
 };
 
 /// Kinds of cert-manager, which takes any of them.
@@ -68,7 +68,7 @@ fn mounted_certificates_are_shown_and_their_successors_without_a_restart() {
     }
     let crds = ["issuers", "certificates"].map(|plural| format!("crd/{plural}.cert-manager.io"));
     cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", &crds[0], &crds[1]]).expect("established");
-    let installed = install(&cluster);
+    let installed = install_anew(&cluster, &[]);
     let system = installed.system.as_str();
     let mut authorities = Vec::new();
     issue(&cluster, system, &mut authorities);

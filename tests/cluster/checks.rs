@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::{
     harness::{Cluster, Namespace, STEADFAST, cluster, cluster_alone, output},
-    install::install,
+    install::{install, nothing_installed},
 };
 
 /// What was found, and the exit status.
@@ -68,6 +68,7 @@ fn everything(cluster: &Cluster) -> Vec<String> {
 #[test]
 fn an_administrator_may_install_it_and_asking_leaves_nothing_behind() {
     let Some(cluster) = cluster_alone() else { return };
+    nothing_installed(&cluster);
     let space = cluster.namespace("checks");
     let before = everything(&cluster);
     let found = check(&cluster, None, &["--namespace", "steadfast-test-nowhere", "--target", space.name()]);
@@ -92,6 +93,7 @@ fn an_administrator_may_install_it_and_asking_leaves_nothing_behind() {
 fn a_user_without_rights_is_told_which_are_missing_and_one_whose_rights_end_before_what_roles_hand_on_too() {
     // What another test has installed would not be handed on anew.
     let Some(cluster) = cluster_alone() else { return };
+    nothing_installed(&cluster);
     let (space, files) = (cluster.namespace("rights"), TempDir::new().expect("a directory"));
     let nobody = user(&space, "nobody", files.path());
     let found = check(&cluster, Some(&nobody), &["--namespace", space.name(), "--target", space.name()]);

@@ -21,6 +21,9 @@ use crate::{
     install::{Installed, install_with},
 };
 
+/// Values by which a run may do whatever needs no power hook.
+pub(crate) const EVERY_FAILURE: [&str; 3] = ["nodeAgent.enabled=true", "failures.nodes=true", "failures.cpuPressureOnNodes=true"];
+
 /// Every node has opted in, until this is dropped.
 pub(crate) struct NodesAllowed<'a>(&'a Cluster);
 
@@ -69,7 +72,7 @@ pub(crate) fn eventually_as_before(cluster: &Cluster, installed: &Installed<'_>,
 #[test]
 fn nodes_workloads_and_containers_fail_with_proof_and_are_put_back() {
     let Some(cluster) = cluster_alone() else { return };
-    let installed = install_with(&cluster, &["nodeAgent.enabled=true", "failures.nodes=true", "failures.cpuPressureOnNodes=true"]);
+    let installed = install_with(&cluster, &EVERY_FAILURE);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("failures", ASKS);
     digits(&space, 3);
@@ -128,7 +131,7 @@ fn nodes_workloads_and_containers_fail_with_proof_and_are_put_back() {
 #[test]
 fn a_slow_node_is_fast_again_when_its_agent_is_killed() {
     let Some(cluster) = cluster_alone() else { return };
-    let installed = install_with(&cluster, &["nodeAgent.enabled=true"]);
+    let installed = install_with(&cluster, &EVERY_FAILURE);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("slow", ASKS);
     digits(&space, 3);
@@ -217,10 +220,15 @@ pub(crate) fn whole_matrix() -> bool {
 fn a_leader_that_is_lost_or_told_to_stop_in_any_failure_leaves_nothing() {
     let Some(cluster) = cluster_alone() else { return };
     let full = whole_matrix() && !cluster.is_elsewhere();
-    let mut values: Vec<String> =
-        ["nodeAgent.enabled=true", "failures.nodes=true", "failures.workloads=true", "failures.cpuPressureOnNodes=true", "leaderElection.leaseDurationSeconds=6"]
-            .map(str::to_owned)
-            .to_vec();
+    let mut values: Vec<String> = [
+        "nodeAgent.enabled=true",
+        "failures.nodes=true",
+        "failures.workloads=true",
+        "failures.cpuPressureOnNodes=true",
+        "leaderElection.leaseDurationSeconds=6",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     let station = full.then(|| PowerStation::start(&cluster));
     let nodes = cluster.nodes();
     let _power: Vec<_> = if full { nodes.iter().filter_map(|node| cluster.power(node)).collect() } else { Vec::new() };
@@ -336,7 +344,7 @@ fn nobody_owns(cluster: &Cluster, space: &Namespace<'_>) {
 #[test]
 fn what_is_cut_off_returns_when_its_test_is_deleted_and_what_a_budget_refuses_is_told_at_once() {
     let Some(cluster) = cluster_alone() else { return };
-    let installed = install_with(&cluster, &["nodeAgent.enabled=true", "failures.nodes=true"]);
+    let installed = install_with(&cluster, &EVERY_FAILURE);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("ended", ASKS);
     digits(&space, 3);

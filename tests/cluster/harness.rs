@@ -107,6 +107,11 @@ impl Deref for Alone {
     }
 }
 
+/// The cluster that tests of this program have used, if they have.
+pub(crate) fn known() -> Option<&'static Cluster> {
+    FOUND.get()?.as_ref().ok()
+}
+
 fn found() -> Option<&'static Cluster> {
     match FOUND.get_or_init(Cluster::find) {
         Ok(cluster) => Some(cluster),

@@ -1,17 +1,28 @@
-//! Steadfast on the cluster as its chart installs it: once for all tests that run at the same time, gone after the last of them.
+//! Steadfast on the cluster as its chart installs it. To install and to remove it takes half a minute, so an installation stands until a test wants other values, wants
+//! none, has changed it, or fails; the last one goes when this program ends.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, Once, PoisonError},
     time::{Duration, Instant},
 };
 
-use crate::harness::{AGENT_IMAGE, Cluster, IMAGE, PROXY_IMAGE, output, root};
+use crate::harness::{AGENT_IMAGE, Cluster, IMAGE, PROXY_IMAGE, known, output, root};
 
-static USERS: Mutex<Users> = Mutex::new(Users { now: 0, installations: 0 });
+static STANDING: Mutex<Standing> = Mutex::new(Standing { users: 0, installations: 0, there: None });
+static LAST: Once = Once::new();
 
-struct Users {
-    now: usize,
+struct Standing {
+    users: usize,
     installations: usize,
+    there: Option<Release>,
+}
+
+#[derive(Clone)]
+struct Release {
+    system: String,
+    values: Vec<String>,
+    /// Somebody has changed it, or failed with it: nobody else gets it.
+    is_spent: bool,
 }
 
 /// Keeps it installed.
@@ -26,23 +37,73 @@ pub(crate) fn install(cluster: &Cluster) -> Installed<'_> {
     install_with(cluster, &[])
 }
 
+/// One that nobody had before and nobody gets afterwards: for tests that change it, or measure what it holds. They are alone on the cluster.
+#[track_caller]
+pub(crate) fn install_anew<'a>(cluster: &'a Cluster, values: &[&str]) -> Installed<'a> {
+    nothing_installed(cluster);
+    let installed = install_with(cluster, values);
+    installed.spend();
+    installed
+}
+
 /// With more values, as `KEY=VALUE`; for tests that are alone on the cluster.
 #[track_caller]
 pub(crate) fn install_with<'a>(cluster: &'a Cluster, values: &[&str]) -> Installed<'a> {
-    let mut users = USERS.lock().unwrap_or_else(PoisonError::into_inner);
-    if users.now == 0 {
-        users.installations += 1;
+    let mut standing = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
+    if standing.users == 0 && standing.there.as_ref().is_some_and(|there| there.is_spent || there.values != values) {
+        uninstall(cluster, &mut standing).unwrap_or_else(|why| panic!("{why}"));
     }
-    let system = format!("steadfast-test-system-{}-{}", std::process::id(), users.installations);
-    if users.now == 0 {
+    let system = if let Some(there) = &standing.there {
+        // The test before may have killed its pods.
+        let ready = ["--namespace", &there.system, "rollout", "status", "deployment/steadfast-controller", "--timeout=90s"];
+        cluster.kubectl(&ready).unwrap_or_else(|why| panic!("{why}\n{}", state(cluster, &there.system)));
+        there.system.clone()
+    } else {
+        standing.installations += 1;
+        let system = format!("steadfast-test-system-{}-{}", std::process::id(), standing.installations);
         let mut args = vec!["upgrade", "--install", "steadfast", "deploy/chart", "--take-ownership", "--create-namespace", "--wait", "--timeout", "120s"];
         // What tests do beyond pods; by default nobody may.
         args.extend(["--set", "failures.workloads=true"]);
         args.extend(values.iter().flat_map(|value| ["--set", value]));
         helm(cluster, &system, &args).unwrap_or_else(|why| panic!("{why}\n{}", state(cluster, &system)));
-    }
-    users.now += 1;
+        let values = values.iter().map(|value| (*value).to_owned()).collect();
+        standing.there = Some(Release { system: system.clone(), values, is_spent: false });
+        LAST.call_once(remove_at_exit);
+        system
+    };
+    standing.users += 1;
     Installed { cluster, system }
+}
+
+/// For tests that want none; they are alone on the cluster.
+#[track_caller]
+pub(crate) fn nothing_installed(cluster: &Cluster) {
+    let mut standing = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
+    assert_eq!(standing.users, 0, "others use it");
+    uninstall(cluster, &mut standing).unwrap_or_else(|why| panic!("{why}"));
+}
+
+fn uninstall(cluster: &Cluster, standing: &mut Standing) -> Result<(), String> {
+    let Some(Release { system, .. }) = standing.there.take() else { return Ok(()) };
+    let gone = helm(cluster, &system, &["uninstall", "steadfast", "--wait", "--timeout", "60s"]);
+    let gone = gone.and_then(|_| nothing_stays(cluster, &system));
+    let gone = gone.and_then(|()| cluster.kubectl(&["delete", "namespace", &system, "--wait=false"]));
+    gone.map(drop).map_err(|why| format!("the chart could not be uninstalled: {why}"))
+}
+
+/// Which test is the last one, no test knows.
+#[allow(unsafe_code)]
+fn remove_at_exit() {
+    extern "C" fn remove() {
+        let mut standing = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Err(why)) = known().map(|cluster| uninstall(cluster, &mut standing)) {
+            eprintln!("{why}");
+            // SAFETY: ends this process, which is ending already, with the status of tests that failed.
+            unsafe { nix::libc::_exit(101) };
+        }
+    }
+    // SAFETY: `remove` is a function of this program, which needs nothing that is torn down before it runs.
+    assert_eq!(unsafe { nix::libc::atexit(remove) }, 0, "the last installation would stay");
 }
 
 /// `helm` on the release, with the images of these tests.
@@ -87,9 +148,17 @@ fn state(cluster: &Cluster, system: &str) -> String {
 }
 
 impl Installed<'_> {
+    fn spend(&self) {
+        let mut standing = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = &mut standing.there {
+            there.is_spent = true;
+        }
+    }
+
     /// `helm upgrade` of what is there, with more values; waits until it is rolled out.
     #[track_caller]
     pub(crate) fn upgrade(&self, values: &[&str]) {
+        self.spend();
         let mut args = vec!["upgrade", "steadfast", "deploy/chart", "--reuse-values", "--wait", "--timeout", "180s"];
         args.extend(values.iter().flat_map(|value| ["--set", value]));
         helm(self.cluster, &self.system, &args).unwrap_or_else(|why| panic!("{why}\n{}", self.state()));
@@ -103,19 +172,18 @@ impl Installed<'_> {
 
 impl Drop for Installed<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        let failed = std::thread::panicking();
+        if failed {
             eprintln!("{}", self.state());
+            self.spend();
         }
-        let mut users = USERS.lock().unwrap_or_else(PoisonError::into_inner);
-        users.now -= 1;
-        if users.now == 0 {
-            let gone = helm(self.cluster, &self.system, &["uninstall", "steadfast", "--wait", "--timeout", "60s"]);
-            let gone = gone.and_then(|_| nothing_stays(self.cluster, &self.system));
-            let gone = gone.and_then(|()| self.cluster.kubectl(&["delete", "namespace", &self.system, "--wait=false"]));
-            if let Err(why) = gone {
-                let why = format!("the chart could not be uninstalled: {why}");
-                if std::thread::panicking() { eprintln!("{why}") } else { panic!("{why}") }
-            }
+        let mut standing = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
+        standing.users -= 1;
+        if standing.users == 0
+            && standing.there.as_ref().is_some_and(|there| there.is_spent)
+            && let Err(why) = uninstall(self.cluster, &mut standing)
+        {
+            if failed { eprintln!("{why}") } else { panic!("{why}") }
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     experiments::{ASKS, digits, test},
-    failures::{NodesAllowed, changeable, eventually_as_before, kept, whole_matrix},
+    failures::{EVERY_FAILURE, NodesAllowed, changeable, eventually_as_before, kept, whole_matrix},
     harness::{Cluster, Namespace, STEADFAST, cluster_alone},
     install::install_with,
 };
@@ -36,7 +36,7 @@ fn service(space: &Namespace<'_>) -> String {
 #[test]
 fn a_run_whose_command_line_is_killed_ends_by_itself() {
     let Some(cluster) = cluster_alone() else { return };
-    let installed = install_with(&cluster, &["failures.nodes=true", if whole_matrix() { "nodeAgent.enabled=true" } else { "nodeAgent.enabled=false" }]);
+    let installed = install_with(&cluster, &EVERY_FAILURE);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("orphan", ASKS);
     digits(&space, 2);
@@ -91,7 +91,7 @@ fn a_run_whose_command_line_is_killed_ends_by_itself() {
 #[test]
 fn what_is_in_force_ends_without_the_api_server_or_as_soon_as_it_is_back() {
     let Some(cluster) = cluster_alone() else { return };
-    let installed = install_with(&cluster, &["failures.nodes=true"]);
+    let installed = install_with(&cluster, &EVERY_FAILURE);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("cut", ASKS);
     digits(&space, 2);

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use crate::{
     harness::{Cluster, IMAGE, PROXY_IMAGE, cluster_alone, output, root},
-    install::helm,
+    install::{helm, nothing_installed},
 };
 
 const SYSTEM: &str = "steadfast-system";
@@ -48,6 +48,7 @@ impl Drop for Applied<'_> {
 #[test]
 fn plain_manifests_give_a_controller_that_injects_and_are_applied_again_without_harm() {
     let Some(cluster) = cluster_alone() else { return };
+    nothing_installed(&cluster);
     let releases = helm(&cluster, SYSTEM, &["list", "--short"]).expect("helm answers");
     assert_eq!(releases.trim(), "", "another test is done with its chart");
     let applied = Applied(&cluster);

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{
     harness::{Cluster, cluster_alone},
-    install::{Installed, install},
+    install::{Installed, install_anew},
     truth::pod_of,
 };
 
@@ -30,7 +30,7 @@ fn pods_of_others_cost_the_controller_little_memory() {
         return;
     }
     let count = if std::env::var("STEADFAST_SCALE").as_deref() == Ok("full") { 5_000 } else { 300 };
-    let installed = install(&cluster);
+    let installed = install_anew(&cluster, &[]);
     let space = cluster.namespace("many");
     let before = resident(&cluster, &installed);
     // No scheduler takes them, so they stay what the API server holds of them, with as much text as pods have.

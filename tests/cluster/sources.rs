@@ -15,7 +15,7 @@ use crate::{
     experiments::{run, run_with, test},
     golden::{digits_set, reason, servers, status},
     harness::{Cluster, Namespace, cluster_alone},
-    install::{helm, install_with},
+    install::{helm, install_anew, install_with},
 };
 
 const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed, pod-security.kubernetes.io/enforce: restricted";
@@ -228,7 +228,7 @@ fn sets_are_read_from_and_reports_kept_in_an_object_store_with_the_keys_of_a_sec
     let private = Store::start(&cluster, buckets.path(), 17_071, Some([certificate.as_path(), key.as_path()])).expect("the program is there");
     let space = cluster.namespace_with("objects", ASKS);
     let readers = format!("goldenSets.readerNamespaces={{{}}}", space.name());
-    let installed = install_with(&cluster, &[&readers]);
+    let installed = install_anew(&cluster, &[&readers]);
     let secret = store.secret("reports", "right-secret", None).replace("metadata: {", &format!("metadata: {{namespace: {}, ", installed.system));
     cluster.apply(&secret);
     let reports = [

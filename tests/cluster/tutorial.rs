@@ -9,7 +9,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::harness::{Cluster, IMAGE, PROXY_IMAGE, STEADFAST, cluster_alone, root};
+use crate::{
+    harness::{Cluster, IMAGE, PROXY_IMAGE, STEADFAST, cluster_alone, root},
+    install::nothing_installed,
+};
 
 /// Words of the page, and what they are on this cluster: its images come from no registry and were not loaded by kind, and other tests may have left definitions.
 const HERE: [(&str, &str); 4] = [
@@ -101,6 +104,7 @@ impl Drop for CleanUp<'_> {
 #[test]
 fn the_tutorial_leads_from_an_empty_cluster_to_a_verdict() {
     let Some(cluster) = cluster_alone() else { return };
+    nothing_installed(&cluster);
     let _clean_up = CleanUp(&cluster);
     let folder = TempDir::new().expect("a folder");
     let programs = Path::new(STEADFAST).parent().expect("a folder").display();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::{
     harness::{Namespace, cluster_alone},
     injection::{Users, ask, service},
-    install::install,
+    install::install_anew,
 };
 
 const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed";
@@ -30,7 +30,7 @@ fn an_upgrade_under_load_loses_no_request_and_what_is_armed_stays_armed() {
         eprintln!("not run: addresses of this cluster cannot be dialled from here");
         return;
     }
-    let installed = install(&cluster);
+    let installed = install_anew(&cluster, &[]);
     let space = cluster.namespace_with("upgrade", ASKS);
     let pods = space.recommender("recommender", 2, "");
     let to = service(&space, "recommender");
