@@ -18,7 +18,7 @@ use steadfast_api::{mark::Mark, report::RunOutcome};
 use crate::{
     experiments::{ASKS, digits, golden_set, run, run_into, test},
     harness::{Cluster, IMAGE, Namespace, cluster_alone, root},
-    install::{Installed, install_with},
+    install::{Installed, install_anew, install_with},
 };
 
 /// Values by which a run may do whatever needs no power hook.
@@ -131,6 +131,9 @@ fn nodes_workloads_and_containers_fail_with_proof_and_are_put_back() {
 #[test]
 fn a_slow_node_is_fast_again_when_its_agent_is_killed() {
     let Some(cluster) = cluster_alone() else { return };
+    if !cluster.is_within_reach() {
+        return;
+    }
     let installed = install_with(&cluster, &EVERY_FAILURE);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("slow", ASKS);
@@ -233,7 +236,7 @@ fn a_leader_that_is_lost_or_told_to_stop_in_any_failure_leaves_nothing() {
     let nodes = cluster.nodes();
     let _power: Vec<_> = if full { nodes.iter().filter_map(|node| cluster.power(node)).collect() } else { Vec::new() };
     values.extend(station.as_ref().map(|station| format!("powerHook.url={}", station.url())));
-    let installed = install_with(&cluster, &values.iter().map(String::as_str).collect::<Vec<_>>());
+    let installed = install_anew(&cluster, &values.iter().map(String::as_str).collect::<Vec<_>>());
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("killed", ASKS);
     digits(&space, 3);

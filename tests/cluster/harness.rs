@@ -170,6 +170,14 @@ impl Cluster {
         self.kubeconfig.is_some()
     }
 
+    /// Whether addresses of pods and Services can be dialled from here; said on standard error where they cannot.
+    pub(crate) fn is_within_reach(&self) -> bool {
+        if self.is_elsewhere() {
+            eprintln!("not run: addresses of this cluster cannot be dialled from here");
+        }
+        !self.is_elsewhere()
+    }
+
     /// A command that runs in the cluster's network with `KUBECONFIG` set. On a cluster of somebody else's: in this machine's network.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = if let Some(file) = &self.kubeconfig {

@@ -42,7 +42,7 @@ pub(crate) fn install(cluster: &Cluster) -> Installed<'_> {
 pub(crate) fn install_anew<'a>(cluster: &'a Cluster, values: &[&str]) -> Installed<'a> {
     nothing_installed(cluster);
     let installed = install_with(cluster, values);
-    installed.spend();
+    spend();
     installed
 }
 
@@ -106,6 +106,14 @@ fn remove_at_exit() {
     assert_eq!(unsafe { nix::libc::atexit(remove) }, 0, "the last installation would stay");
 }
 
+/// What stands is nobody else's.
+fn spend() {
+    let mut standing = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(there) = &mut standing.there {
+        there.is_spent = true;
+    }
+}
+
 /// `helm` on the release, with the images of these tests.
 pub(crate) fn helm(cluster: &Cluster, system: &str, args: &[&str]) -> Result<String, String> {
     let split = |image: &str| image.rsplit_once(':').map(|(repository, tag)| (repository.to_owned(), tag.to_owned())).expect("an image with a tag");
@@ -148,17 +156,10 @@ fn state(cluster: &Cluster, system: &str) -> String {
 }
 
 impl Installed<'_> {
-    fn spend(&self) {
-        let mut standing = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(there) = &mut standing.there {
-            there.is_spent = true;
-        }
-    }
-
     /// `helm upgrade` of what is there, with more values; waits until it is rolled out.
     #[track_caller]
     pub(crate) fn upgrade(&self, values: &[&str]) {
-        self.spend();
+        spend();
         let mut args = vec!["upgrade", "steadfast", "deploy/chart", "--reuse-values", "--wait", "--timeout", "180s"];
         args.extend(values.iter().flat_map(|value| ["--set", value]));
         helm(self.cluster, &self.system, &args).unwrap_or_else(|why| panic!("{why}\n{}", self.state()));
@@ -175,7 +176,7 @@ impl Drop for Installed<'_> {
         let failed = std::thread::panicking();
         if failed {
             eprintln!("{}", self.state());
-            self.spend();
+            spend();
         }
         let mut standing = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
         standing.users -= 1;

@@ -83,8 +83,7 @@ async fn ask(address: &str, name: String, trust: Vec<CertificateDer<'static>>, r
 #[test]
 fn the_api_server_waits_a_few_milliseconds_for_an_answer() {
     let Some(cluster) = cluster_alone() else { return };
-    if cluster.is_elsewhere() {
-        eprintln!("not run: addresses of this cluster cannot be dialled from here");
+    if !cluster.is_within_reach() {
         return;
     }
     let installed = install(&cluster);
@@ -264,8 +263,7 @@ const POLICY: &str = "{apiVersion: steadfast.dev/v1alpha1, kind: FaultPolicy, me
 #[test]
 fn a_policy_reaches_its_sidecars_within_a_tenth_of_a_second() {
     let Some(cluster) = cluster_alone() else { return };
-    if cluster.is_elsewhere() {
-        eprintln!("not run: addresses of this cluster cannot be dialled from here");
+    if !cluster.is_within_reach() {
         return;
     }
     let installed = install(&cluster);

@@ -36,6 +36,9 @@ fn service(space: &Namespace<'_>) -> String {
 #[test]
 fn a_run_whose_command_line_is_killed_ends_by_itself() {
     let Some(cluster) = cluster_alone() else { return };
+    if !cluster.is_within_reach() {
+        return;
+    }
     let installed = install_with(&cluster, &EVERY_FAILURE);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("orphan", ASKS);
@@ -91,6 +94,9 @@ fn a_run_whose_command_line_is_killed_ends_by_itself() {
 #[test]
 fn what_is_in_force_ends_without_the_api_server_or_as_soon_as_it_is_back() {
     let Some(cluster) = cluster_alone() else { return };
+    if !cluster.is_within_reach() {
+        return;
+    }
     let installed = install_with(&cluster, &EVERY_FAILURE);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("cut", ASKS);

@@ -20,8 +20,7 @@ fn a_service_is_dialled_from_the_clusters_network() {
     let space = cluster.namespace("dial");
     space.recommender("recommender", 1, "");
     let address = space.get("service/recommender").expect("it was applied")["spec"]["clusterIP"].as_str().expect("an address").to_owned();
-    if cluster.is_elsewhere() {
-        eprintln!("not run: addresses of this cluster cannot be dialled from here");
+    if !cluster.is_within_reach() {
         return;
     }
     // kube-proxy hears of the endpoint a moment after the pod is Ready.
