@@ -101,7 +101,8 @@ fn the_other_resources_refuse_their_mistakes_too() {
         ("ResilienceSchedule", schedule, "2026-12-24", "24.12.", "a date such as"),
         ("GoldenSet", set, "configMap: {name: x}", "", "exactly one of"),
         ("GoldenSet", set, "source:", "digest: sha256:1, source:", "64 hexadecimal digits"),
-        ("GoldenSet", set, "configMap: {name: x}", "objectStore: {url: bucket}", "such as s3://"),
+        ("GoldenSet", set, "configMap: {name: x}", "objectStore: {url: bucket}", "write s3://BUCKET/PATH"),
+        ("GoldenSet", set, "configMap: {name: x}", "objectStore: {url: 'https://bucket/set'}", "write s3://BUCKET/PATH"),
     ] {
         assert!(spec.contains(right), "{right}");
         let refused = space.try_apply(&object(kind, &spec.replacen(right, wrong, 1))).expect_err(wrong);
