@@ -168,11 +168,13 @@ impl Facts {
             self.tell(at, What::Initialized { uid: uid.clone() });
         }
         if seen.running != known.running {
-            match seen.running {
-                Some(restarts) => self.tell(at, What::ContainerStarted { uid: uid.clone(), restarts }),
-                None => {
-                    self.tell(at, What::BackOff { uid: uid.clone(), reason: seen.ended.unwrap_or_else(|| "its server ended".to_owned()), wait: Span::ZERO });
-                }
+            // Kubelet may tell of the end and of the new start at once: a start that nobody left for would be none of an outage.
+            if seen.running.is_none() || known.running.is_some() {
+                let reason = seen.ended.unwrap_or_else(|| "its server ended".to_owned());
+                self.tell(at, What::BackOff { uid: uid.clone(), reason, wait: Span::ZERO });
+            }
+            if let Some(restarts) = seen.running {
+                self.tell(at, What::ContainerStarted { uid: uid.clone(), restarts });
             }
             known.running = seen.running;
         }
@@ -413,6 +415,18 @@ mod tests {
         assert_eq!(reasons, ["exited with status 3; its last words: no model"]);
         facts.pod(now, &up("a", 1, "True"));
         assert!(matches!(told.try_recv().unwrap().what, What::ContainerStarted { restarts: 1, .. }));
+    }
+
+    #[test]
+    fn a_server_whose_end_and_new_start_are_told_at_once_was_gone_all_the_same() {
+        let (mut facts, mut told) = facts();
+        let now = Instant::now();
+        facts.pod(now, &up("a", 0, "True"));
+        heard(&mut told);
+        facts.pod(now, &up("a", 1, "True"));
+        assert!(matches!(told.try_recv().unwrap().what, What::BackOff { reason, .. } if reason == "its server ended"));
+        assert!(matches!(told.try_recv().unwrap().what, What::ContainerStarted { restarts: 1, .. }));
+        assert!(told.try_recv().is_err());
     }
 
     /// Its object stays until somebody collects it.
