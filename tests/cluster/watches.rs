@@ -156,7 +156,7 @@ fn what_nobody_planned_is_seen_for_as_long_as_the_test_stands() {
     let outages = if let Some(lost) = without_power(&cluster, &space, &installed.system) {
         let told = status(&space, 150, "news of the lost node", |status| status["outages"] == 3);
         assert!(told["lastOutage"].as_str().is_some_and(|words| words.contains(&format!("node {} was lost", lost.node))), "{told:#}");
-        lost.check(&report(&space, "steadfast-run-watch-outage"));
+        lost.check(&report(&space, "steadfast-outage-watch"));
         3
     } else {
         2

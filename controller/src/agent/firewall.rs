@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt::Write as _, fs, net::SocketAddr, process::
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Api, Client};
 use serde_json::Value;
-use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
+use tokio::{io::AsyncWriteExt, process::Command, sync::Mutex, time::timeout};
 
 use super::{
     latency::{self, Counts, Waited},
@@ -60,7 +60,7 @@ pub(super) enum Cut {
 
 /// What was in force until it was taken away.
 pub(super) struct Cleared {
-    /// Packets, since the first cut began.
+    /// Packets, since the last cut began.
     pub dropped: u64,
     pub waited: Waited,
 }
@@ -70,6 +70,9 @@ pub(super) struct Firewall {
     api_servers: Vec<SocketAddr>,
     client: Client,
     waited: Counts,
+    /// Packets that were dropped since the last cut began, as far as they were counted: whoever clears takes the counters away, and a fault's own end and its being ended
+    /// come at the same moment.
+    dropped: Mutex<u64>,
 }
 
 impl Firewall {
@@ -86,7 +89,7 @@ impl Firewall {
             return Err(format!("--uplinks: {odd:?} is not the name of a device, such as eth0"));
         }
         nft(&["list", "tables"], "").await?;
-        Ok(Self { uplinks, api_servers, client, waited: Counts::default() })
+        Ok(Self { uplinks, api_servers, client, waited: Counts::default(), dropped: Mutex::default() })
     }
 
     pub(super) fn uplinks(&self) -> &[String] {
@@ -113,18 +116,23 @@ impl Firewall {
 
     /// Begins a cut, which the kernel ends after `lasts`.
     pub(super) async fn cut(&self, cut: &Cut, lasts: Duration) -> Result<(), String> {
-        nft(&["-f", "-"], &script(cut, &self.uplinks, lasts)).await.map(drop)
+        let mut dropped = self.dropped.lock().await;
+        nft(&["-f", "-"], &script(cut, &self.uplinks, lasts)).await?;
+        *dropped = 0;
+        Ok(())
     }
 
     /// Ends every cut and every delay.
     pub(super) async fn clear(&self) -> Cleared {
         latency::clear().await;
-        let dropped = nft(&["-j", "list", "table", "inet", TABLE], "").await.map_or(0, |listed| packets(&listed));
+        let mut dropped = self.dropped.lock().await;
+        // There may be no table.
+        *dropped += nft(&["-j", "list", "table", "inet", TABLE], "").await.map_or(0, |listed| packets(&listed));
         // Made first, so that there is something to delete.
         if let Err(error) = nft(&["-f", "-"], &format!("table inet {TABLE}\ndelete table inet {TABLE}\n")).await {
             tracing::error!(error, "the cuts cannot be taken away; the kernel's timers will");
         }
-        Cleared { dropped, waited: *self.waited.lock().unwrap_or_else(PoisonError::into_inner) }
+        Cleared { dropped: *dropped, waited: *self.waited.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 }
 
