@@ -50,19 +50,21 @@ impl Access {
     /// # Errors
     /// As [`Self::config`], or when what the file says of certificates cannot be used.
     pub async fn client(&self) -> Result<Client, NoCluster> {
-        crate::http::provide();
-        Client::try_from(self.config().await?).map_err(|error| NoCluster(error.to_string()))
+        made(self.config().await?)
     }
 
     /// One that asks a busy API server again by itself, and one that never does.
     pub async fn clients(&self) -> Result<(Client, Client), NoCluster> {
-        crate::http::provide();
-        let made = |config: Config| Client::try_from(config).map_err(|error| NoCluster(error.to_string()));
         let mut config = self.config().await?;
         let client = made(config.clone())?;
         config.default_retry = false;
         Ok((client, made(config)?))
     }
+}
+
+fn made(config: Config) -> Result<Client, NoCluster> {
+    crate::http::provide();
+    Client::try_from(config).map_err(|error| NoCluster(error.to_string()))
 }
 
 #[cfg(test)]

@@ -105,17 +105,17 @@ fn judge(generation: Option<i64>, status: &GoldenSetStatus, rollout: &Rollout) -
         return Err(GateError::Refused(format!("the GoldenSet is not replayed ({}): {}", ready.reason, ready.message)));
     }
     let told = condition("Verdict").map(|condition| condition.message.clone()).unwrap_or_default();
-    match status.verdict {
-        Some(Verdict::ReferenceBroken) => Ok((Standing::ReferenceBroken, told)),
+    match (status.verdict, &rollout.changed, &rollout.under_way) {
+        (Some(Verdict::ReferenceBroken), ..) => Ok((Standing::ReferenceBroken, told)),
         // What is called the newest version now may be the one that the change mends.
-        _ if rollout.changed.is_some() => wait(rollout.changed.clone().unwrap_or_default()),
-        Some(Verdict::Fail) => {
+        (_, Some(changed), _) => wait(changed.clone()),
+        (Some(Verdict::Fail), ..) => {
             let named: Vec<&str> = rollout.pods.iter().filter(|pod| pod.newest && status.failing.contains(&pod.name)).map(|pod| pod.name.as_str()).collect();
             if named.is_empty() { wait(format!("pods that are on their way out answer wrong: {told}")) } else { Ok((Standing::Fail, told)) }
         }
-        _ if rollout.under_way.is_some() => wait(rollout.under_way.clone().unwrap_or_default()),
-        Some(Verdict::Pass) => passed(status, condition("Verdict"), rollout, told),
-        Some(Verdict::Inconclusive) | None => wait(told),
+        (_, _, Some(under_way)) => wait(under_way.clone()),
+        (Some(Verdict::Pass), ..) => passed(status, condition("Verdict"), rollout, told),
+        (Some(Verdict::Inconclusive) | None, ..) => wait(told),
     }
 }
 

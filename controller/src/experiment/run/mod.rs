@@ -297,19 +297,15 @@ impl<P: Platform> Conductor<'_, P> {
 
     /// Waits for what must not be cut off, and tells the platform to be brief should the run have to end meanwhile.
     async fn brought_to_end<T>(&mut self, work: impl Future<Output = T>) -> T {
-        let mut work = std::pin::pin!(work);
-        loop {
-            tokio::select! {
-                done = &mut work => return done,
-                () = tokio::time::sleep(TELL) => self.tell(),
-            }
-            if self.given_up.is_none()
-                && let Some(ending) = self.must_end()
+        self.while_telling(work, |conductor| {
+            if conductor.given_up.is_none()
+                && let Some(ending) = conductor.must_end()
             {
-                self.given_up = Some(ending);
-                self.platform.give_up();
+                conductor.given_up = Some(ending);
+                conductor.platform.give_up();
             }
-        }
+        })
+        .await
     }
 
     /// Until `done` says so (its value) or `until` (`None`), unless the run must end: interrupted or halted.
@@ -336,12 +332,17 @@ impl<P: Platform> Conductor<'_, P> {
 
     /// Waits for something that must not be cut off, and goes on telling.
     async fn alongside<T>(&mut self, work: impl Future<Output = T>) -> T {
+        self.while_telling(work, |_| {}).await
+    }
+
+    async fn while_telling<T>(&mut self, work: impl Future<Output = T>, mut meanwhile: impl FnMut(&mut Self)) -> T {
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
                 done = &mut work => return done,
                 () = tokio::time::sleep(TELL) => self.tell(),
             }
+            meanwhile(self);
         }
     }
 
