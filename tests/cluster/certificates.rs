@@ -7,7 +7,7 @@ use serde_json::json;
 use steadfast_controller::webhook::certificate::{Certificates, Lifetimes};
 
 use crate::{
-    harness::{Cluster, Namespace, cluster_alone},
+    harness::{Cluster, Installation, Namespace, cluster_alone},
     install::{helm, install_anew},
 };
 
@@ -61,7 +61,7 @@ fn is_injected(space: &Namespace<'_>, name: &str) -> bool {
 
 #[test]
 fn mounted_certificates_are_shown_and_their_successors_without_a_restart() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     if !cluster.is_within_reach() {
         return;
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    harness::{Cluster, Namespace, STEADFAST, cluster, cluster_alone, output},
+    harness::{Cluster, Installation, Namespace, STEADFAST, cluster, cluster_alone, output},
     install::{install, nothing_installed},
 };
 
@@ -67,7 +67,7 @@ fn everything(cluster: &Cluster) -> Vec<String> {
 
 #[test]
 fn an_administrator_may_install_it_and_asking_leaves_nothing_behind() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     nothing_installed(&cluster);
     let space = cluster.namespace("checks");
     let before = everything(&cluster);
@@ -92,7 +92,7 @@ fn an_administrator_may_install_it_and_asking_leaves_nothing_behind() {
 #[test]
 fn a_user_without_rights_is_told_which_are_missing_and_one_whose_rights_end_before_what_roles_hand_on_too() {
     // What another test has installed would not be handed on anew.
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     nothing_installed(&cluster);
     let (space, files) = (cluster.namespace("rights"), TempDir::new().expect("a directory"));
     let nobody = user(&space, "nobody", files.path());

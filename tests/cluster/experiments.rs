@@ -11,7 +11,7 @@ use steadfast_api::{
 };
 
 use crate::{
-    harness::{Cluster, IMAGE, Namespace, STEADFAST, cluster, cluster_alone, output},
+    harness::{Cluster, IMAGE, Installation, Namespace, STEADFAST, cluster_alone, cluster_for_a_run, output},
     install::install,
 };
 
@@ -116,7 +116,7 @@ fn ran(cluster: &Cluster, space: &Namespace<'_>, text: &str, report: &Path, vari
 
 #[test]
 fn killed_slow_and_held_down_pods_are_measured_as_on_one_machine() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_for_a_run() else { return };
     let installed = install(&cluster);
     let space = cluster.namespace_with("experiment", ASKS);
     digits(&space, 2);
@@ -165,7 +165,7 @@ fn killed_slow_and_held_down_pods_are_measured_as_on_one_machine() {
 
 #[test]
 fn what_cannot_be_run_is_refused_with_what_would_be_right() {
-    let Some(cluster) = cluster() else { return };
+    let Some(cluster) = cluster_for_a_run() else { return };
     let _installed = install(&cluster);
     let space = cluster.namespace_with("refused", "steadfast.dev/inject: 'true'");
     digits(&space, 1);
@@ -199,7 +199,7 @@ fn what_cannot_be_run_is_refused_with_what_would_be_right() {
 
 #[test]
 fn a_run_ends_when_its_test_is_deleted_and_is_inconclusive_when_its_controller_is_killed() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Default) else { return };
     let installed = install(&cluster);
     let space = cluster.namespace_with("ends", ASKS);
     digits(&space, 1);

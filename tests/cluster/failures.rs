@@ -17,7 +17,7 @@ use steadfast_api::{mark::Mark, report::RunOutcome};
 
 use crate::{
     experiments::{ASKS, digits, golden_set, run, run_into, test},
-    harness::{Cluster, IMAGE, Namespace, cluster_alone, root},
+    harness::{Cluster, IMAGE, Installation, Namespace, cluster_alone, root},
     install::{Installed, install_anew, install_with},
 };
 
@@ -71,7 +71,7 @@ pub(crate) fn eventually_as_before(cluster: &Cluster, installed: &Installed<'_>,
 
 #[test]
 fn nodes_workloads_and_containers_fail_with_proof_and_are_put_back() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::EveryFailure) else { return };
     let installed = install_with(&cluster, &EVERY_FAILURE);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("failures", ASKS);
@@ -130,7 +130,7 @@ fn nodes_workloads_and_containers_fail_with_proof_and_are_put_back() {
 
 #[test]
 fn a_slow_node_is_fast_again_when_its_agent_is_killed() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::EveryFailure) else { return };
     if !cluster.is_within_reach() {
         return;
     }
@@ -221,7 +221,7 @@ pub(crate) fn whole_matrix() -> bool {
 
 #[test]
 fn a_leader_that_is_lost_or_told_to_stop_in_any_failure_leaves_nothing() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     let full = whole_matrix() && !cluster.is_elsewhere();
     let mut values: Vec<String> = [
         "nodeAgent.enabled=true",
@@ -346,7 +346,7 @@ fn nobody_owns(cluster: &Cluster, space: &Namespace<'_>) {
 
 #[test]
 fn what_is_cut_off_returns_when_its_test_is_deleted_and_what_a_budget_refuses_is_told_at_once() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::EveryFailure) else { return };
     let installed = install_with(&cluster, &EVERY_FAILURE);
     let _allowed = NodesAllowed::new(&cluster);
     let space = cluster.namespace_with("ended", ASKS);
@@ -461,7 +461,7 @@ fn serve(stream: TcpStream, tool: &std::path::Path, switched: &Switched) {
 /// `STEADFAST_CASE_STUDY=full`; the report is left in target/case-study.
 #[test]
 fn the_case_study_runs_on_a_cluster_with_a_node_that_loses_its_power() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     if cluster.is_elsewhere() {
         eprintln!("not run: the nodes of this cluster cannot be switched off from here");
         return;

@@ -13,7 +13,7 @@ use steadfast_golden_sets::{
 
 use crate::{
     experiments::{digits, run, test},
-    harness::{Cluster, IMAGE, Namespace, STEADFAST, cluster_alone, condition, names, root},
+    harness::{Cluster, IMAGE, Namespace, STEADFAST, cluster, cluster_for_a_run, condition, names, root},
     install::install,
     watches::metrics,
 };
@@ -163,7 +163,7 @@ fn gate(cluster: &Cluster, space: &Namespace<'_>, timeout: &str) -> (Option<i32>
 
 #[test]
 fn one_wrong_replica_of_three_is_named_and_leaves_its_service_and_returns_when_it_is_mended() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster() else { return };
     let installed = install(&cluster);
     let space = cluster.namespace_with("golden", ASKS);
     apply_set(&space, &digits_set());
@@ -201,7 +201,7 @@ fn one_wrong_replica_of_three_is_named_and_leaves_its_service_and_returns_when_i
 
 #[test]
 fn nobody_leaves_for_a_reference_that_is_broken_or_for_another_model() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster() else { return };
     let installed = install(&cluster);
     let space = cluster.namespace_with("broken", ASKS);
     let set = digits_set();
@@ -232,7 +232,7 @@ fn nobody_leaves_for_a_reference_that_is_broken_or_for_another_model() {
 
 #[test]
 fn a_rollout_of_wrong_weights_is_stopped_at_the_gate_and_its_pod_serves_nobody() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster() else { return };
     let installed = install(&cluster);
     let space = cluster.namespace_with("weights", ASKS);
     let set = digits_set();
@@ -261,7 +261,7 @@ fn a_rollout_of_wrong_weights_is_stopped_at_the_gate_and_its_pod_serves_nobody()
 
 #[test]
 fn a_run_has_its_golden_sets_replayed_in_the_pods_of_its_target() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_for_a_run() else { return };
     let installed = install(&cluster);
     let space = cluster.namespace_with("replays", "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed");
     digits(&space, 2);

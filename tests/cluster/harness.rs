@@ -1,8 +1,9 @@
 //! A real cluster for tests: found or started, asked through `kubectl`, and left as it was.
 //!
 //! ```text
-//! let Some(cluster) = harness::cluster() else { return };      // beside other tests
-//! let Some(cluster) = harness::cluster_alone() else { return }; // no other test meanwhile: for those that break nodes or change cluster-wide objects
+//! let Some(cluster) = harness::cluster() else { return };           // beside other tests
+//! let Some(cluster) = harness::cluster_for_a_run() else { return }; // beside others that run no experiment
+//! let Some(cluster) = harness::cluster_alone(Installation::Default) else { return }; // no other test meanwhile: for those that break nodes or change what all share
 //!
 //! let space = cluster.namespace("marks");                      // steadfast-test-marks-…, removed with everything in it on drop
 //! space.apply("apiVersion: v1 …");                             // panics with kubectl's words; `try_apply` returns them
@@ -31,7 +32,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
-        OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Condvar, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     thread,
@@ -39,6 +40,8 @@ use std::{
 };
 
 use serde_json::Value;
+
+use crate::reads::{self, Answer, Reads};
 
 /// This build's program, for [`Cluster::command`].
 pub(crate) const STEADFAST: &str = env!("CARGO_BIN_EXE_steadfast");
@@ -54,56 +57,110 @@ const NODES: &str = "3";
 pub(crate) const PODS_READY: u64 = 90;
 
 static FOUND: OnceLock<Result<Cluster, String>> = OnceLock::new();
-static IN_USE: RwLock<()> = RwLock::new(());
+static GATE: Gate = Gate { state: Mutex::new(State { inside: Vec::new(), waiting: Vec::new() }), changed: Condvar::new() };
 static NAMESPACES: AtomicU32 = AtomicU32::new(0);
 
 /// The cluster, beside other tests. `None`: there is none, and it was said why.
-pub(crate) fn cluster() -> Option<Shared> {
-    let cluster = found()?;
-    Some(Shared { _guard: IN_USE.read().unwrap_or_else(PoisonError::into_inner), cluster })
+pub(crate) fn cluster() -> Option<Entered> {
+    enter(Wish::Beside)
+}
+
+/// Beside other tests, none of which has the controller run an experiment: it runs one at a time.
+pub(crate) fn cluster_for_a_run() -> Option<Entered> {
+    enter(Wish::Run)
 }
 
 /// The cluster, with no other test of this program using it.
-pub(crate) fn cluster_alone() -> Option<Alone> {
+pub(crate) fn cluster_alone(installation: Installation) -> Option<Entered> {
+    enter(Wish::Alone(installation))
+}
+
+/// What a test that is alone wants installed. Those that want the same come one after the other, since an installation takes half a minute.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Installation {
+    /// As [`crate::install::install`] makes it.
+    Default,
+    /// With [`crate::failures::EVERY_FAILURE`].
+    EveryFailure,
+    /// One with values of its own, or none.
+    Own,
+}
+
+/// In the order in which they come where several wait.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Wish {
+    Run,
+    Beside,
+    Alone(Installation),
+}
+
+/// Who gets the cluster next. Most of a test's time is waiting, so those that disturb nobody go side by side; with more threads than tests
+/// (`--test-threads 99`) all of them wait here, and the order is the best one.
+struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    inside: Vec<Wish>,
+    waiting: Vec<Wish>,
+}
+
+impl State {
+    /// Side by side on two processors.
+    const AT_ONCE: usize = 4;
+
+    fn may_enter(&self, wish: Wish) -> bool {
+        match wish {
+            _ if self.inside.iter().any(|other| matches!(other, Wish::Alone(_))) => false,
+            Wish::Alone(_) => self.inside.is_empty() && self.waiting.iter().min() == Some(&wish),
+            Wish::Run => self.inside.len() < Self::AT_ONCE && !self.inside.contains(&Wish::Run),
+            Wish::Beside => self.inside.len() < Self::AT_ONCE,
+        }
+    }
+}
+
+fn enter(wish: Wish) -> Option<Entered> {
     let cluster = found()?;
-    Some(Alone { _guard: IN_USE.write().unwrap_or_else(PoisonError::into_inner), cluster })
+    let mut state = GATE.state.lock().unwrap_or_else(PoisonError::into_inner);
+    state.waiting.push(wish);
+    state = GATE.changed.wait_while(state, |state| !state.may_enter(wish)).unwrap_or_else(PoisonError::into_inner);
+    let place = state.waiting.iter().position(|other| *other == wish).expect("it waited");
+    state.waiting.swap_remove(place);
+    state.inside.push(wish);
+    GATE.changed.notify_all();
+    Some(Entered { wish, cluster, began: Instant::now() })
 }
 
-pub(crate) struct Shared {
-    _guard: RwLockReadGuard<'static, ()>,
+/// A test that uses the cluster, until it is dropped.
+pub(crate) struct Entered {
+    wish: Wish,
     cluster: &'static Cluster,
+    began: Instant,
 }
 
-pub(crate) struct Alone {
-    _guard: RwLockWriteGuard<'static, ()>,
-    cluster: &'static Cluster,
-}
-
-impl Shared {
+impl Entered {
     /// For threads that a test joins before it ends.
     pub(crate) const fn everywhere(&self) -> &'static Cluster {
         self.cluster
     }
 }
 
-impl Alone {
-    /// For threads that a test joins before it ends.
-    pub(crate) const fn everywhere(&self) -> &'static Cluster {
-        self.cluster
-    }
-}
-
-impl Deref for Shared {
+impl Deref for Entered {
     type Target = Cluster;
     fn deref(&self) -> &Cluster {
         self.cluster
     }
 }
 
-impl Deref for Alone {
-    type Target = Cluster;
-    fn deref(&self) -> &Cluster {
-        self.cluster
+impl Drop for Entered {
+    fn drop(&mut self) {
+        // Of the time that a test takes, some is waiting for others.
+        println!("{}: {:.0} s of the cluster", thread::current().name().unwrap_or_default(), self.began.elapsed().as_secs_f64());
+        let mut state = GATE.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = state.inside.iter().position(|other| *other == self.wish).expect("it entered");
+        state.inside.swap_remove(place);
+        GATE.changed.notify_all();
     }
 }
 
@@ -136,6 +193,7 @@ fn tool() -> PathBuf {
 pub(crate) struct Cluster {
     /// Another cluster's; `None`: the one of `tests/cluster/cluster`.
     kubeconfig: Option<PathBuf>,
+    reads: OnceLock<Reads>,
 }
 
 impl Cluster {
@@ -144,7 +202,7 @@ impl Cluster {
             return Err("STEADFAST_REQUIRE_CLUSTER=0".to_owned());
         }
         if let Some(file) = env::var_os("STEADFAST_TEST_KUBECONFIG") {
-            let cluster = Self { kubeconfig: Some(PathBuf::from(file)) };
+            let cluster = Self { kubeconfig: Some(PathBuf::from(file)), reads: OnceLock::new() };
             cluster.kubectl(&["get", "nodes"]).map_err(|why| format!("STEADFAST_TEST_KUBECONFIG: {why}"))?;
             return Ok(cluster);
         }
@@ -162,7 +220,7 @@ impl Cluster {
         if env::var("STEADFAST_TEST_IMAGES").as_deref() != Ok("loaded") {
             output(&mut Command::new(root().join("tests/cluster/images")), None)?;
         }
-        Ok(Self { kubeconfig: None })
+        Ok(Self { kubeconfig: None, reads: OnceLock::new() })
     }
 
     /// Whether it is a cluster of somebody else's, whose network is not this machine's.
@@ -198,6 +256,26 @@ impl Cluster {
         output(self.command("kubectl").args(args), None)
     }
 
+    /// A GET of the API server; `None` where it cannot be asked this way.
+    fn read(&self, path: &str) -> Option<Answer> {
+        self.reads.get_or_init(|| Reads::start(self.command("sh")).expect("kubectl proxy starts")).get(path).ok()
+    }
+
+    fn read_object(&self, what: &str, namespace: Option<&str>) -> Option<Option<Value>> {
+        let answer = self.read(&reads::object(what, namespace)?)?;
+        match answer.status {
+            200 => Some(Some(serde_json::from_str(&answer.body).ok()?)),
+            404 => Some(None),
+            _ => None,
+        }
+    }
+
+    fn read_objects(&self, kind: &str, namespace: Option<&str>, selector: &str) -> Option<Vec<Value>> {
+        let answer = self.read(&reads::objects(kind, namespace, selector)?).filter(|answer| answer.status == 200)?;
+        let list: Value = serde_json::from_str(&answer.body).ok()?;
+        Some(list["items"].as_array().cloned().unwrap_or_default())
+    }
+
     /// `kubectl apply` of YAML. The error is kubectl's.
     pub(crate) fn try_apply(&self, yaml: &str) -> Result<String, String> {
         output(self.command("kubectl").args(["apply", "-f", "-"]), Some(yaml))
@@ -213,13 +291,13 @@ impl Cluster {
     /// An object outside namespaces as JSON, such as `node/n1`; `None` when there is none.
     #[track_caller]
     pub(crate) fn get(&self, what: &str) -> Option<Value> {
-        get(self.kubectl(&["get", what, "-o", "json", "--ignore-not-found"]))
+        self.read_object(what, None).unwrap_or_else(|| get(self.kubectl(&["get", what, "-o", "json", "--ignore-not-found"])))
     }
 
     /// All objects of a kind outside namespaces; with a namespace's, those of all namespaces.
     #[track_caller]
     pub(crate) fn list(&self, kind: &str) -> Vec<Value> {
-        items(self.kubectl(&["get", kind, "--all-namespaces", "-o", "json"]))
+        self.read_objects(kind, None, "").unwrap_or_else(|| items(self.kubectl(&["get", kind, "--all-namespaces", "-o", "json"])))
     }
 
     /// Names of all nodes, sorted.
@@ -391,25 +469,36 @@ impl<'a> Namespace<'a> {
     /// An object as JSON, such as `pod/x`; `None` when there is none.
     #[track_caller]
     pub(crate) fn get(&self, what: &str) -> Option<Value> {
-        get(self.kubectl(&["get", what, "-o", "json", "--ignore-not-found"]))
+        let read = self.cluster.read_object(what, Some(&self.name));
+        read.unwrap_or_else(|| get(self.kubectl(&["get", what, "-o", "json", "--ignore-not-found"])))
     }
 
     #[track_caller]
     pub(crate) fn list(&self, kind: &str) -> Vec<Value> {
-        items(self.kubectl(&["get", kind, "-o", "json"]))
+        self.cluster.read_objects(kind, Some(&self.name), "").unwrap_or_else(|| items(self.kubectl(&["get", kind, "-o", "json"])))
+    }
+
+    #[track_caller]
+    fn selected(&self, selector: &str) -> Vec<Value> {
+        let read = self.cluster.read_objects("pods", Some(&self.name), selector);
+        read.unwrap_or_else(|| items(self.kubectl(&["get", "pods", "--selector", selector, "-o", "json"])))
     }
 
     /// Names of pods by label selector, sorted; not those on their way out.
     #[track_caller]
     pub(crate) fn pods(&self, selector: &str) -> Vec<String> {
-        let pods = items(self.kubectl(&["get", "pods", "--selector", selector, "-o", "json"]));
-        names(&pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect::<Vec<_>>())
+        names(&self.selected(selector).into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect::<Vec<_>>())
     }
 
     /// The answer to a GET through the API server's proxy: `to` is `SERVICE:PORT` or `pod/NAME:PORT`. The error holds the API server's words.
     pub(crate) fn ask(&self, to: &str, path: &str) -> Result<String, String> {
         let (kind, name) = to.split_once('/').map_or(("services", to), |(_, pod)| ("pods", pod));
-        self.cluster.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{}/{kind}/{name}/proxy{path}", self.name)])
+        let path = format!("/api/v1/namespaces/{}/{kind}/{name}/proxy{path}", self.name);
+        match self.cluster.read(&path) {
+            Some(Answer { status: 200..300, body }) => Ok(body),
+            Some(Answer { status, body }) => Err(format!("{path}: {status}: {body}")),
+            None => self.cluster.kubectl(&["get", "--raw", &path]),
+        }
     }
 
     /// Asks again and again until `probe` has something; after `seconds` panics with the state of the namespace.
@@ -429,7 +518,7 @@ impl<'a> Namespace<'a> {
     #[track_caller]
     pub(crate) fn wait_ready(&self, selector: &str, count: usize) -> Vec<String> {
         self.wait(PODS_READY, &format!("{count} Ready pods of {selector}"), || {
-            let pods = items(self.kubectl(&["get", "pods", "--selector", selector, "-o", "json"]));
+            let pods = self.selected(selector);
             let ready = pods.iter().all(|pod| condition(pod, "Ready").as_deref() == Some("True") && pod["metadata"]["deletionTimestamp"].is_null());
             (ready && pods.len() == count).then(|| names(&pods))
         })
@@ -438,7 +527,7 @@ impl<'a> Namespace<'a> {
     /// The same of pods with sidecars. The webhook fails open: a pod that was made while it was out of reach is deleted here, as its Event advises.
     pub(crate) fn wait_injected(&self, selector: &str, count: usize) -> Vec<String> {
         self.wait(2 * PODS_READY, &format!("{count} Ready pods of {selector} with sidecars"), || {
-            let pods = items(self.kubectl(&["get", "pods", "--selector", selector, "-o", "json"]));
+            let pods = self.selected(selector);
             let here: Vec<Value> = pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect();
             let bare: Vec<Value> = here.iter().filter(|pod| pod["metadata"]["annotations"]["steadfast.dev/injected"].is_null()).cloned().collect();
             for name in names(&bare) {

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     experiments::{ASKS, digits, test},
     failures::kept,
-    harness::{Cluster, Namespace, cluster_alone},
+    harness::{Cluster, Installation, Namespace, cluster_alone, cluster_for_a_run},
     install::{Installed, install},
     truth::pod_of,
 };
@@ -62,7 +62,7 @@ fn ends(cluster: &Cluster, installed: &Installed<'_>, space: &Namespace<'_>, nam
 
 #[test]
 fn a_run_ends_once_and_leaves_nothing_whenever_its_leader_is_killed() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Default) else { return };
     if cluster.is_elsewhere() {
         eprintln!("not run: the processes of this cluster cannot be killed from here");
         return;
@@ -104,7 +104,7 @@ fn a_run_ends_once_and_leaves_nothing_whenever_its_leader_is_killed() {
 
 #[test]
 fn a_namespace_that_is_deleted_in_the_middle_of_a_run_is_gone_within_a_minute() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_for_a_run() else { return };
     let installed = install(&cluster);
     let space = cluster.namespace_with("deleted", ASKS);
     digits(&space, 1);

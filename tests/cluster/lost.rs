@@ -11,7 +11,7 @@ use std::{
 use crate::{
     experiments::{ASKS, digits, test},
     failures::{EVERY_FAILURE, NodesAllowed, changeable, eventually_as_before, kept, whole_matrix},
-    harness::{Cluster, Namespace, STEADFAST, cluster_alone},
+    harness::{Cluster, Installation, Namespace, STEADFAST, cluster_alone},
     install::install_with,
 };
 
@@ -35,7 +35,7 @@ fn service(space: &Namespace<'_>) -> String {
 
 #[test]
 fn a_run_whose_command_line_is_killed_ends_by_itself() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::EveryFailure) else { return };
     if !cluster.is_within_reach() {
         return;
     }
@@ -93,7 +93,7 @@ fn a_run_whose_command_line_is_killed_ends_by_itself() {
 
 #[test]
 fn what_is_in_force_ends_without_the_api_server_or_as_soon_as_it_is_back() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::EveryFailure) else { return };
     if !cluster.is_within_reach() {
         return;
     }

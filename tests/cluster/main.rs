@@ -17,6 +17,7 @@ mod latency;
 mod lost;
 mod manifests;
 mod meshes;
+mod reads;
 mod redirect;
 mod resources;
 mod scale;

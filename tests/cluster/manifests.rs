@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use crate::{
-    harness::{Cluster, IMAGE, PROXY_IMAGE, cluster_alone, output, root},
+    harness::{Cluster, IMAGE, Installation, PROXY_IMAGE, cluster_alone, output, root},
     install::{helm, nothing_installed},
 };
 
@@ -47,7 +47,7 @@ impl Drop for Applied<'_> {
 
 #[test]
 fn plain_manifests_give_a_controller_that_injects_and_are_applied_again_without_harm() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     nothing_installed(&cluster);
     let releases = helm(&cluster, SYSTEM, &["list", "--short"]).expect("helm answers");
     assert_eq!(releases.trim(), "", "another test is done with its chart");

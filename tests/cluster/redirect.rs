@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    harness::{Cluster, IMAGE, Namespace, STEADFAST, cluster_alone, output},
+    harness::{Cluster, IMAGE, Installation, Namespace, STEADFAST, cluster, cluster_alone, output},
     install::install_with,
 };
 
@@ -69,7 +69,7 @@ fn told(space: &Namespace<'_>, about: &str, reason: &str) -> bool {
 
 #[test]
 fn numbers_lead_through_the_sidecar_of_who_asked_and_probes_do_not() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     if !cluster.is_within_reach() {
         return;
     }
@@ -122,7 +122,7 @@ spec:
 
 #[test]
 fn without_the_charts_value_nobody_is_redirected() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster() else { return };
     let _installed = install_with(&cluster, &[]);
     let space = cluster.namespace_with("unallowed", ASKS);
     space.apply(&by_number("numbered", "steadfast.dev/interception: redirect", "{containerPort: 8000}"));
@@ -184,7 +184,7 @@ impl Drop for Ends {
 
 #[test]
 fn both_families_are_redirected_and_loopback_is_not() {
-    let Some(_cluster) = cluster_alone() else { return };
+    let Some(_cluster) = cluster() else { return };
     if !nix::unistd::geteuid().is_root() {
         eprintln!("not run: network namespaces need root");
         return;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::{
-    harness::{Cluster, cluster_alone},
+    harness::{Cluster, Installation, cluster_alone},
     install::{Installed, install_anew},
     truth::pod_of,
 };
@@ -24,7 +24,7 @@ fn resident(cluster: &Cluster, installed: &Installed<'_>) -> u64 {
 
 #[test]
 fn pods_of_others_cost_the_controller_little_memory() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     if cluster.is_elsewhere() {
         eprintln!("not run: the processes of this cluster cannot be seen from here");
         return;

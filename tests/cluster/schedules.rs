@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{
     experiments::{digits, test},
-    harness::{Namespace, cluster},
+    harness::{Namespace, cluster_for_a_run},
     install::install,
 };
 
@@ -40,7 +40,7 @@ fn made(space: &Namespace<'_>) -> Vec<Value> {
 
 #[test]
 fn leashed_it_tells_armed_it_runs_and_what_is_not_well_is_left_in_peace() {
-    let Some(cluster) = cluster() else { return };
+    let Some(cluster) = cluster_for_a_run() else { return };
     let installed = install(&cluster);
     let state = installed.state();
     let space = cluster.namespace_with("schedules", ASKS);
@@ -125,7 +125,7 @@ fn leashed_it_tells_armed_it_runs_and_what_is_not_well_is_left_in_peace() {
 
 #[test]
 fn no_more_runs_are_kept_than_asked_for_and_a_mistake_is_told() {
-    let Some(cluster) = cluster() else { return };
+    let Some(cluster) = cluster_for_a_run() else { return };
     let installed = install(&cluster);
     let space = cluster.namespace_with("history", ASKS);
     digits(&space, 1);

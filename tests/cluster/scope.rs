@@ -1,7 +1,7 @@
 //! The controller with named namespaces: what it does there it does as ever, and elsewhere it has no right and does nothing.
 
 use crate::{
-    harness::{Namespace, cluster_alone},
+    harness::{Installation, Namespace, cluster_alone},
     install::install_with,
 };
 
@@ -13,7 +13,7 @@ fn has_sidecar(space: &Namespace<'_>, pod: &str) -> bool {
 
 #[test]
 fn with_named_namespaces_it_works_in_those_and_has_no_right_in_others() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     let (here, too, elsewhere) = (cluster.namespace_with("here", ASKS), cluster.namespace_with("too", ASKS), cluster.namespace_with("elsewhere", ASKS));
     let installed = install_with(&cluster, &[&format!("watchNamespaces={{{},{}}}", here.name(), too.name())]);
     for space in [&here, &too] {

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     experiments::{ASKS, digits},
-    harness::{Cluster, Namespace, cluster, cluster_alone, output},
+    harness::{Cluster, Installation, Namespace, cluster, cluster_alone, cluster_for_a_run, output},
     install::{install, install_with},
 };
 
@@ -23,7 +23,7 @@ fn may(cluster: &Cluster, who: &str, namespace: &str, verb: &str, what: &str) ->
 
 #[test]
 fn nobody_has_a_right_that_was_not_asked_for() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     let space = cluster.namespace("rights");
     for (values, granted) in
         [(&[][..], false), (&["nodeAgent.enabled=true", "failures.nodes=true", "failures.workloads=true", "failures.cpuPressureOnNodes=true"][..], true)]
@@ -227,7 +227,7 @@ fn a_sidecars_token_speaks_for_its_own_pod_and_to_nobody_but_the_controller() {
 
 #[test]
 fn whoever_has_the_controllers_token_meets_what_its_roles_cannot_say() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     let installed = install_with(&cluster, &["nodeAgent.enabled=true"]);
     let (allows, refuses) = (cluster.namespace_with("allows", "steadfast.dev/faults: allowed"), cluster.namespace("refuses"));
     for space in [&allows, &refuses] {
@@ -288,7 +288,7 @@ fn whoever_has_the_controllers_token_meets_what_its_roles_cannot_say() {
 
 #[test]
 fn who_may_not_make_tests_in_a_namespace_cannot_fault_it() {
-    let Some(cluster) = cluster() else { return };
+    let Some(cluster) = cluster_for_a_run() else { return };
     let installed = install(&cluster);
     let (mine, theirs) = (cluster.namespace_with("mine", "steadfast.dev/inject: 'true'"), cluster.namespace_with("theirs", ASKS));
     let user = format!("user-of-{}", mine.name());

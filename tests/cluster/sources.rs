@@ -14,7 +14,7 @@ use steadfast_golden_sets::set::{self, archive};
 use crate::{
     experiments::{run, run_with, test},
     golden::{digits_set, reason, servers, status},
-    harness::{Cluster, Namespace, cluster_alone},
+    harness::{Cluster, Installation, Namespace, cluster_alone},
     install::{helm, install_anew, install_with},
 };
 
@@ -101,7 +101,7 @@ fn comes_to(space: &Namespace<'_>, wanted: &str) -> String {
 
 #[test]
 fn a_set_in_a_claim_is_read_by_a_pod_that_goes_again_and_is_replayed() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     if cluster.is_elsewhere() {
         eprintln!("not run: the nodes of this cluster do not share this machine's disk");
         return;
@@ -211,7 +211,7 @@ impl Drop for Store {
 
 #[test]
 fn sets_are_read_from_and_reports_kept_in_an_object_store_with_the_keys_of_a_secret() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     let digits = digits_set();
     let buckets = folder();
     std::fs::create_dir_all(buckets.path().join("models")).expect("made");

@@ -40,7 +40,7 @@ use steadfast_api::{
 use crate::{
     experiments::{ASKS, golden_set, run, test},
     failures::{NodesAllowed, PowerStation},
-    harness::{Cluster, IMAGE, Namespace, cluster_alone},
+    harness::{Cluster, IMAGE, Installation, Namespace, cluster_alone},
     install::install_with,
 };
 
@@ -348,7 +348,7 @@ fn full() -> bool {
 }
 
 fn hold(rounds: usize, step: &str, what: &str) {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     if cluster.is_elsewhere() {
         eprintln!("not run: the processes of this cluster cannot be seen from here");
         return;

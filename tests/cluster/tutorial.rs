@@ -10,7 +10,7 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    harness::{Cluster, IMAGE, PROXY_IMAGE, STEADFAST, cluster_alone, root},
+    harness::{Cluster, IMAGE, Installation, PROXY_IMAGE, STEADFAST, cluster_alone, root},
     install::nothing_installed,
 };
 
@@ -103,7 +103,7 @@ impl Drop for CleanUp<'_> {
 
 #[test]
 fn the_tutorial_leads_from_an_empty_cluster_to_a_verdict() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     nothing_installed(&cluster);
     let _clean_up = CleanUp(&cluster);
     let folder = TempDir::new().expect("a folder");

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    harness::{Namespace, cluster_alone},
+    harness::{Installation, Namespace, cluster_alone},
     injection::{Users, ask, service},
     install::install_anew,
 };
@@ -25,7 +25,7 @@ fn standing(space: &Namespace<'_>) -> Option<String> {
 
 #[test]
 fn an_upgrade_under_load_loses_no_request_and_what_is_armed_stays_armed() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
     if !cluster.is_within_reach() {
         return;
     }

@@ -11,7 +11,7 @@ use steadfast_api::{
 
 use crate::{
     experiments::{digits, run, test},
-    harness::{Cluster, Namespace, Power, STEADFAST, cluster_alone},
+    harness::{Cluster, Installation, Namespace, Power, STEADFAST, cluster_alone},
     install::install,
     truth::now,
 };
@@ -86,12 +86,12 @@ impl WithoutPower<'_> {
 
 #[test]
 fn what_nobody_planned_is_seen_for_as_long_as_the_test_stands() {
-    let Some(cluster) = cluster_alone() else { return };
+    let Some(cluster) = cluster_alone(Installation::Default) else { return };
     let installed = install(&cluster);
     // Nobody has leave to break anything here.
     let space = cluster.namespace_with("watch", "steadfast.dev/inject: 'true'");
     digits(&space, 3);
-    space.apply(&test("watch", "  window: 15s\n  stable: {within: 60s, hold: 3s}\n  hypothesis: [{availability: {atLeast: 50%}}]\n"));
+    space.apply(&test("watch", "  window: 11s\n  stable: {within: 60s, hold: 3s}\n  hypothesis: [{availability: {atLeast: 50%}}]\n"));
     status(&space, 60, "a watch", |status| status["progress"].as_str().is_some_and(|words| words.starts_with("watching")));
     let quiet = status(&space, 60, "a window", |status| status["windows"] == 1);
     assert_eq!((&quiet["verdict"], &quiet["outages"], &quiet["phase"]), (&"pass".into(), &0.into(), &"Running".into()), "{quiet:#}");
