@@ -74,7 +74,7 @@ fn measure<S: Stage<Clean, Answer>>(worker: Rc<Worker>) -> impl Layer<S, Service
                         answer
                     }
                     Ok(request) => inner.oneshot(request).await?,
-                    Err(refusal) => Answer::own(&refusal.problem, refusal.dialect, refusal.head, Origin::Proxy).without_reading(refusal.unread).await,
+                    Err(refusal) => Answer::own(&refusal.problem, refusal.dialect, refusal.head, Origin::Proxy).without_reading(*refusal.unread).await,
                 };
                 Ok(begun.answer(answer))
             }

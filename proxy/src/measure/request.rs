@@ -56,7 +56,9 @@ impl Begun {
         let (parts, source) = answer.response.into_parts();
         let grpc = grpc_status(&parts.headers);
         let record = self.head(answer.origin, parts.status.as_u16());
-        grpc.into_iter().for_each(|code| record.grpc(code));
+        if let Some(code) = grpc {
+            record.grpc(code);
+        }
         Response::from_parts(parts, ResponseBody::new(source, answer.active, record))
     }
 }

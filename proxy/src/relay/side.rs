@@ -10,6 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -56,6 +57,15 @@ pub struct Side {
 impl Side {
     pub fn new(stream: TcpStream) -> Self {
         Self { stream, owed: Vec::new(), paid: 0, reads: READ_MIN, ended: false, told_end: false }
+    }
+
+    /// Asks the kernel to find out when the other end has vanished without a word: what is open for long and says nothing would stay for ever. (A socket that refuses
+    /// this still works.)
+    pub fn watch(&self) {
+        let _ = setsockopt(&self.stream, sockopt::TcpKeepIdle, &30);
+        let _ = setsockopt(&self.stream, sockopt::TcpKeepInterval, &10);
+        let _ = setsockopt(&self.stream, sockopt::TcpKeepCount, &3);
+        let _ = setsockopt(&self.stream, sockopt::KeepAlive, &true);
     }
 
     /// It has taken all that it was given.

@@ -5,6 +5,8 @@
 //! and only there, a request is looked at, and it goes up whole or the connection goes to the stack with the request unsent. So none is lost and none sent twice.
 //! An answer of our own (the model server broke off, took too long) ends the connection.
 
+mod answer;
+
 use std::{
     future::poll_fn,
     pin::Pin,
@@ -13,8 +15,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use steadfast_api::policy::Origin;
 use tokio::{net::TcpStream, time::Sleep};
 
 use super::head::{self, Framing, HEAD_MAX, Read, RequestHead};
@@ -50,6 +50,7 @@ enum Phase {
 }
 
 /// A request and its answer.
+#[expect(clippy::struct_excessive_bools, reason = "facts do not exclude each other")]
 struct Exchange {
     request: Framing,
     /// Once its head has come.
@@ -144,20 +145,17 @@ async fn run(worker: &Rc<Worker>, client: Client, bell: &Bell, phase: Phase) -> 
     let Connection { client, upstream, ahead, phase, .. } = connection;
     // A connection to the model server that was left between two messages is good for others.
     let clean = upstream.filter(|upstream| phase == Phase::Boundary && !upstream.ended && upstream.is_clear());
-    match left {
-        Leave(true) => {
-            if let Some(upstream) = clean {
-                worker.pools[route].adopt(upstream.stream);
-            }
-            Exit::Stack(Client { stream: client.stream, ahead, peer, route })
+    let Leave(to_stack) = left;
+    if to_stack {
+        if let Some(upstream) = clean {
+            worker.pools[route].adopt(upstream.stream);
         }
-        Leave(false) => {
-            if let Some(upstream) = clean {
-                worker.parked[route].put(upstream.stream);
-            }
-            Exit::Ended
-        }
+        return Exit::Stack(Client { stream: client.stream, ahead, peer, route });
     }
+    if let Some(upstream) = clean {
+        worker.parked[route].put(upstream.stream);
+    }
+    Exit::Ended
 }
 
 impl Connection<'_> {
@@ -166,6 +164,7 @@ impl Connection<'_> {
         match self.phase {
             Phase::Boundary if !ahead.is_empty() => self.at_boundary(cx, ahead),
             Phase::Tunnel { .. } => {
+                self.client.watch();
                 self.ahead = ahead.to_vec();
                 self.connect();
                 Ok(())
@@ -232,7 +231,7 @@ impl Connection<'_> {
             moved = true;
             match read {
                 Ok(0) => self.upstream_ended(cx, false)?,
-                Ok(size) => self.from_upstream(cx, &buffer[..size])?,
+                Ok(size) => self.upstream_said(cx, &buffer[..size])?,
                 Err(_) => self.upstream_ended(cx, true)?,
             }
         }
@@ -242,7 +241,7 @@ impl Connection<'_> {
             moved = true;
             match read {
                 Ok(0) => {}
-                Ok(size) => self.from_client(cx, &buffer[..size])?,
+                Ok(size) => self.client_said(cx, &buffer[..size])?,
                 Err(_) => return Err(ENDED),
             }
         }
@@ -253,12 +252,11 @@ impl Connection<'_> {
         let upstream_is_clear = self.upstream.as_ref().is_none_or(Side::is_clear);
         !self.client.ended
             && match self.phase {
-                Phase::Boundary => true,
+                Phase::Boundary | Phase::Closing { .. } => true,
                 Phase::Connecting => false,
                 Phase::Exchange if self.exchange.as_ref().is_some_and(|exchange| exchange.request.is_done()) => self.ahead.len() < HEAD_MAX,
                 Phase::Exchange => upstream_is_clear,
                 Phase::Tunnel { .. } => self.upstream.is_some() && upstream_is_clear,
-                Phase::Closing { .. } => true,
             }
     }
 
@@ -272,7 +270,7 @@ impl Connection<'_> {
                 let Some(exchange) = &mut self.exchange else { return Err(ENDED) };
                 if let Some(upstream) = &mut self.upstream
                     && client_ended
-                    && exchange.request.is_done() | !exchange.deaf
+                    && (exchange.request.is_done() || !exchange.deaf)
                     && upstream.is_clear()
                 {
                     // Half of the connection is closed, or all of it; which, the model server finds out as it would without us.
@@ -337,7 +335,7 @@ impl Connection<'_> {
         self.deadline_ns = clock::now_ns() + clock::ns(LINGER);
     }
 
-    fn from_client(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
+    fn client_said(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
         match self.phase {
             Phase::Boundary if self.ahead.is_empty() => self.at_boundary(cx, bytes),
             Phase::Boundary => {
@@ -359,13 +357,13 @@ impl Connection<'_> {
                 let deaf = exchange.deaf;
                 self.ahead.extend_from_slice(&bytes[size..]);
                 if !deaf {
-                    self.to_upstream(cx, &bytes[..size]);
+                    self.tell_upstream(cx, &bytes[..size]);
                 }
                 Ok(())
             }
             Phase::Tunnel { opaque } => {
                 self.count(opaque, bytes);
-                self.to_upstream(cx, bytes);
+                self.tell_upstream(cx, bytes);
                 Ok(())
             }
             Phase::Closing { .. } => Ok(()),
@@ -413,7 +411,7 @@ impl Connection<'_> {
             (Ok(stream), Phase::Tunnel { opaque }) => {
                 self.upstream = Some(Side::new(stream));
                 self.count(opaque, &ahead);
-                self.to_upstream(cx, &ahead);
+                self.tell_upstream(cx, &ahead);
                 Ok(())
             }
             (Ok(stream), _) => {
@@ -458,11 +456,11 @@ impl Connection<'_> {
         self.exchange = Some(Exchange::new(head, framing, begun));
         let (now, later) = bytes.split_at(head.size + size);
         self.ahead.extend_from_slice(later);
-        self.to_upstream(cx, now);
+        self.tell_upstream(cx, now);
         Ok(())
     }
 
-    fn to_upstream(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
+    fn tell_upstream(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
         let Some(upstream) = &mut self.upstream else { return };
         match upstream.send(cx, bytes) {
             Ok(true) => {}
@@ -481,7 +479,7 @@ impl Connection<'_> {
         }
     }
 
-    fn to_client(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
+    fn tell_client(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
         match self.client.send(cx, bytes) {
             Ok(true) => Ok(()),
             Ok(false) => {
@@ -492,143 +490,6 @@ impl Connection<'_> {
             }
             Err(_) => Err(ENDED),
         }
-    }
-
-    fn from_upstream(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
-        match self.phase {
-            Phase::Exchange if self.partial.is_empty() => self.response(cx, bytes),
-            Phase::Exchange => {
-                let mut partial = std::mem::take(&mut self.partial);
-                partial.extend_from_slice(bytes);
-                self.response(cx, &partial)
-            }
-            Phase::Tunnel { opaque } => {
-                self.count(opaque, bytes);
-                self.to_client(cx, bytes)
-            }
-            // Unasked, such as a 408 to a client that has been silent: passed on, and then nothing is known any more.
-            Phase::Boundary | Phase::Connecting => {
-                self.to_client(cx, bytes)?;
-                self.close(!self.ahead.is_empty());
-                Ok(())
-            }
-            Phase::Closing { .. } => Ok(()),
-        }
-    }
-
-    /// `bytes` go on where the answer has got to.
-    fn response(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
-        let Some(exchange) = &mut self.exchange else { return Err(ENDED) };
-        let (mut read, mut parting) = (0, None);
-        while exchange.response.is_none() {
-            let head = match head::response(&bytes[read..], exchange.head) {
-                Read::Whole(head) if head.status != 101 || exchange.upgrade => head,
-                Read::Whole(_) | Read::Odd => return self.not_understood(cx, bytes),
-                Read::Partial => {
-                    self.partial = bytes[read..].to_vec();
-                    return self.to_client(cx, &bytes[..read]);
-                }
-            };
-            read += head.size;
-            if head.is_interim() {
-                continue;
-            }
-            exchange.record = exchange.begun.take().map(|begun| begun.relayed(Origin::Upstream, head.status));
-            if head.status == 101 {
-                exchange.record.take().iter_mut().for_each(Record::finish);
-                self.exchange = None;
-                self.phase = Phase::Tunnel { opaque: false };
-                self.to_client(cx, bytes)?;
-                let ahead = std::mem::take(&mut self.ahead);
-                self.to_upstream(cx, &ahead);
-                return Ok(());
-            }
-            exchange.persistent &= head.persistent;
-            exchange.response = Some(head.framing);
-            if self.worker.drain.has_reached(Drain::Parting) && exchange.persistent {
-                // As in the stack: a pod that ends says so by its answers.
-                exchange.persistent = false;
-                parting = Some(read - 2);
-            }
-        }
-        let Some(framing) = &mut exchange.response else { return Ok(()) };
-        match framing.take(&bytes[read..]) {
-            // What comes behind the answer's end is passed on as it would be without us, and is the last that is believed of this connection.
-            Ok(size) if read + size < bytes.len() => exchange.persistent = false,
-            Ok(_) => {}
-            Err(_) => return self.not_understood(cx, bytes),
-        }
-        if let Some(at) = parting {
-            self.to_client(cx, &bytes[..at])?;
-            self.to_client(cx, b"connection: close\r\n")?;
-            return self.to_client(cx, &bytes[at..]);
-        }
-        self.to_client(cx, bytes)
-    }
-
-    /// From here on the bytes are the two sides' own business.
-    fn not_understood(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
-        let metrics = &self.worker.meter.metrics;
-        metrics.opaque_connections.inc();
-        if let Some(exchange) = self.exchange.take() {
-            exchange.begun.into_iter().for_each(Begun::left_to_others);
-            exchange.record.into_iter().for_each(|mut record| record.cut_by_upstream());
-        }
-        self.phase = Phase::Tunnel { opaque: true };
-        self.count(true, bytes);
-        self.to_client(cx, bytes)?;
-        let ahead = std::mem::take(&mut self.ahead);
-        self.count(true, &ahead);
-        self.to_upstream(cx, &ahead);
-        Ok(())
-    }
-
-    /// The model server has closed its side, or `broke` off.
-    fn upstream_ended(&mut self, cx: &mut Context<'_>, broke: bool) -> Step {
-        match self.phase {
-            // The next request gets another.
-            Phase::Boundary | Phase::Connecting => self.upstream = None,
-            Phase::Exchange => {
-                let Some(exchange) = &mut self.exchange else { return Err(ENDED) };
-                match exchange.response {
-                    None if self.client.ended => return Err(ENDED),
-                    None => return self.answer(cx, &ForwardError::Ended),
-                    Some(Framing::UntilClose) if broke => {
-                        exchange.record.iter_mut().for_each(Record::cut_by_upstream);
-                        // An end would say that this was all.
-                        let _ = self.client.stream.set_zero_linger();
-                        return Err(ENDED);
-                    }
-                    Some(Framing::UntilClose) => exchange.response = Some(Framing::NONE),
-                    Some(framing) if framing.is_done() => {}
-                    Some(_) => {
-                        exchange.record.iter_mut().for_each(Record::cut_by_upstream);
-                        self.exchange = None;
-                        self.close(false);
-                        return Ok(());
-                    }
-                }
-                (exchange.persistent, exchange.deaf) = (false, true);
-            }
-            Phase::Tunnel { .. } if broke => return Err(ENDED),
-            Phase::Tunnel { .. } | Phase::Closing { .. } => {}
-        }
-        Ok(())
-    }
-
-    /// Answers in the model server's stead.
-    fn answer(&mut self, cx: &mut Context<'_>, error: &ForwardError) -> Step {
-        let Some(exchange) = self.exchange.take() else { return Err(ENDED) };
-        if !matches!(error, ForwardError::Malformed) {
-            self.worker.shared.suspect.notify_one();
-        }
-        let problem = error.problem();
-        let answer = written(&problem.response(exchange.dialect, Origin::Proxy), exchange.head);
-        self.partial.clear();
-        self.close(true);
-        let sent = self.to_client(cx, &answer);
-        exchange.begun.into_iter().for_each(|begun| begun.relayed(Origin::Proxy, problem.status.as_u16()).finish());
-        sent
     }
 
     fn count(&self, opaque: bool, bytes: &[u8]) {
@@ -679,18 +540,4 @@ impl Exchange {
         let RequestHead { head, upgrade, persistent, .. } = *head;
         Self { request, response: None, head, upgrade, dialect, persistent, deaf: false, begun: Some(begun), record: None }
     }
-}
-
-/// The answer as it goes over the wire; it is the connection's last.
-fn written(response: &http::Response<Bytes>, head: bool) -> Vec<u8> {
-    let status = response.status();
-    let mut text = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or_default()).into_bytes();
-    for (name, value) in response.headers() {
-        text.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
-    }
-    text.extend_from_slice(format!("content-length: {}\r\nconnection: close\r\n\r\n", response.body().len()).as_bytes());
-    if !head {
-        text.extend_from_slice(response.body());
-    }
-    text
 }

@@ -58,6 +58,7 @@ pub enum Read<T> {
 }
 
 /// What the relay needs to know of a request.
+#[expect(clippy::struct_excessive_bools, reason = "facts do not exclude each other")]
 #[derive(Debug, PartialEq, Eq)]
 pub struct RequestHead {
     pub size: usize,
@@ -102,11 +103,7 @@ fn read_request(method: &str, target: &str, minor: u8, fields: &[Header<'_>], he
                 upgrade = true;
             }
             10 if name.eq_ignore_ascii_case("connection") => persistent = persists(value, persistent),
-            14 if name.eq_ignore_ascii_case("content-length") => {
-                if length.replace(number(value)?).is_some() {
-                    return None;
-                }
-            }
+            14 if name.eq_ignore_ascii_case("content-length") && length.replace(number(value)?).is_some() => return None,
             17 if name.eq_ignore_ascii_case("transfer-encoding") => {
                 if chunked || minor == 0 || !value.eq_ignore_ascii_case(b"chunked") {
                     return None;
@@ -202,6 +199,7 @@ fn size_exceeded(head: &[u8]) -> bool {
 }
 
 /// A lone LF is a line's end to some and not to others. A lone CR the parser has refused already.
+#[expect(clippy::naive_bytecount, reason = "heads are short")]
 fn ends_lines_with_crlf(head: &[u8]) -> bool {
     let count = |byte: u8| head.iter().filter(|found| **found == byte).count();
     count(b'\r') == count(b'\n')

@@ -154,6 +154,7 @@ pub async fn relay(worker: &Rc<Worker>, client: Client, bell: &Bell) -> Exit {
         deadline_ns: None,
         sleep: None,
     };
+    connection.client.watch();
     let left = poll_fn(|cx| {
         let mut buffer = worker.buffer.take();
         let polled = connection.poll(cx, &mut buffer);
@@ -230,7 +231,7 @@ impl Connection<'_> {
         {
             moved = true;
             match read {
-                Ok(size @ 1..) => self.from_upstream(cx, &buffer[..size])?,
+                Ok(size @ 1..) => self.upstream_said(cx, &buffer[..size])?,
                 Ok(0) | Err(_) => self.upstream_ended(cx)?,
             }
         }
@@ -239,7 +240,7 @@ impl Connection<'_> {
         {
             moved = true;
             match read {
-                Ok(size @ 1..) => self.from_client(cx, &buffer[..size])?,
+                Ok(size @ 1..) => self.client_said(cx, &buffer[..size])?,
                 Ok(0) => self.client_ended(cx),
                 Err(_) => return Err(Leave::Ended),
             }
@@ -261,7 +262,7 @@ impl Connection<'_> {
         self.upstream = Some(Side::new(stream));
         let first = self.first.clone().unwrap_or_default();
         let (preface, frames) = first.split_at(PREFACE.len());
-        self.to_upstream(cx, preface);
+        self.tell_upstream(cx, preface);
         self.walk(cx, true, frames)
     }
 
@@ -287,7 +288,7 @@ impl Connection<'_> {
         }
         if !self.inject.is_empty() && self.first.is_none() && self.down.reader.is_between_frames() {
             let inject = std::mem::take(&mut self.inject);
-            self.to_client(cx, &inject)?;
+            self.tell_client(cx, &inject)?;
             return Ok(true);
         }
         if self.going == Going::Refused && self.streams.is_empty() && self.inject.is_empty() {
@@ -336,7 +337,7 @@ impl Connection<'_> {
         }
     }
 
-    fn from_client(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
+    fn client_said(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
         if let Some(first) = &mut self.first {
             first.extend_from_slice(bytes);
         }
@@ -345,12 +346,12 @@ impl Connection<'_> {
 
     fn client_ended(&mut self, cx: &mut Context<'_>) {
         let held = self.up.reader.held();
-        self.to_upstream(cx, &held);
+        self.tell_upstream(cx, &held);
         // Its streams are given up with it; the server is told at once and has a moment to say something about it.
         self.deadline_ns = Some(clock::now_ns() + LINGER_NS);
     }
 
-    fn from_upstream(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
+    fn upstream_said(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
         if self.client.ended {
             // As long as the server goes on, so does its client's half of a connection.
             self.deadline_ns = Some(clock::now_ns() + LINGER_NS);
@@ -379,7 +380,7 @@ impl Connection<'_> {
             return if self.client.ended { Err(Leave::Ended) } else { self.speaks_no_http2() };
         }
         let held = self.down.reader.held();
-        self.to_client(cx, &held)?;
+        self.tell_client(cx, &held)?;
         for (_, stream) in self.streams.drain() {
             stream.broke_off(self.client.ended);
         }
@@ -387,7 +388,7 @@ impl Connection<'_> {
         Ok(())
     }
 
-    fn to_upstream(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
+    fn tell_upstream(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
         let Some(upstream) = &mut self.upstream else { return };
         match upstream.send(cx, bytes) {
             Ok(true) => {}
@@ -396,7 +397,7 @@ impl Connection<'_> {
         }
     }
 
-    fn to_client(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
+    fn tell_client(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
         if !self.client.send(cx, bytes).map_err(|_| Leave::Ended)?
             && let Some(upstream) = &mut self.upstream
         {
@@ -407,10 +408,10 @@ impl Connection<'_> {
 
     fn give(&mut self, cx: &mut Context<'_>, up: bool, bytes: &[u8]) -> Step {
         if up {
-            self.to_upstream(cx, bytes);
+            self.tell_upstream(cx, bytes);
             return Ok(());
         }
-        self.to_client(cx, bytes)
+        self.tell_client(cx, bytes)
     }
 
     fn direction(&mut self, up: bool) -> &mut Direction {
@@ -443,15 +444,15 @@ impl Connection<'_> {
                 Event::Payload(_) if self.direction(up).way != Way::Passes => run = at + size,
                 Event::Payload(_) => {}
                 Event::Ends => {
-                    let Ok(replaced) = self.ends(up)? else { return self.not_understood(cx, up, &[], &bytes[run..]) };
+                    let Ok(replaced) = self.ends(up) else { return self.not_understood(cx, up, &[], &bytes[run..]) };
                     self.give(cx, up, &replaced)?;
                     let direction = self.direction(up);
                     direction.reader.done();
                     if !up && !self.inject.is_empty() && self.down.reader.is_between_frames() {
-                        self.to_client(cx, &bytes[run..at])?;
+                        self.tell_client(cx, &bytes[run..at])?;
                         run = at;
                         let inject = std::mem::take(&mut self.inject);
-                        self.to_client(cx, &inject)?;
+                        self.tell_client(cx, &inject)?;
                     }
                 }
                 Event::Dry { held } => return self.give(cx, up, &bytes[run..at + size - held]),
@@ -499,19 +500,19 @@ impl Connection<'_> {
     }
 
     /// The frame is whole. What is passed on in its stead if it has waited; malformed: it cannot be read.
-    fn ends(&mut self, up: bool) -> Result<Result<Vec<u8>, Malformed>, Leave> {
+    fn ends(&mut self, up: bool) -> Result<Vec<u8>, Malformed> {
         let direction = self.direction(up);
-        let Some(frame) = direction.reader.frame else { return Ok(Ok(Vec::new())) };
+        let Some(frame) = direction.reader.frame else { return Ok(Vec::new()) };
         let way = direction.way;
         if way == Way::Dropped {
-            return Ok(Ok(Vec::new()));
+            return Ok(Vec::new());
         }
         let mut replaced = Vec::new();
         if way == Way::Waits {
             if frame.kind == kind::PING {
                 if direction.reader.payload == PING {
                     self.heard();
-                    return Ok(Ok(replaced));
+                    return Ok(replaced);
                 }
             } else if let Some(field) = hpack::never_indexed(POD_HEADER, &self.worker.shared.config.pod.name)
                 && frame.size + field.len() <= FRAME_MAX
@@ -526,7 +527,7 @@ impl Connection<'_> {
         let direction = self.direction(up);
         if frame.has_block() {
             if direction.reader.in_block.is_none() {
-                let Ok(said) = direction.decoder.read(&direction.reader.block) else { return Ok(Err(Malformed)) };
+                let said = direction.decoder.read(&direction.reader.block).map_err(|_| Malformed)?;
                 let ends_stream = direction.ends_stream;
                 match (up, frame.kind) {
                     (_, kind::PUSH_PROMISE) => {}
@@ -546,7 +547,7 @@ impl Connection<'_> {
         {
             stream.broke_off(false);
         }
-        if self.streams.len() > STREAMS_MAX { Ok(Err(Malformed)) } else { Ok(Ok(replaced)) }
+        if self.streams.len() > STREAMS_MAX { Err(Malformed) } else { Ok(replaced) }
     }
 
     /// The client has said something on `id`.
