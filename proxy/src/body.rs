@@ -1,8 +1,10 @@
 //! Bodies on their way through. Nothing is gathered here: what arrives is passed on, and the receiver's pace is the sender's.
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -12,15 +14,29 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use crate::{fault::budget::ActiveFault, forward::pool::Lease, measure::request::Record};
+use crate::{
+    fault::budget::ActiveFault,
+    forward::pool::Lease,
+    measure::request::{Record, grpc_status},
+};
 
 /// Bytes of a body that nobody wants.
 const DISCARD_MAX: usize = 16 << 20;
 const DISCARD_WITHIN: Duration = Duration::from_secs(5);
 
+/// Whether a client's request has been read to its end: only then does what follows on the connection begin a message.
+#[derive(Clone, Debug, Default)]
+pub struct Whole(Rc<Cell<bool>>);
+
+impl Whole {
+    pub fn get(&self) -> bool {
+        self.0.get()
+    }
+}
+
 /// What a client sends, or the sidecar itself.
 pub enum RequestBody {
-    Client(Incoming),
+    Client(Incoming, Whole),
     Own(Bytes),
     Empty,
 }
@@ -31,7 +47,13 @@ impl Body for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match &mut *self {
-            Self::Client(incoming) => poll_filled(incoming, cx),
+            Self::Client(incoming, whole) => {
+                let polled = poll_filled(incoming, cx);
+                if matches!(polled, Poll::Ready(None)) || incoming.is_end_stream() {
+                    whole.0.set(true);
+                }
+                polled
+            }
             Self::Own(bytes) => {
                 let bytes = std::mem::take(bytes);
                 *self = Self::Empty;
@@ -43,7 +65,7 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Client(incoming) => incoming.is_end_stream(),
+            Self::Client(incoming, _) => incoming.is_end_stream(),
             Self::Own(bytes) => bytes.is_empty(),
             Self::Empty => true,
         }
@@ -51,7 +73,7 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Client(incoming) => incoming.size_hint(),
+            Self::Client(incoming, _) => incoming.size_hint(),
             Self::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Empty => SizeHint::with_exact(0),
         }
@@ -59,6 +81,13 @@ impl Body for RequestBody {
 }
 
 impl RequestBody {
+    /// A client's body, and where to see that it was read.
+    pub fn client(incoming: Incoming) -> (Self, Whole) {
+        let whole = Whole::default();
+        whole.0.set(incoming.is_end_stream());
+        (Self::Client(incoming, whole.clone()), whole)
+    }
+
     /// Reads what is left and throws it away, so that whoever is answered without being heard can be heard again on the same connection. Whether it came to its
     /// end within [`DISCARD_MAX`] bytes and [`DISCARD_WITHIN`].
     pub async fn discard(mut self) -> bool {
@@ -218,6 +247,11 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let polled = Pin::new(&mut self.source).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(code) = frame.trailers_ref().and_then(grpc_status)
+        {
+            self.record.grpc(code);
+        }
         match &polled {
             Poll::Ready(None) => self.record.finish(),
             Poll::Ready(Some(Ok(_))) if self.source.is_end_stream() => self.record.finish(),

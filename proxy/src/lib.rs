@@ -1,6 +1,7 @@
 //! The sidecar: stands in front of one model server, measures every request, injects faults where a policy is armed, replays golden inputs.
 //!
 //! ```text
+//!              ┌─► relay: bytes as they are, measured in passing ──────────────┐
 //!  clients ──► accept ─► stack: sanitize ─► measure ─► decide ─► inject ─► forward ──► model server      (one thread per core, SO_REUSEPORT)
 //!                                               ▲                             ▲
 //!  controller ─► control::connection ─► fault::armed ┘ (ArcSwap)   golden ─────────┘                          (a thread of its own)
@@ -26,8 +27,10 @@ pub mod hook;
 pub mod measure;
 pub mod problem;
 pub mod ready;
+pub mod relay;
 mod run;
 pub mod sanitize;
+pub mod served;
 pub mod stack;
 pub mod worker;
 

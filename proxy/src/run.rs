@@ -30,6 +30,7 @@ use crate::{
     drain::Phase,
     forward::pool::Pool,
     golden, ready,
+    relay::parked::Parked,
     worker::{Shared, Worker},
 };
 
@@ -266,6 +267,7 @@ async fn hand_over(worker: Rc<Worker>) {
         every.tick().await;
         flush(&worker);
         worker.pools.iter().for_each(Pool::sweep);
+        worker.parked.iter().for_each(Parked::sweep);
     }
 }
 

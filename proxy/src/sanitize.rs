@@ -53,7 +53,7 @@ pub struct Refusal {
     pub problem: Problem,
     pub dialect: Dialect,
     pub head: bool,
-    pub unread: RequestBody,
+    pub unread: Box<RequestBody>,
 }
 
 impl Sanitized<Request<RequestBody>> {
@@ -62,7 +62,12 @@ impl Sanitized<Request<RequestBody>> {
         let dialect = dialect(request.version(), request.uri().path(), request.headers());
         let head = request.method() == Method::HEAD;
         let (mut parts, body) = request.into_parts();
-        let refuse = |unread, status, kind, detail: &str| Refusal { problem: Problem::new(status, kind, "Request refused", detail), dialect, head, unread };
+        let refuse = |unread, status, kind, detail: &str| Refusal {
+            problem: Problem::new(status, kind, "Request refused", detail),
+            dialect,
+            head,
+            unread: Box::new(unread),
+        };
         if parts.method == Method::CONNECT {
             return Err(refuse(body, StatusCode::NOT_IMPLEMENTED, "connect", "CONNECT asks for a tunnel, and this is no tunnel: send an ordinary request"));
         }

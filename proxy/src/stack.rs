@@ -3,7 +3,6 @@
 use std::{convert::Infallible, net::IpAddr, rc::Rc};
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 use steadfast_api::policy::Origin;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, layer::layer_fn, service_fn};
 
@@ -26,8 +25,8 @@ pub trait Stage<R, A>: Service<R, Response = A, Error = Infallible, Future: 'sta
 
 impl<R, A, S> Stage<R, A> for S where S: Service<R, Response = A, Error = Infallible, Future: 'static> + Clone + 'static {}
 
-/// Everything between a client's connection (`accept`, which knows the client's address and by which route it came) and the model server.
-pub fn stack(worker: Rc<Worker>, peer: IpAddr, route: usize) -> impl Stage<Request<Incoming>, Response<ResponseBody>> {
+/// Everything between a client's connection (`served`, which knows the client's address and by which route it came) and the model server.
+pub fn stack(worker: Rc<Worker>, peer: IpAddr, route: usize) -> impl Stage<Request<RequestBody>, Response<ResponseBody>> {
     ServiceBuilder::new()
         // First of all: whatever stands behind this works on one unambiguous request, without fields of the client's connection and without a
         // fault header that the model server could see.
@@ -53,10 +52,10 @@ pub fn inside(worker: Rc<Worker>) -> impl Stage<Clean, Answer> {
 fn sanitize<S: Stage<Result<Clean, Refusal>, Response<ResponseBody>>>(
     peer: IpAddr,
     route: usize,
-) -> impl Layer<S, Service = impl Stage<Request<Incoming>, Response<ResponseBody>>> {
+) -> impl Layer<S, Service = impl Stage<Request<RequestBody>, Response<ResponseBody>>> {
     layer_fn(move |inner: S| {
-        service_fn(move |request: Request<Incoming>| {
-            let sanitized = Sanitized::user(request.map(RequestBody::Client), peer, route);
+        service_fn(move |request: Request<RequestBody>| {
+            let sanitized = Sanitized::user(request, peer, route);
             inner.clone().oneshot(sanitized)
         })
     })
@@ -75,7 +74,7 @@ fn measure<S: Stage<Clean, Answer>>(worker: Rc<Worker>) -> impl Layer<S, Service
                         answer
                     }
                     Ok(request) => inner.oneshot(request).await?,
-                    Err(refusal) => Answer::own(&refusal.problem, refusal.dialect, refusal.head, Origin::Proxy).without_reading(refusal.unread).await,
+                    Err(refusal) => Answer::own(&refusal.problem, refusal.dialect, refusal.head, Origin::Proxy).without_reading(*refusal.unread).await,
                 };
                 Ok(begun.answer(answer))
             }

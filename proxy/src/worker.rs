@@ -22,6 +22,7 @@ use crate::{
     forward::pool::Pool,
     hold::Hold,
     measure::{Meter, Metrics, window::Window},
+    relay::{bell::Bells, parked::Parked, side::Buffer},
 };
 
 /// Spawns on the thread's own [`tokio::task::LocalSet`].
@@ -117,6 +118,12 @@ pub struct Worker {
     pub timer: Timer,
     /// One for each route.
     pub pools: Vec<Pool>,
+    /// One for each route.
+    pub parked: Vec<Parked>,
+    /// Until when each route's server is known to speak no HTTP/2.
+    pub no_http2: Vec<Cell<u64>>,
+    pub buffer: Buffer,
+    pub bells: Rc<Bells>,
     pub rng: RefCell<StdRng>,
     pub connections: Rc<Counter>,
     /// [`Shared::drain`] as this thread knows it.
@@ -131,13 +138,44 @@ impl Worker {
         let timer = Timer::new()?;
         tokio::task::spawn_local(timer.clone().drive());
         let config = &shared.config;
+        let no_http2 = config.routes.iter().map(|_| Cell::new(0)).collect();
+        let parked = config.routes.iter().map(|_| Parked::default()).collect();
         let pools = config.routes.iter().map(|route| Pool::new(route.upstream, config.connect_timeout, config.max_connections)).collect();
         let rng = RefCell::new(StdRng::seed_from_u64(config.seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15))));
         let meter = Meter::new(shared.metrics());
-        let worker = Rc::new(Self { meter, timer, pools, rng, connections: Rc::default(), drain: Drain::new(), held: Hold::default(), shared });
+        let worker = Rc::new(Self {
+            meter,
+            timer,
+            pools,
+            parked,
+            no_http2,
+            buffer: Buffer::default(),
+            bells: Rc::default(),
+            rng,
+            connections: Rc::default(),
+            drain: Drain::new(),
+            held: Hold::default(),
+            shared,
+        });
         let own = Rc::clone(&worker);
-        tokio::task::spawn_local(async move { tokio::join!(own.drain.follow(&own.shared.drain), own.held.follow(&own.shared.store.hold)) });
+        tokio::task::spawn_local(async move { tokio::join!(own.drain.follow(&own.shared.drain), own.held.follow(&own.shared.store.hold), own.ring()) });
         Ok(worker)
+    }
+
+    /// Rings the bells at every change that relayed connections must know of, for as long as it is polled.
+    async fn ring(&self) {
+        let (mut drain, mut held, mut changes) = (self.drain.subscribe(), self.held.subscribe(), self.shared.store.changes.subscribe());
+        loop {
+            let changed = tokio::select! {
+                changed = drain.changed() => changed,
+                changed = held.changed() => changed,
+                changed = changes.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+            self.bells.ring();
+        }
     }
 }
 

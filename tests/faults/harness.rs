@@ -1,6 +1,7 @@
 //! A model server of our own making, the sidecar's process in front of it, and clients.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     io::{BufRead, BufReader},
     net::SocketAddr,
@@ -40,6 +41,8 @@ pub(crate) struct Seen {
     pub(crate) requests: AtomicUsize,
     /// Requests to `/slow` that were given up before they were answered.
     pub(crate) cancelled: AtomicUsize,
+    /// How often each request came that has a name (`x-name`).
+    pub(crate) named: Mutex<HashMap<String, usize>>,
     /// Headers of the last request.
     pub(crate) headers: Mutex<HeaderMap>,
 }
@@ -76,6 +79,9 @@ async fn answer(seen: Arc<Seen>, request: Request<Incoming>) -> Result<Response<
     }
     seen.requests.fetch_add(1, Ordering::AcqRel);
     *seen.headers.lock().unwrap() = request.headers().clone();
+    if let Some(name) = request.headers().get("x-name") {
+        *seen.named.lock().unwrap().entry(name.to_str().unwrap().to_owned()).or_default() += 1;
+    }
     let response = match path.as_str() {
         "/echo" => {
             let content_type = request.headers().get("content-type").cloned();

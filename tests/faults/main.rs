@@ -11,3 +11,5 @@ mod pass;
 mod policy;
 mod ports;
 mod ready;
+mod relay;
+mod seam;

@@ -19,7 +19,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::harness::{PATIENCE, Server, Sidecar, ask, client, client_h2, get};
+use crate::harness::{PATIENCE, Server, Sidecar, TRUSTING, ask, client, client_h2, get};
 
 #[tokio::test]
 async fn who_asks_is_told_which_pod_answered_and_nobody_else() {
@@ -35,17 +35,24 @@ async fn who_asks_is_told_which_pod_answered_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn disarmed_the_answer_is_the_servers_own_over_both_protocols() {
+async fn the_answer_is_the_servers_own_over_both_protocols_armed_and_disarmed() {
     let server = Server::start().await;
     let sidecar = Sidecar::start(server.address, &[]);
-    for client in [client(), client_h2()] {
-        let reply = ask(&client, get(&sidecar.url("/hello"), &[("connection-free", "1")])).await;
-        assert_eq!((reply.status, reply.text().as_str(), reply.header("x-server")), (200, "hello", "real"));
-        let ours = reply.headers.keys().filter(|name| name.as_str().starts_with("steadfast-") || *name == "keep-alive").count();
-        assert_eq!(ours, 0, "{:?}", reply.headers);
-        assert_eq!(ask(&client, get(&sidecar.url("/refuse"), &[])).await.status, 418);
+    for armed in [false, true] {
+        if armed {
+            sidecar.arm(TRUSTING).await;
+        }
+        for (http2, client) in [(false, client()), (true, client_h2())] {
+            let reply = ask(&client, get(&sidecar.url("/hello"), &[("connection-free", "1")])).await;
+            assert_eq!((reply.status, reply.text().as_str(), reply.header("x-server")), (200, "hello", "real"));
+            let ours = reply.headers.keys().filter(|name| name.as_str().starts_with("steadfast-")).count();
+            assert_eq!(ours, 0, "{:?}", reply.headers);
+            // Disarmed, HTTP/1 passes as it is; the stack keeps what belongs to the hop.
+            assert_eq!(reply.headers.contains_key("keep-alive"), !armed && !http2, "{:?}", reply.headers);
+            assert_eq!(ask(&client, get(&sidecar.url("/refuse"), &[])).await.status, 418);
+        }
     }
-    sidecar.metric_reaches("steadfast_requests_total", &[r#"origin="upstream""#, r#"code="418""#], 2).await;
+    sidecar.metric_reaches("steadfast_requests_total", &[r#"origin="upstream""#, r#"code="418""#], 4).await;
 }
 
 #[tokio::test]

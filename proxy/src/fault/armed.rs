@@ -61,6 +61,8 @@ pub struct Store {
     kept_out: Mutex<Option<(String, u64)>>,
     /// Golden sets that the controller wants replayed.
     pub golden: watch::Sender<Vec<GoldenAssignment>>,
+    /// Told whenever something else is in force.
+    pub changes: watch::Sender<()>,
     evidence: Evidence,
     changed: Notify,
 }
@@ -74,6 +76,7 @@ impl Store {
             hold: Hold::default(),
             kept_out: Mutex::default(),
             golden: watch::Sender::new(Vec::new()),
+            changes: watch::Sender::new(()),
             evidence,
             changed: Notify::new(),
         }
@@ -155,6 +158,7 @@ impl Store {
         self.hold.set(policies.iter().any(|policy| policy.source.spec.held_down));
         tracing::info!(generation = state.generation, policies = policies.len(), "policies in force");
         self.armed.store(Arc::new(Armed { generation: state.generation, policies }));
+        self.changes.send_replace(());
         self.evidence.urgent(What::Policy { generation: state.generation, armed, refused: state.refused.clone() });
         self.changed.notify_one();
     }

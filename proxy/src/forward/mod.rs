@@ -62,6 +62,11 @@ pub enum ForwardError {
     Broken(#[source] hyper::Error),
     #[error("the request's body broke off: {0}")]
     Client(#[source] hyper::Error),
+    /// On the relay, where no library says more.
+    #[error("the model server's connection ended before it had answered")]
+    Ended,
+    #[error("the request's body is not in chunks as its head says")]
+    Malformed,
 }
 
 impl ForwardError {
@@ -72,8 +77,8 @@ impl ForwardError {
             Self::Exhausted { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream-exhausted", "Model server busy"),
             Self::ConnectTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "upstream-connect-timeout", "Model server not reached in time"),
             Self::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "upstream-timeout", "Model server did not answer in time"),
-            Self::Broken(_) => (StatusCode::BAD_GATEWAY, "upstream-broken", "Model server broke off"),
-            Self::Client(_) => (StatusCode::BAD_REQUEST, "request-broken", "Request broke off"),
+            Self::Broken(_) | Self::Ended => (StatusCode::BAD_GATEWAY, "upstream-broken", "Model server broke off"),
+            Self::Client(_) | Self::Malformed => (StatusCode::BAD_REQUEST, "request-broken", "Request broke off"),
         };
         Problem::new(status, kind, title, self.to_string())
     }

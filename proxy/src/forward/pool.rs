@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// An idle connection older than this is not used again: servers close theirs after 5 s and more, and a request must not meet that.
-const IDLE_NS_MAX: u64 = 4_000_000_000;
+pub const IDLE_NS_MAX: u64 = 4_000_000_000;
 /// Idle connections kept.
 const IDLE_MAX: usize = 256;
 
@@ -139,7 +139,8 @@ impl Pool {
         }
     }
 
-    async fn dial(&self) -> Result<TcpStream, ForwardError> {
+    /// A connection of its own, for the relay.
+    pub async fn dial(&self) -> Result<TcpStream, ForwardError> {
         let (upstream, after) = (self.0.upstream, self.0.connect_timeout);
         let connected = tokio::time::timeout(after, TcpStream::connect(upstream)).await.map_err(|_| ForwardError::ConnectTimeout { upstream, after })?;
         let stream = connected.map_err(|why| ForwardError::Refused { upstream, why })?;
@@ -152,9 +153,27 @@ impl Pool {
         if self.0.open.get() >= self.0.most {
             return Err(ForwardError::Exhausted { most: self.0.most });
         }
-        self.0.open.set(self.0.open.get() + 1);
-        let open = Open(Rc::clone(&self.0));
+        let open = Open::new(&self.0);
         let stream = self.dial().await?;
+        Self::handshake(stream, open).await
+    }
+
+    /// Takes in a connection on which the relay has been between two messages.
+    pub fn adopt(&self, stream: TcpStream) {
+        if self.0.open.get() >= self.0.most {
+            return;
+        }
+        let (pool, open) = (self.clone(), Open::new(&self.0));
+        tokio::task::spawn_local(async move {
+            if let Ok(mut sender) = Self::handshake(stream, open).await
+                && sender.ready().await.is_ok()
+            {
+                pool.put(sender);
+            }
+        });
+    }
+
+    async fn handshake(stream: TcpStream, open: Open) -> Result<Sender, ForwardError> {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ForwardError::Broken)?;
         tokio::task::spawn_local(async move {
             let _open = open;
@@ -192,6 +211,13 @@ impl Pool {
 
 /// A connection is open for as long as this lives.
 struct Open(Rc<Inner>);
+
+impl Open {
+    fn new(pool: &Rc<Inner>) -> Self {
+        pool.open.set(pool.open.get() + 1);
+        Self(Rc::clone(pool))
+    }
+}
 
 impl Drop for Open {
     fn drop(&mut self) {

@@ -20,6 +20,9 @@ use window::Window;
 /// Policy names that metrics tell apart; later ones count as `other`.
 pub const NAMES_MAX: usize = 64;
 
+/// The last of gRPC's statuses.
+const GRPC_MAX: u16 = 16;
+
 const SECONDS: [f64; 16] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 const LATENESS: [f64; 10] = [0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.001, 0.002, 0.005, 0.02];
 
@@ -31,6 +34,11 @@ pub struct Metrics {
     pub connections: IntGauge,
     pub requests: IntCounterVec,
     pub duration: HistogramVec,
+    pub first_byte: HistogramVec,
+    pub grpc: IntCounterVec,
+    pub moved: IntCounterVec,
+    pub opaque_connections: IntCounter,
+    pub opaque_bytes: IntCounter,
     pub cancelled: IntCounter,
     pub truncated: IntCounterVec,
     pub injected: IntCounterVec,
@@ -63,13 +71,19 @@ impl Metrics {
             keep(Box::new(made.clone()));
             made
         };
-        let cancelled =
-            IntCounter::new("steadfast_requests_cancelled_total", "Requests whose client left before the response began.").expect("constant names are valid");
-        keep(Box::new(cancelled.clone()));
+        let counter = |name: &str, help: &str| {
+            let made = IntCounter::new(name, help).expect("constant names are valid");
+            keep(Box::new(made.clone()));
+            made
+        };
         let duration =
             HistogramOpts::new("steadfast_request_duration_seconds", "From a request's head to the last byte of its response.").buckets(SECONDS.to_vec());
         let duration = HistogramVec::new(duration, &["origin"]).expect("constant names are valid");
         keep(Box::new(duration.clone()));
+        let first_byte =
+            HistogramOpts::new("steadfast_response_first_byte_seconds", "From a request's head to the head of its response.").buckets(SECONDS.to_vec());
+        let first_byte = HistogramVec::new(first_byte, &["origin"]).expect("constant names are valid");
+        keep(Box::new(first_byte.clone()));
         let lateness =
             HistogramOpts::new("steadfast_fault_delay_lateness_seconds", "By how much an injected delay was longer than asked.").buckets(LATENESS.to_vec());
         let lateness = Histogram::with_opts(lateness).expect("constant names are valid");
@@ -89,9 +103,14 @@ impl Metrics {
             corrupt_skipped: counters("steadfast_corrupt_skipped_total", "Answers that should have been corrupted and could not be.", &["reason"]),
             golden_replays: counters("steadfast_golden_replays_total", "Golden samples replayed.", &["set", "outcome"]),
             golden_skipped: counters("steadfast_golden_replays_skipped_total", "Replays left out because of load.", &["set"]),
+            grpc: counters("steadfast_grpc_responses_total", "gRPC responses by their own status.", &["code"]),
+            moved: counters("steadfast_connections_moved_total", "Open client connections that went over to the relay or to the stack.", &["to"]),
+            opaque_connections: counter("steadfast_opaque_connections_total", "Connections on which something passed that the sidecar does not understand."),
+            opaque_bytes: counter("steadfast_opaque_bytes_total", "Bytes that passed, either way, without being understood."),
+            cancelled: counter("steadfast_requests_cancelled_total", "Requests whose client left before the response began."),
             registry,
-            cancelled,
             duration,
+            first_byte,
             lateness,
             golden_verdict,
         }
@@ -108,13 +127,14 @@ impl Default for Metrics {
 pub struct Meter {
     pub metrics: Metrics,
     responses: RefCell<HashMap<(Origin, u16), (IntCounter, Histogram)>>,
+    first_bytes: RefCell<HashMap<Origin, Histogram>>,
     names: RefCell<HashSet<Arc<str>>>,
     window: RefCell<Window>,
 }
 
 impl Meter {
     pub fn new(metrics: Metrics) -> Self {
-        Self { metrics, responses: RefCell::default(), names: RefCell::default(), window: RefCell::new(Window::new()) }
+        Self { metrics, responses: RefCell::default(), first_bytes: RefCell::default(), names: RefCell::default(), window: RefCell::new(Window::new()) }
     }
 
     fn response(&self, origin: Origin, status: u16, duration_ns: u64) {
@@ -126,6 +146,16 @@ impl Meter {
         count.inc();
         duration.observe(duration_ns as f64 / 1e9);
         self.window.borrow_mut().response(origin, status, duration_ns);
+    }
+
+    fn first_byte(&self, origin: Origin, after_ns: u64) {
+        let mut first_bytes = self.first_bytes.borrow_mut();
+        first_bytes.entry(origin).or_insert_with(|| self.metrics.first_byte.with_label_values(&[origin.name()])).observe(after_ns as f64 / 1e9);
+    }
+
+    fn grpc(&self, code: u16) {
+        let code = if code <= GRPC_MAX { code.to_string() } else { "other".to_owned() };
+        self.metrics.grpc.with_label_values(&[&code]).inc();
     }
 
     /// The name that metrics use for a policy or a golden set that somebody else named.

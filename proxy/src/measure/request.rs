@@ -20,6 +20,26 @@ impl Begun {
         Self { worker: Rc::clone(worker), since_ns: clock::now_ns(), answered: false }
     }
 
+    pub const fn since_ns(&self) -> u64 {
+        self.since_ns
+    }
+
+    /// Somebody else begins it anew, or nobody can tell any more how it ended: it counts as neither answered nor cancelled.
+    pub fn left_to_others(mut self) {
+        self.answered = true;
+    }
+
+    /// Its answer's head has gone by on the relay.
+    pub fn relayed(self, origin: Origin, status: u16) -> Record {
+        self.head(origin, status)
+    }
+
+    fn head(mut self, origin: Origin, status: u16) -> Record {
+        self.answered = true;
+        self.worker.meter.first_byte(origin, clock::now_ns() - self.since_ns);
+        Record { begun: self, origin, status, ended: false }
+    }
+
     /// Says which pod this is.
     pub fn name_pod(&self, answer: &mut Answer) {
         if let Ok(name) = HeaderValue::from_str(&self.worker.shared.config.pod.name) {
@@ -28,14 +48,17 @@ impl Begun {
     }
 
     /// Wraps the answer's body, once.
-    pub fn answer(mut self, mut answer: Answer) -> Response<ResponseBody> {
-        self.answered = true;
+    pub fn answer(self, mut answer: Answer) -> Response<ResponseBody> {
         if self.worker.drain.has_reached(Phase::Parting) && answer.response.status() != StatusCode::SWITCHING_PROTOCOLS {
             // hyper closes an HTTP/1 connection that says so and leaves it out in HTTP/2, where GOAWAY says it.
             answer.response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let (parts, source) = answer.response.into_parts();
-        let record = Record { begun: self, origin: answer.origin, status: parts.status.as_u16(), ended: false };
+        let grpc = grpc_status(&parts.headers);
+        let record = self.head(answer.origin, parts.status.as_u16());
+        if let Some(code) = grpc {
+            record.grpc(code);
+        }
         Response::from_parts(parts, ResponseBody::new(source, answer.active, record))
     }
 }
@@ -66,6 +89,11 @@ impl Record {
         }
     }
 
+    /// The answer's own status behind or beside HTTP's.
+    pub fn grpc(&self, code: u16) {
+        self.begun.worker.meter.grpc(code);
+    }
+
     pub fn cut_by_upstream(&mut self) {
         self.cut("upstream");
     }
@@ -82,4 +110,10 @@ impl Drop for Record {
     fn drop(&mut self) {
         self.cut("client");
     }
+}
+
+/// `grpc-status`, of a head or of trailers.
+pub fn grpc_status(fields: &http::HeaderMap) -> Option<u16> {
+    let code = fields.get("grpc-status")?;
+    Some(code.to_str().ok().and_then(|code| code.parse().ok()).unwrap_or(u16::MAX))
 }

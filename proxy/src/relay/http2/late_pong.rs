@@ -1,0 +1,179 @@
+//! The same patience for the stack: hyper takes a client's answer to its last PING as a promise that nothing is on its way any more, and refuses what comes behind it.
+//! But libraries answer a PING before they send what stands in their queue. So once the client has been told to go, its answers to PINGs reach hyper a moment later
+//! than what it has sent behind them.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
+
+use super::frame::{Event, Reader, flag, kind};
+use crate::relay::PREFACE;
+
+const LATER: Duration = Duration::from_millis(100);
+
+/// A client's HTTP/2 connection, from its first byte on.
+pub struct LatePong<S> {
+    stream: S,
+    /// Whether the client has been told to go.
+    going: Arc<AtomicBool>,
+    preface: usize,
+    reader: Reader,
+    /// The frame that is being read waits.
+    waits: bool,
+    /// What hyper may have, and how much of it it has.
+    out: Vec<u8>,
+    given: usize,
+    late: Option<(Vec<u8>, Pin<Box<Sleep>>)>,
+    /// It is no HTTP/2: hyper says so.
+    odd: bool,
+}
+
+impl<S> LatePong<S> {
+    pub fn new(stream: S, going: Arc<AtomicBool>) -> Self {
+        Self { stream, going, preface: 0, reader: Reader::default(), waits: false, out: Vec::new(), given: 0, late: None, odd: false }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        let preface = bytes.len().min(PREFACE.len() - self.preface);
+        self.preface += preface;
+        self.out.extend_from_slice(&bytes[..preface]);
+        let mut at = preface;
+        while !self.odd {
+            let before = self.reader.held();
+            let Ok((size, event)) = self.reader.next(&bytes[at..]) else {
+                self.out.extend_from_slice(&before);
+                self.odd = true;
+                break;
+            };
+            let piece = &bytes[at..at + size];
+            match event {
+                Event::Begins => {
+                    let pong = self.reader.frame.is_some_and(|frame| frame.kind == kind::PING && frame.has(flag::ACK) && frame.size == 8);
+                    self.waits = pong && self.late.is_none() && self.going.load(Ordering::Acquire);
+                    if !self.waits {
+                        self.out.extend_from_slice(&self.reader.head());
+                    }
+                }
+                Event::Payload(_) if self.waits => {}
+                Event::Payload(_) => self.out.extend_from_slice(piece),
+                Event::Ends => {
+                    if self.waits {
+                        let pong = [&self.reader.head()[..], &self.reader.payload].concat();
+                        self.late = Some((pong, Box::pin(tokio::time::sleep(LATER))));
+                    }
+                    self.reader.done();
+                }
+                Event::Dry { .. } => return,
+            }
+            at += size;
+        }
+        self.out.extend_from_slice(&bytes[at..]);
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for LatePong<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let this = &mut *self;
+            if this.given < this.out.len() {
+                let size = (this.out.len() - this.given).min(buffer.remaining());
+                buffer.put_slice(&this.out[this.given..this.given + size]);
+                this.given += size;
+                return Poll::Ready(Ok(()));
+            }
+            this.out.clear();
+            this.given = 0;
+            if this.reader.is_between_frames()
+                && let Some((pong, sleep)) = &mut this.late
+                && sleep.as_mut().poll(cx).is_ready()
+            {
+                this.out.append(pong);
+                this.late = None;
+                continue;
+            }
+            let mut bytes = [0; 8192];
+            let mut read = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
+            if read.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            this.take(read.filled());
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for LatePong<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffers: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::{super::frame::Frame, *};
+
+    #[tokio::test]
+    async fn an_answer_to_a_ping_comes_behind_what_follows_it_and_only_when_the_client_is_to_go() {
+        let frame = |kind, flags, payload: &[u8]| [&Frame { size: payload.len(), kind, flags, stream: 0 }.write()[..], payload].concat();
+        let (pong, other) = (frame(kind::PING, flag::ACK, b"12345678"), frame(kind::SETTINGS, 0, &[0; 6]));
+        let sent = [&PREFACE[..], &other, &pong, &other].concat();
+        for (going, expected) in [(false, sent.clone()), (true, [&PREFACE[..], &other, &other, &pong].concat())] {
+            for piece in [1, 5, 100] {
+                let (mut client, ours) = tokio::io::duplex(1000);
+                let mut late = LatePong::new(ours, Arc::new(AtomicBool::new(going)));
+                let mut got = vec![0; sent.len()];
+                let sending = async {
+                    for piece in sent.chunks(piece) {
+                        client.write_all(piece).await.unwrap();
+                        tokio::task::yield_now().await;
+                    }
+                };
+                let (read, ()) = tokio::join!(late.read_exact(&mut got), sending);
+                read.unwrap();
+                assert_eq!(got, expected, "going: {going}, in pieces of {piece}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_http2_passes_as_it_is() {
+        let (mut client, ours) = tokio::io::duplex(1000);
+        let mut late = LatePong::new(ours, Arc::default());
+        let sent = [&PREFACE[..], &Frame { size: 0, kind: kind::CONTINUATION, flags: 0, stream: 1 }.write(), b"and more"].concat();
+        client.write_all(&sent).await.unwrap();
+        drop(client);
+        let mut got = Vec::new();
+        late.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, sent);
+    }
+}

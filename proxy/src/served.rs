@@ -1,0 +1,311 @@
+//! Client connections on the stack: hyper serves them, request by request, until they end or can go (back) to the relay.
+//!
+//! HTTP/1 goes back between two messages: when the last request was read to its end and its answer was written to its end, and neither side has said that the connection
+//! ends, hyper is asked to stop, does so without a word to the client, and gives its buffer back: whatever stands in it is the beginning of a request that nobody has seen.
+//!
+//! Limits: no head is larger than [`HEAD_MAX`]; a client that does not send a whole one within `header_timeout` is disconnected.
+
+use std::{
+    cell::Cell,
+    io,
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, Bytes};
+use http::{HeaderMap, Request, Response, Version, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::Notify,
+};
+use tower::ServiceExt;
+
+use crate::{
+    body::{RequestBody, ResponseBody, Whole},
+    drain::{Phase, reached},
+    hold::held_down,
+    relay::{
+        Client,
+        http1::head::{FIELDS_MAX, HEAD_MAX},
+        http2::LatePong,
+        is_armed, must_stack,
+    },
+    stack,
+    worker::{LocalExec, Worker},
+};
+
+/// Streams of one HTTP/2 connection at one moment.
+const STREAMS_MAX: u32 = 256;
+
+/// Serves `client`'s HTTP/1 messages. The connection comes back if it is as good as before and nothing keeps it here.
+pub async fn http1(worker: &Rc<Worker>, client: Client) -> Option<Client> {
+    let Client { stream, ahead, peer, route } = client;
+    let at = Rc::<Place>::default();
+    let (stack, seen) = (stack::stack(Rc::clone(worker), peer, route), Rc::clone(&at));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (request, answering) = Answering::begin(&seen, request);
+        let answer = stack.clone().oneshot(request);
+        async move { answer.await.map(|response| answering.with(response)) }
+    });
+    let given = Given::new(stream, ahead);
+    let keep_open = Arc::clone(&given.keep_open);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(worker.shared.config.header_timeout)
+        .max_buf_size(HEAD_MAX)
+        .max_headers(FIELDS_MAX)
+        // Answers pass as they are.
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(given), service)
+        .with_upgrades();
+    let mut connection = Box::pin(connection);
+    let (mut leaving, mut gone) = (worker.drain.subscribe(), worker.drain.subscribe());
+    let mut held = worker.held.subscribe();
+    let (mut left, mut taken) = (false, false);
+    loop {
+        // Looks again whenever the connection has moved.
+        let moved = std::future::poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            Poll::Pending if !taken && at.is_between_messages() && !must_stack(worker) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        tokio::select! {
+            biased;
+            moved = moved => match moved {
+                Some(Ok(())) => break,
+                Some(Err(error)) => {
+                    tracing::debug!(%peer, %error, "client connection ended");
+                    return None;
+                }
+                None => {
+                    taken = true;
+                    keep_open.store(true, Ordering::Release);
+                    connection.as_mut().graceful_shutdown();
+                }
+            },
+            // Until then each answer's head tells the client to leave.
+            () = reached(&mut leaving, Phase::Leaving), if !left => {
+                left = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = reached(&mut gone, Phase::Gone) => return None,
+            () = held_down(&mut held) => return None,
+        }
+    }
+    if !taken || left || !at.is_between_messages() {
+        return None;
+    }
+    let parts = Pin::into_inner(connection).into_parts()?;
+    let given = parts.io.into_inner();
+    let ahead = [&parts.read_buf[..], &given.ahead[..]].concat();
+    worker.meter.metrics.moved.with_label_values(&["relay"]).inc();
+    Some(Client { stream: given.stream, ahead, peer, route })
+}
+
+/// Serves `client`'s HTTP/2 connection until it ends; with `go_when_disarmed` its client is asked to come by another one when nothing is armed any more.
+pub async fn http2(worker: &Rc<Worker>, client: Client, go_when_disarmed: bool) {
+    let Client { stream, ahead, peer, route } = client;
+    // Whether the client has been told to go.
+    let going = Arc::<AtomicBool>::default();
+    // Told when a request has come.
+    let streams = Rc::new(Notify::new());
+    let (stack, told) = (stack::stack(Rc::clone(worker), peer, route), Rc::clone(&streams));
+    let service = service_fn(move |request: Request<Incoming>| {
+        told.notify_one();
+        stack.clone().oneshot(request.map(|incoming| RequestBody::client(incoming).0))
+    });
+    let connection = http2::Builder::new(LocalExec)
+        .timer(TokioTimer::new())
+        .keep_alive_interval(std::time::Duration::from_secs(30))
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_MAX as u32)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(LatePong::new(Given::new(stream, ahead), Arc::clone(&going))), service);
+    let mut connection = Box::pin(connection);
+    let (mut parting, mut leaving, mut gone) = (worker.drain.subscribe(), worker.drain.subscribe(), worker.drain.subscribe());
+    let mut held = worker.held.subscribe();
+    let part = async {
+        reached(&mut parting, Phase::Parting).await;
+        // Nothing is lost with a connection that nobody asks by, and one that was told to go before it asked would come back to where it was told.
+        streams.notified().await;
+    };
+    tokio::pin!(part);
+    let disarmed = async {
+        let mut changes = worker.shared.store.changes.subscribe();
+        while !go_when_disarmed || is_armed(worker) {
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::pin!(disarmed);
+    let (mut parted, mut left) = (false, false);
+    loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%peer, %error, "client connection ended");
+                }
+                return;
+            }
+            () = &mut part, if !parted => {
+                parted = true;
+                going.store(true, Ordering::Release);
+                connection.as_mut().graceful_shutdown();
+            }
+            () = &mut disarmed, if !parted => {
+                parted = true;
+                going.store(true, Ordering::Release);
+                worker.meter.metrics.moved.with_label_values(&["relay"]).inc();
+                connection.as_mut().graceful_shutdown();
+            }
+            () = reached(&mut leaving, Phase::Leaving), if !left => {
+                (parted, left) = (true, true);
+                going.store(true, Ordering::Release);
+                connection.as_mut().graceful_shutdown();
+            }
+            () = reached(&mut gone, Phase::Gone) => return,
+            () = held_down(&mut held) => return,
+        }
+    }
+}
+
+/// Where an HTTP/1 connection has got to.
+#[derive(Default)]
+struct Place {
+    answering: Cell<bool>,
+    /// The last request's.
+    whole: std::cell::RefCell<Option<Whole>>,
+    /// Client or model server have said that the connection ends, or the client asks the sidecar itself and may do so again.
+    stays: Cell<bool>,
+}
+
+impl Place {
+    /// Behind the end of a message, before the beginning of one that anybody has seen.
+    fn is_between_messages(&self) -> bool {
+        !self.answering.get() && !self.stays.get() && self.whole.borrow().as_ref().is_some_and(Whole::get)
+    }
+}
+
+/// A request on its way, until its answer has been written or given up.
+struct Answering(Rc<Place>);
+
+impl Answering {
+    fn begin(at: &Rc<Place>, request: Request<Incoming>) -> (Request<RequestBody>, Self) {
+        let asks_us = request.headers().keys().any(|name| name.as_str().starts_with("steadfast-"));
+        at.answering.set(true);
+        at.stays.set(asks_us || request.version() != Version::HTTP_11 || says_close(request.headers()));
+        let (parts, incoming) = request.into_parts();
+        let (body, whole) = RequestBody::client(incoming);
+        at.whole.replace(Some(whole));
+        (Request::from_parts(parts, body), Self(Rc::clone(at)))
+    }
+
+    fn with(self, response: Response<ResponseBody>) -> Response<AnswerBody> {
+        if says_close(response.headers()) || response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+            self.0.stays.set(true);
+        }
+        response.map(|body| AnswerBody { body, _answering: self })
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.answering.set(false);
+    }
+}
+
+fn says_close(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::CONNECTION).iter();
+    values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"))
+}
+
+/// hyper drops it when its last byte is in hyper's hands.
+struct AnswerBody {
+    body: ResponseBody,
+    _answering: Answering,
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A connection with what was read of it before.
+struct Given {
+    stream: TcpStream,
+    ahead: Bytes,
+    /// hyper's end of it is not the connection's.
+    keep_open: Arc<AtomicBool>,
+}
+
+impl Given {
+    fn new(stream: TcpStream, ahead: Vec<u8>) -> Self {
+        Self { stream, ahead: ahead.into(), keep_open: Arc::default() }
+    }
+}
+
+impl AsyncRead for Given {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let size = self.ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.ahead[..size]);
+        self.ahead.advance(size);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Given {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.keep_open.load(Ordering::Acquire) {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffers: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
