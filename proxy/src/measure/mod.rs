@@ -2,6 +2,7 @@
 //!
 //! Every label is bounded: origins and kinds are enums, statuses come from HTTP, and of policy names at most [`NAMES_MAX`] are told apart.
 
+pub mod describe;
 pub mod gather;
 pub mod request;
 pub mod window;
@@ -12,7 +13,10 @@ use std::{
     sync::Arc,
 };
 
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::{Collector, Desc},
+};
 use steadfast_api::{FaultKind, policy::Origin};
 
 use window::Window;
@@ -27,6 +31,8 @@ const LATENESS: [f64; 10] = [0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.00
 #[derive(Clone)]
 pub struct Metrics {
     pub registry: Registry,
+    /// What there is, whether it has been counted yet or not.
+    pub described: Arc<Vec<Desc>>,
     pub in_progress: IntGauge,
     pub connections: IntGauge,
     pub requests: IntCounterVec,
@@ -47,7 +53,9 @@ pub struct Metrics {
 impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
+        let described = RefCell::new(Vec::new());
         let keep = |collector: Box<dyn Collector>| {
+            described.borrow_mut().extend(collector.desc().into_iter().cloned());
             // Names are constants and a registry is new: this fails in the first test or never.
             if let Err(error) = registry.register(collector) {
                 tracing::error!(%error, "a metric could not be registered");
@@ -77,7 +85,7 @@ impl Metrics {
         let golden_verdict = IntGaugeVec::new(Opts::new("steadfast_golden_verdict", "1 for the verdict that a golden set has now."), &["set", "verdict"])
             .expect("constant names are valid");
         keep(Box::new(golden_verdict.clone()));
-        Self {
+        let metrics = Self {
             in_progress: gauge("steadfast_requests_in_progress", "User requests in progress."),
             connections: gauge("steadfast_connections", "Client connections open."),
             requests: counters("steadfast_requests_total", "Responses by whose doing their status was.", &["origin", "code"]),
@@ -89,12 +97,14 @@ impl Metrics {
             corrupt_skipped: counters("steadfast_corrupt_skipped_total", "Answers that should have been corrupted and could not be.", &["reason"]),
             golden_replays: counters("steadfast_golden_replays_total", "Golden samples replayed.", &["set", "outcome"]),
             golden_skipped: counters("steadfast_golden_replays_skipped_total", "Replays left out because of load.", &["set"]),
-            registry,
+            registry: registry.clone(),
+            described: Arc::default(),
             cancelled,
             duration,
             lateness,
             golden_verdict,
-        }
+        };
+        Self { described: Arc::new(described.into_inner()), ..metrics }
     }
 }
 

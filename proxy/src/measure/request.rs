@@ -66,11 +66,8 @@ impl Record {
         }
     }
 
-    pub fn cut_by_upstream(&mut self) {
-        self.cut("upstream");
-    }
-
-    fn cut(&mut self, by: &str) {
+    /// It broke off: `by` is upstream, fault or client.
+    pub fn cut_by(&mut self, by: &str) {
         if !self.ended {
             self.begun.worker.meter.metrics.truncated.with_label_values(&[by]).inc();
         }
@@ -80,6 +77,6 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.cut("client");
+        self.cut_by("client");
     }
 }
