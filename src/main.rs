@@ -7,6 +7,7 @@ mod burn;
 mod controller;
 mod demo;
 mod exit;
+mod fault;
 mod golden;
 mod inject;
 mod install;
@@ -51,6 +52,7 @@ enum Command {
     Agent(agent::Args),
     Undo(undo::Args),
     Golden(golden::Args),
+    Fault(fault::Args),
     Inject(inject::Args),
     Install(install::Args),
     Proxy(proxy::Args),
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
         Command::Agent(args) => agent::main(args),
         Command::Undo(args) => undo::main(args),
         Command::Golden(args) => golden::main(args),
+        Command::Fault(args) => fault::main(args),
         Command::Inject(args) => inject::main(args),
         Command::Install(args) => install::main(args),
         Command::Proxy(args) => proxy::main(args),

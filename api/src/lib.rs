@@ -17,7 +17,7 @@ pub mod sidecar;
 pub mod test;
 
 pub use fault::FaultKind;
-pub use quantity::{BadQuantity, Percent, Rate, Span};
+pub use quantity::{BadQuantity, Percent, Rate, Size, Span};
 
 /// `apiVersion` of every custom resource and file.
 pub const API_VERSION: &str = "steadfast.dev/v1alpha1";

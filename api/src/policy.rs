@@ -1,14 +1,18 @@
 //! Fault policies: which requests, which faults, how much at most, until when. Nothing is armed without a budget and an expiry.
 
+mod rule;
+
 use std::{collections::BTreeMap, fmt};
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use rule::{ConnectionFault, ConnectionRule, DrawnFault, GrpcMatch, Identity, Match, PathMatch, Rule};
+
 use crate::{
-    FaultKind, Percent, Span,
-    fault::{Abort, Corrupt, Cpu, Delay, Fault},
+    FaultKind, Percent, Size, Span,
+    fault::{Cpu, Memory},
 };
 
 /// `FaultPolicy.spec`.
@@ -23,7 +27,12 @@ pub struct FaultPolicySpec {
     pub budget: Budget,
     /// The first rule that matches a request decides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub rules: Vec<Rule>,
+    /// What happens to connections before anything is read from them. The first that matches decides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub connections: Vec<ConnectionRule>,
     /// Who may ask for faults by header. Absent: nobody, and the header is stripped and counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub headers: Option<HeaderTrust>,
@@ -33,9 +42,34 @@ pub struct FaultPolicySpec {
     /// Burn CPU for as long as the policy is armed, whatever is requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_pressure: Option<Cpu>,
+    /// Hold memory for as long as the policy is armed, whatever is requested. `budget.memory` must allow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_pressure: Option<Memory>,
     /// Hold the pod down for as long as the policy is armed: connections are refused and the sidecar is unready.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub held_down: bool,
+    /// Close the port for as long as the policy is armed: new connections are refused, open ones go on, and readiness stays as it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refuse: bool,
+}
+
+impl FaultPolicySpec {
+    /// A policy that does nothing yet.
+    pub fn new(budget: Budget, expires_after: Span) -> Self {
+        Self {
+            selector: LabelSelector::default(),
+            expires_after,
+            budget,
+            rules: Vec::new(),
+            connections: Vec::new(),
+            headers: None,
+            golden_replays: false,
+            cpu_pressure: None,
+            memory_pressure: None,
+            held_down: false,
+            refuse: false,
+        }
+    }
 }
 
 /// Labels that a pod must carry.
@@ -65,108 +99,23 @@ pub struct Budget {
     pub concurrent: u32,
     /// Share of all requests that may be faulted, over the last 1,000 requests.
     pub share: Percent,
-}
-
-/// Requests that match, and what happens to `share` of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Rule {
-    #[serde(default, rename = "match", skip_serializing_if = "Match::is_empty")]
-    pub matches: Match,
-    #[serde(default = "hundred")]
-    pub share: Percent,
-    /// Drawn independently of each other.
-    pub faults: Vec<DrawnFault>,
-}
-
-const fn hundred() -> Percent {
-    Percent::HUNDRED
-}
-
-/// Every field that is given must match. Readiness and liveness paths of the Open Inference Protocol and golden replays never do.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Match {
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub methods: Vec<String>,
+    /// Faults that may begin within any second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<PathMatch>,
-    /// The model in `/v2/models/{model}/…`.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub per_second: Option<u32>,
+    /// Faults that may begin for as long as the policy is armed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub model: Option<String>,
-    /// Header names (in any case) and the exact values they must have.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub headers: BTreeMap<String, String>,
+    #[schemars(range(min = 1))]
+    pub total: Option<u64>,
+    /// Memory that may be held at one moment, in each sidecar. Without it, none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Size>,
 }
 
-impl Match {
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// `{exact: /v2}` or `{prefix: /v2/models/}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum PathMatch {
-    Exact(String),
-    Prefix(String),
-}
-
-/// A fault and the share of the rule's requests that it falls on: `{abort: {httpStatus: 503}, share: 25%}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "DrawnFaultFields", into = "DrawnFaultFields")]
-#[schemars(with = "DrawnFaultFields")]
-pub struct DrawnFault {
-    pub fault: Fault,
-    pub share: Percent,
-}
-
-#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct DrawnFaultFields {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    delay: Option<Delay>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    abort: Option<Abort>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    cpu: Option<Cpu>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    corrupt: Option<Corrupt>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    share: Option<Percent>,
-}
-
-impl TryFrom<DrawnFaultFields> for DrawnFault {
-    type Error = String;
-
-    fn try_from(fields: DrawnFaultFields) -> Result<Self, String> {
-        let share = fields.share.unwrap_or(Percent::HUNDRED);
-        let mut faults = [fields.delay.map(Fault::Delay), fields.abort.map(Fault::Abort), fields.cpu.map(Fault::Cpu), fields.corrupt.map(Fault::Corrupt)]
-            .into_iter()
-            .flatten();
-        match (faults.next(), faults.next()) {
-            (Some(fault), None) => Ok(Self { fault, share }),
-            (None, _) => Err("a fault names exactly one of delay, abort, cpu, corrupt; this one names none".to_owned()),
-            (Some(first), Some(second)) => Err(format!(
-                "a fault names exactly one of delay, abort, cpu, corrupt; this one names {} and {}: make them two entries of the list",
-                first.kind(),
-                second.kind()
-            )),
-        }
-    }
-}
-
-impl From<DrawnFault> for DrawnFaultFields {
-    fn from(drawn: DrawnFault) -> Self {
-        let mut fields = Self { share: Some(drawn.share), ..Self::default() };
-        match drawn.fault {
-            Fault::Delay(delay) => fields.delay = Some(delay),
-            Fault::Abort(abort) => fields.abort = Some(abort),
-            Fault::Cpu(cpu) => fields.cpu = Some(cpu),
-            Fault::Corrupt(corrupt) => fields.corrupt = Some(corrupt),
-        }
-        fields
+impl Budget {
+    /// Bounded by these two alone.
+    pub const fn new(concurrent: u32, share: Percent) -> Self {
+        Self { concurrent, share, per_second: None, total: None, memory: None }
     }
 }
 
@@ -176,12 +125,15 @@ impl From<DrawnFault> for DrawnFaultFields {
 pub struct HeaderTrust {
     pub trust: Trust,
     pub allow: Vec<FaultKind>,
-    /// A longer delay is refused with 400.
+    /// A longer delay, stall or blackhole is refused with 400.
     #[serde(default = "two_seconds")]
     pub max_delay: Span,
-    /// A longer or absent `for` of a CPU burn is refused with 400.
+    /// A longer or absent `for` of a CPU burn, or of memory that is held, is refused with 400.
     #[serde(default = "ten_seconds")]
     pub max_cpu_duration: Span,
+    /// Envoy's headers `x-envoy-fault-*` are understood too, where `steadfast-fault` is absent. The model server does not see them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub envoy_headers: bool,
 }
 
 const fn two_seconds() -> Span {
@@ -198,6 +150,9 @@ const fn ten_seconds() -> Span {
 pub struct Trust {
     #[schemars(with = "Vec<String>")]
     pub addresses: Vec<IpNet>,
+    /// Of them, those alone whom this header names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
 }
 
 /// What a sidecar shall have armed from now on, all of it: the next snapshot replaces this one. Empty disarms.
@@ -339,6 +294,7 @@ headers: {trust: {addresses: [127.0.0.0/8]}, allow: [delay, abort], maxDelay: 2s
         for (wrong, says) in [
             ("{abort: {httpStatus: 999}}", "200 to 599"),
             ("{share: 25%}", "exactly one of delay, abort, cpu, corrupt"),
+            ("{abort: {}}", "give httpStatus"),
             ("{abort: {httpStatus: 503}, corrupt: {}}", "make them two entries"),
         ] {
             let text = POLICY.replace("{abort: {httpStatus: 503}, share: 25%}", wrong);

@@ -169,6 +169,95 @@ impl FromStr for Rate {
     }
 }
 
+/// A number of bytes, from 0 to a tebibyte. Written `65536`, `64Ki`, `1Gi`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Size(u64);
+
+impl Size {
+    const MAX: u64 = 1 << 40;
+    const UNITS: [(&'static str, u32); 3] = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
+    const EXPECTED: &'static str = "a number of bytes such as 1000, 64Ki, 16Mi or 1Gi, at most 1024Gi";
+
+    /// `None` above a tebibyte.
+    pub const fn from_bytes(bytes: u64) -> Option<Self> {
+        if bytes <= Self::MAX { Some(Self(bytes)) } else { None }
+    }
+
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Self::UNITS.iter().find(|(_, shift)| self.0 > 0 && self.0.trailing_zeros() >= *shift) {
+            Some((unit, shift)) => write!(f, "{}{unit}", self.0 >> shift),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl FromStr for Size {
+    type Err = BadQuantity;
+
+    fn from_str(text: &str) -> Result<Self, BadQuantity> {
+        let bad = || BadQuantity::new("size", text, Self::EXPECTED);
+        let trimmed = text.trim();
+        let (number, shift) =
+            Self::UNITS.iter().find_map(|(unit, shift)| trimmed.strip_suffix(unit).map(|number| (number.trim_end(), *shift))).unwrap_or((trimmed, 0));
+        if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(bad());
+        }
+        number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift)).and_then(Self::from_bytes).ok_or_else(bad)
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A number, or a text with a unit.
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Size;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(Size::EXPECTED)
+            }
+
+            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Size, E> {
+                Size::from_bytes(bytes).ok_or_else(|| E::custom(BadQuantity::new("size", &bytes.to_string(), Size::EXPECTED)))
+            }
+
+            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Size, E> {
+                u64::try_from(bytes).ok().and_then(Size::from_bytes).ok_or_else(|| E::custom(BadQuantity::new("size", &bytes.to_string(), Size::EXPECTED)))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A number of bytes, such as 1000, 64Ki, 16Mi or 1Gi.",
+            "anyOf": [{ "type": "integer", "minimum": 0 }, { "type": "string" }],
+        })
+    }
+}
+
 macro_rules! as_text {
     ($type:ident, $description:literal, $example:literal) => {
         impl Serialize for $type {
@@ -223,5 +312,22 @@ mod tests {
         }
         assert_eq!("2m 30s".parse::<Span>().unwrap().get(), Duration::from_secs(150));
         assert!("500".parse::<Span>().unwrap_err().to_string().contains("500ms"));
+    }
+
+    #[test]
+    fn a_size_is_a_number_or_a_text_and_is_written_shortly() {
+        for (text, bytes, written) in
+            [("100", 100, "100"), ("65536", 65536, "64Ki"), ("64Ki", 65536, "64Ki"), ("1536Ki", 1536 << 10, "1536Ki"), ("1Gi", 1 << 30, "1Gi"), ("0", 0, "0")]
+        {
+            let size: Size = text.parse().unwrap();
+            assert_eq!((size.get(), size.to_string().as_str()), (bytes, written));
+            assert_eq!(serde_json::from_str::<Size>(&format!("{bytes}")).unwrap(), size);
+            assert_eq!(serde_json::from_str::<Size>(&format!("{text:?}")).unwrap(), size);
+            assert_eq!(crate::read::from_yaml::<Size>("size", text).unwrap(), size);
+        }
+        for bad in ["", "Ki", "-1", "1.5Mi", "1Ti", "1KB", "1025Gi", "99999999999999999999Gi"] {
+            assert!(bad.parse::<Size>().unwrap_err().to_string().contains("64Ki"), "{bad}");
+        }
+        assert!(serde_json::from_str::<Size>("-1").is_err());
     }
 }

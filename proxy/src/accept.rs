@@ -16,6 +16,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use crate::{
     config::UNSPECIFIED,
     drain::{Phase, reached},
+    fault::connection,
+    hold::held_down,
     relay::{self, Client, Exit, Protocol},
     served,
     worker::Worker,
@@ -33,25 +35,31 @@ pub fn bind(address: SocketAddr, threads: usize) -> io::Result<(SocketAddr, Vec<
     }
 }
 
+/// Listens again on a port of [`bind`] that this thread has closed.
+pub fn reopen(address: SocketAddr, threads: usize) -> io::Result<TcpListener> {
+    socket(address, threads).and_then(listen)
+}
+
+fn socket(address: SocketAddr, threads: usize) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    if threads > 1 {
+        socket.set_reuseport(true)?;
+    }
+    socket.bind(address)?;
+    Ok(socket)
+}
+
 fn bind_one(address: SocketAddr, threads: usize) -> io::Result<(SocketAddr, Vec<TcpSocket>)> {
-    let socket = |address: SocketAddr| -> io::Result<TcpSocket> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        socket.set_reuseaddr(true)?;
-        if threads > 1 {
-            socket.set_reuseport(true)?;
-        }
-        socket.bind(address)?;
-        Ok(socket)
-    };
     // A port that is given must be ours alone: threads share it by a flag by which another sidecar's threads could share it too, unnoticed.
     if threads > 1 && address.port() != 0 {
         let alone = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         alone.set_reuseaddr(true)?;
         alone.bind(address)?;
     }
-    let first = socket(address)?;
+    let first = socket(address, threads)?;
     let address = first.local_addr()?;
-    let sockets = std::iter::once(Ok(first)).chain((1..threads).map(|_| socket(address))).collect::<io::Result<_>>()?;
+    let sockets = std::iter::once(Ok(first)).chain((1..threads).map(|_| socket(address, threads))).collect::<io::Result<_>>()?;
     Ok((address, sockets))
 }
 
@@ -61,11 +69,12 @@ pub fn listen(socket: TcpSocket) -> io::Result<TcpListener> {
 }
 
 /// Serves `listener`, which is that of `route`, until the sidecar has drained.
-pub async fn accept(worker: Rc<Worker>, listener: TcpListener, route: usize) {
+pub async fn accept(worker: Rc<Worker>, mut listener: TcpListener, route: usize) {
     let config = &worker.shared.config;
     let most = (config.max_connections / config.threads).max(1);
     let (mut leaving, mut gone) = (worker.drain.subscribe(), worker.drain.subscribe());
-    loop {
+    let mut refused = worker.shared.store.refuse.subscribe();
+    let last = loop {
         let next = async {
             worker.connections.below(most).await;
             listener.accept().await
@@ -73,25 +82,42 @@ pub async fn accept(worker: Rc<Worker>, listener: TcpListener, route: usize) {
         tokio::select! {
             biased;
             () = reached(&mut gone, Phase::Gone) => return,
+            () = held_down(&mut refused) => tokio::select! {
+                // Nobody waits at a port that is closed.
+                () = reached(&mut leaving, Phase::Leaving) => break None,
+                reopened = connection::closed(listener, &worker.shared.store.refuse, config.threads) => match reopened {
+                    Ok(reopened) => listener = reopened,
+                    Err(error) => {
+                        // A socket always knows its address.
+                        tracing::error!(%error, "a port is lost");
+                        break None;
+                    }
+                },
+            },
             accepted = next => match accepted {
                 Ok((stream, _)) if worker.held.is_held() => refuse(&stream),
-                Ok((stream, peer)) => serve(&worker, stream, peer, route),
+                Ok((stream, peer)) => {
+                    if let Some(stream) = connection::meet(&worker, stream, peer) {
+                        serve(&worker, stream, peer, route);
+                    }
+                }
                 // Out of descriptors or the client gave up; neither is a reason to stop, and the first needs a moment.
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             },
-            () = reached(&mut leaving, Phase::Leaving) => break,
+            () = reached(&mut leaving, Phase::Leaving) => break Some(listener),
         }
-    }
+    };
     // Who connected before the end is served: the kernel's queue is emptied, then the port is closed, and whoever comes now is refused and told so.
-    let emptied = listener.into_std().and_then(|listener| {
+    let emptied = last.map_or(Ok(()), |listener| {
+        let listener = listener.into_std()?;
         while let Ok((stream, peer)) = listener.accept() {
             stream.set_nonblocking(true)?;
             serve(&worker, TcpStream::from_std(stream)?, peer, route);
         }
-        Ok(())
+        Ok::<_, io::Error>(())
     });
     if let Err(error) = emptied {
         tracing::warn!(%error, "connections that waited could not be served");

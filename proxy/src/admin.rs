@@ -102,10 +102,19 @@ async fn answer(shared: &Shared, request: Request<Incoming>, reach: Reach) -> Re
             Ok(()) => policies(shared),
             Err(problem) => problem.response(Dialect::Http, Origin::Proxy),
         },
-        (&Method::DELETE, "/policy") => {
-            shared.store.disarm();
-            policies(shared)
-        }
+        (&Method::DELETE, "/policy") => match named(request.uri().query()) {
+            None => {
+                shared.store.disarm();
+                policies(shared)
+            }
+            Some(name) if shared.store.disarm_named(&name) => policies(shared),
+            Some(name) => {
+                let armed: Vec<_> = shared.store.list().into_iter().map(|(_, policy)| policy.name.to_string()).collect();
+                let detail =
+                    format!("no policy {name:?} is armed: there {}", if armed.is_empty() { "is none".to_owned() } else { format!("are {}", armed.join(", ")) });
+                Problem::new(StatusCode::NOT_FOUND, "policy", "Not armed", detail).response(Dialect::Http, Origin::Proxy)
+            }
+        },
         (&Method::POST, "/leave") => {
             tracing::info!("the pod ends: every answer ends its connection");
             shared.drain.enter(Phase::Parting);
@@ -123,6 +132,11 @@ async fn answer(shared: &Shared, request: Request<Incoming>, reach: Reach) -> Re
             response
         }
     }
+}
+
+/// The policy that `?name=` means.
+fn named(query: Option<&str>) -> Option<String> {
+    form_urlencoded::parse(query?.as_bytes()).find(|(name, _)| name == "name").map(|(_, value)| value.into_owned())
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
@@ -204,31 +218,61 @@ fn policies(shared: &Shared) -> Response<Bytes> {
                 "source": match source { Source::Controller => "controller", Source::Manual => "manual" },
                 "expiresInMs": policy.expires_ns.saturating_sub(now_ns) / 1_000_000,
                 "active": policy.budget.active(),
+                "begun": policy.budget.begun(),
+                "injected": policy.counted(),
                 "spec": policy.source.spec,
             })
         })
         .collect();
-    let body = serde_json::json!({ "generation": shared.store.load().generation, "policies": policies });
+    let injections: Vec<_> = shared
+        .store
+        .ring
+        .all()
+        .into_iter()
+        .map(|injection| {
+            serde_json::json!({
+                "number": injection.number,
+                "agoMs": now_ns.saturating_sub(injection.at_ns) / 1_000_000,
+                "policy": *injection.by,
+                "fault": injection.kind,
+                "client": injection.about.client,
+                "method": injection.about.method,
+                "path": injection.about.path,
+            })
+        })
+        .collect();
+    let body = serde_json::json!({ "generation": shared.store.load().generation, "policies": policies, "injections": injections });
     text(StatusCode::OK, "application/json", body.to_string())
 }
+
+/// What is looked up when somebody asks. The last two only where there is a controller.
+pub const GAUGES: [(&str, &str); 8] = [
+    ("steadfast_upstream_ready", "1 while the model server is ready by its own path."),
+    ("steadfast_policies_armed", "Policies in force."),
+    ("steadfast_cpu_burn_threads", "Threads that burn CPU, for policies with cpuPressure and for requests."),
+    ("steadfast_memory_held_bytes", "Memory that faults hold."),
+    ("steadfast_policy_generation", "Generation of the controller's policies."),
+    ("steadfast_kept_out", "1 while the controller keeps this pod out of its Service."),
+    ("steadfast_controller_connected", "1 while the controller's policies are heard."),
+    ("steadfast_controller_not_understood", "What a newer controller said and this sidecar passed over."),
+];
 
 fn metrics(shared: &Shared) -> String {
     let mut text = gather::text(&shared.all_metrics());
     let armed = shared.store.load();
-    let mut gauges = vec![
-        ("steadfast_upstream_ready", "1 while the model server is ready by its own path.", u64::from(*shared.readiness.borrow())),
-        ("steadfast_policies_armed", "Policies in force.", armed.policies.len() as u64),
-        ("steadfast_cpu_burn_threads", "Threads that burn CPU, for policies with cpuPressure and for requests.", shared.store.burners.threads() as u64),
-        ("steadfast_policy_generation", "Generation of the controller's policies.", armed.generation),
-        ("steadfast_kept_out", "1 while the controller keeps this pod out of its Service.", u64::from(shared.store.kept_out().is_some())),
+    let mut values = vec![
+        u64::from(*shared.readiness.borrow()),
+        armed.policies.len() as u64,
+        shared.store.burners.threads() as u64,
+        shared.store.memory.held(),
+        armed.generation,
+        u64::from(shared.store.kept_out().is_some()),
     ];
     if shared.config.controller.is_some() {
-        let connected = u64::from(shared.controller_connected.load(Ordering::Relaxed));
-        gauges.push(("steadfast_controller_connected", "1 while the controller's policies are heard.", connected));
-        let unknown = shared.not_understood.load(Ordering::Relaxed);
-        gauges.push(("steadfast_controller_not_understood", "What a newer controller said and this sidecar passed over.", unknown));
+        values.push(u64::from(shared.controller_connected.load(Ordering::Relaxed)));
+        values.push(shared.not_understood.load(Ordering::Relaxed));
     }
-    for (name, help, value) in gauges {
+    for ((name, help), value) in GAUGES.into_iter().zip(values) {
         // A String takes everything.
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
     }

@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use crate::{
-    fault::budget::ActiveFault,
+    fault::{budget::ActiveFault, link::Cut, shape::Shaped},
     forward::pool::Lease,
     measure::request::{Record, grpc_status},
 };
@@ -165,9 +165,20 @@ impl Body for UpstreamBody {
     }
 }
 
+/// Why an answer broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error(transparent)]
+    Upstream(#[from] hyper::Error),
+    #[error(transparent)]
+    Cut(#[from] Cut),
+}
+
 /// Where a response's bytes come from.
 pub enum Source {
     Upstream(UpstreamBody),
+    /// On its way through faults.
+    Shaped(Box<Shaped>),
     /// Made here, or changed here.
     Own(Bytes),
     /// Read ahead and found too large to change: what was read, then the rest.
@@ -178,15 +189,16 @@ pub enum Source {
 
 impl Body for Source {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
-            Self::Upstream(body) => Pin::new(body).poll_frame(cx),
+            Self::Upstream(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+            Self::Shaped(body) => Pin::new(body).poll_frame(cx),
             Self::Own(bytes) => Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(std::mem::take(bytes))))),
             Self::Resumed(read, rest) => match read.pop_front() {
                 Some(frame) => Poll::Ready(Some(Ok(frame))),
-                None => Pin::new(rest).poll_frame(cx),
+                None => Pin::new(rest).poll_frame(cx).map_err(BodyError::from),
             },
             Self::WithTrailers(bytes, _) if bytes.has_remaining() => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Self::WithTrailers(_, trailers) => Poll::Ready(trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))),
@@ -196,6 +208,7 @@ impl Body for Source {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Upstream(body) => body.is_end_stream(),
+            Self::Shaped(body) => body.is_end_stream(),
             Self::Own(bytes) => bytes.is_empty(),
             Self::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),
             Self::WithTrailers(bytes, trailers) => bytes.is_empty() && trailers.is_none(),
@@ -205,6 +218,7 @@ impl Body for Source {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Upstream(body) => body.size_hint(),
+            Self::Shaped(body) => body.size_hint(),
             Self::Own(bytes) | Self::WithTrailers(bytes, None) => SizeHint::with_exact(bytes.len() as u64),
             Self::Resumed(read, rest) => {
                 let read: u64 = read.iter().filter_map(|frame| frame.data_ref()).map(|bytes| bytes.len() as u64).sum();
@@ -243,9 +257,9 @@ impl ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = Pin::new(&mut self.source).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(code) = frame.trailers_ref().and_then(grpc_status)
@@ -255,7 +269,8 @@ impl Body for ResponseBody {
         match &polled {
             Poll::Ready(None) => self.record.finish(),
             Poll::Ready(Some(Ok(_))) if self.source.is_end_stream() => self.record.finish(),
-            Poll::Ready(Some(Err(_))) => self.record.cut_by_upstream(),
+            Poll::Ready(Some(Err(BodyError::Upstream(_)))) => self.record.cut_by("upstream"),
+            Poll::Ready(Some(Err(BodyError::Cut(_)))) => self.record.cut_by("fault"),
             Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
         }
         polled

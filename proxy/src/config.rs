@@ -346,6 +346,17 @@ mod tests {
     }
 
     #[test]
+    fn help_explains_every_option() {
+        use clap::CommandFactory;
+        let command = Line::command();
+        assert!(command.get_arguments().count() > 30);
+        for argument in command.get_arguments().filter(|argument| argument.get_id() != "help") {
+            let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.len() > 20, "--{} is not explained: {help:?}", argument.get_id());
+        }
+    }
+
+    #[test]
     fn defaults_are_enough() {
         let config = config("--controller http://127.0.0.1:80").unwrap();
         assert!(config.threads >= 1);

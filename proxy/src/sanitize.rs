@@ -9,6 +9,7 @@ use steadfast_api::policy::{FAULT_HEADER, POD_HEADER};
 
 use crate::{
     body::RequestBody,
+    fault::{link::Link, matching::Looked},
     forward::hop_by_hop,
     problem::{Dialect, Problem},
 };
@@ -27,6 +28,15 @@ pub enum Caller {
     Replay,
 }
 
+impl Caller {
+    pub const fn address(self) -> Option<IpAddr> {
+        match self {
+            Self::User(address) => Some(address),
+            Self::Replay => None,
+        }
+    }
+}
+
 /// What the layers need to know of a request, found out once.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "facts do not exclude each other")]
@@ -36,8 +46,15 @@ pub struct Facts {
     pub head: bool,
     /// Readiness, liveness and model-ready paths of the Open Inference Protocol: never faulted.
     pub probe: bool,
-    /// Where the model's name stands in the path.
+    /// Where the model's name and its version stand in the path.
     model: Option<Range<usize>>,
+    version: Option<Range<usize>>,
+    /// The client speaks HTTP/2.
+    pub http2: bool,
+    /// The client's connection.
+    pub link: Option<Link>,
+    /// The answer will be held up on its way: it must not stand in other answers' way.
+    pub apart: bool,
     /// The lines of `steadfast-fault`, taken out of the request.
     pub fault_header: Vec<HeaderValue>,
     /// The client wants to know which pod answers.
@@ -90,25 +107,41 @@ impl Sanitized<Request<RequestBody>> {
             header::Entry::Vacant(_) => Vec::new(),
         };
         let asks_pod = parts.headers.remove(POD_HEADER).is_some_and(|value| value == "?1");
-        if parts.version == Version::HTTP_2 {
+        let http2 = parts.version == Version::HTTP_2;
+        if http2 {
             join_cookies(&mut parts.headers);
         }
         if let Some(authority) = authority {
             parts.headers.insert(header::HOST, authority);
         }
         let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let (probe, model) = oip(path.path());
+        let Oip { probe, model, version } = oip(path.path());
         parts.uri = path.into();
         parts.version = Version::HTTP_11;
-        let facts = Facts { caller: Caller::User(peer), dialect, head, probe, model, fault_header, asks_pod, websocket, route };
+        let caller = Caller::User(peer);
+        let facts = Facts { caller, dialect, head, probe, model, version, http2, link: None, apart: false, fault_header, asks_pod, websocket, route };
         Ok(Self { request: Request::from_parts(parts, body), facts })
     }
 
     /// A golden replay: made here, so nothing in it is anybody's trick.
     pub fn replay(request: Request<RequestBody>) -> Self {
-        let (probe, model) = oip(request.uri().path());
+        let Oip { probe, model, version } = oip(request.uri().path());
         let dialect = dialect(request.version(), request.uri().path(), request.headers());
-        let facts = Facts { caller: Caller::Replay, dialect, head: false, probe, model, fault_header: Vec::new(), asks_pod: false, websocket: false, route: 0 };
+        let facts = Facts {
+            caller: Caller::Replay,
+            dialect,
+            head: false,
+            probe,
+            model,
+            version,
+            http2: false,
+            link: None,
+            apart: false,
+            fault_header: Vec::new(),
+            asks_pod: false,
+            websocket: false,
+            route: 0,
+        };
         Self { request, facts }
     }
 
@@ -120,9 +153,20 @@ impl Sanitized<Request<RequestBody>> {
         self.request.uri().path()
     }
 
-    /// The model in `/v2/models/{model}/…`.
-    pub fn model(&self) -> Option<&str> {
-        self.request.uri().path().get(self.facts.model.clone()?)
+    /// What rules of policies look at.
+    pub fn looked(&self) -> Looked<'_> {
+        let path = self.path();
+        let grpc = (self.facts.dialect == Dialect::Grpc).then(|| path.strip_prefix('/').and_then(|call| call.rsplit_once('/'))).flatten();
+        Looked {
+            method: self.method(),
+            path,
+            query: self.request.uri().query(),
+            model: self.facts.model.clone().and_then(|at| path.get(at)),
+            version: self.facts.version.clone().and_then(|at| path.get(at)),
+            grpc,
+            headers: self.headers(),
+            client: self.facts.caller.address(),
+        }
     }
 
     pub fn headers(&self) -> &HeaderMap {
@@ -132,6 +176,14 @@ impl Sanitized<Request<RequestBody>> {
     /// Asks for an answer without content coding, so that it can be changed.
     pub fn want_identity(&mut self) {
         self.request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+
+    /// Takes every header away whose name begins so.
+    pub fn remove_headers(&mut self, prefix: &str) {
+        let names: Vec<_> = self.headers().keys().filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
+        for name in names {
+            self.request.headers_mut().remove(name);
+        }
     }
 
     /// For `forward` alone.
@@ -147,21 +199,49 @@ fn dialect(version: Version, path: &str, headers: &HeaderMap) -> Dialect {
         Dialect::Grpc
     } else if path == "/v2" || path.starts_with("/v2/") {
         Dialect::Oip
+    } else if path.strip_prefix("/v1/models/").is_some_and(|rest| rest.contains(':')) {
+        // `{model}:predict` of KServe's first protocol and of TensorFlow Serving, whose errors look as those of the second.
+        Dialect::Oip
+    } else if OPENAI.iter().any(|begin| path.strip_prefix(begin).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))) {
+        Dialect::OpenAi
+    } else if content_type.starts_with(b"application/json") && is_call(path) {
+        Dialect::GrpcJson
     } else {
         Dialect::Http
     }
 }
 
-/// Whether the path is a probe, and where in it the model's name stands.
-fn oip(path: &str) -> (bool, Option<Range<usize>>) {
+/// Where OpenAI's interface is, and what speaks like it.
+const OPENAI: [&str; 9] =
+    ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/models", "/v1/rerank", "/v1/audio", "/v1/images", "/v1/moderations"];
+
+/// `/{package.Service}/{Method}`: a gRPC call as gateways and transcoders take it in JSON.
+fn is_call(path: &str) -> bool {
+    let name = |text: &str| text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let call = path.strip_prefix('/').and_then(|call| call.split_once('/'));
+    call.is_some_and(|(service, method)| service.contains('.') && service.split('.').all(name) && name(method))
+}
+
+/// What a path of the Open Inference Protocol says.
+struct Oip {
+    probe: bool,
+    model: Option<Range<usize>>,
+    version: Option<Range<usize>>,
+}
+
+fn oip(path: &str) -> Oip {
     const MODELS: &str = "/v2/models/";
+    const VERSIONS: &str = "versions/";
     let Some(rest) = path.strip_prefix(MODELS) else {
-        return (path.starts_with("/v2/health/"), None);
+        return Oip { probe: path.starts_with("/v2/health/"), model: None, version: None };
     };
     let (model, tail) = rest.split_once('/').unwrap_or((rest, ""));
+    let version = tail.strip_prefix(VERSIONS).map(|rest| rest.split('/').next().unwrap_or_default());
     // `{model}/ready` and `{model}/versions/{version}/ready`.
-    let probe = tail == "ready" || (tail.starts_with("versions/") && tail.ends_with("/ready") && tail.matches('/').count() == 2);
-    (probe, (!model.is_empty()).then(|| MODELS.len()..MODELS.len() + model.len()))
+    let probe = tail == "ready" || (version.is_some() && tail.ends_with("/ready") && tail.matches('/').count() == 2);
+    let model = MODELS.len()..MODELS.len() + model.len();
+    let version = version.map(|version| model.end + 1 + VERSIONS.len()..model.end + 1 + VERSIONS.len() + version.len());
+    Oip { probe, model: (!model.is_empty()).then_some(model), version: version.filter(|version| !version.is_empty()) }
 }
 
 /// The one authority that the request is for, when `Host` does not say it already (RFC 9112 §3.2).
@@ -247,19 +327,46 @@ mod tests {
     }
 
     #[test]
-    fn probes_and_models_are_known_by_their_paths() {
-        for (path, probe, model) in [
-            ("/v2/health/ready", true, None),
-            ("/v2/health/live", true, None),
-            ("/v2/models/m/ready", true, Some("m")),
-            ("/v2/models/m/versions/2/ready", true, Some("m")),
-            ("/v2/models/m/infer", false, Some("m")),
-            ("/v2/models/ready/infer", false, Some("ready")),
-            ("/v2/models/m", false, Some("m")),
-            ("/v1/x", false, None),
+    fn errors_are_told_in_the_form_that_the_path_speaks() {
+        let of = |path: &str, content_type: &'static str| {
+            let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(content_type))]);
+            dialect(Version::HTTP_11, path, &headers)
+        };
+        for (path, right) in [
+            ("/v2/models/m/infer", Dialect::Oip),
+            ("/v1/models/m:predict", Dialect::Oip),
+            ("/v1/chat/completions", Dialect::OpenAi),
+            ("/v1/models", Dialect::OpenAi),
+            ("/v1/models/m", Dialect::OpenAi),
+            ("/v1/completionsx", Dialect::Http),
+            ("/inference.GRPCInferenceService/ModelInfer", Dialect::GrpcJson),
+            ("/a.b/c/d", Dialect::Http),
+            ("/favicon.ico", Dialect::Http),
+            ("/..a/b", Dialect::Http),
         ] {
-            let (found, range) = oip(path);
-            assert_eq!((found, range.map(|range| &path[range])), (probe, model), "{path}");
+            assert_eq!(of(path, "application/json; charset=utf-8"), right, "{path}");
+        }
+        assert_eq!(of("/pkg.Service/Call", "text/plain"), Dialect::Http);
+    }
+
+    #[test]
+    fn probes_and_models_are_known_by_their_paths() {
+        for (path, probe, model, version) in [
+            ("/v2/health/ready", true, None, None),
+            ("/v2/health/live", true, None, None),
+            ("/v2/models/m/ready", true, Some("m"), None),
+            ("/v2/models/m/versions/2/ready", true, Some("m"), Some("2")),
+            ("/v2/models/m/versions/20/infer", false, Some("m"), Some("20")),
+            ("/v2/models/m/versions/", false, Some("m"), None),
+            ("/v2/models/m/infer", false, Some("m"), None),
+            ("/v2/models/ready/infer", false, Some("ready"), None),
+            ("/v2/models/m", false, Some("m"), None),
+            ("/v2/models/", false, None, None),
+            ("/v1/x", false, None, None),
+        ] {
+            let found = oip(path);
+            let text = |range: Option<Range<usize>>| range.map(|range| &path[range]);
+            assert_eq!((found.probe, text(found.model), text(found.version)), (probe, model, version), "{path}");
         }
     }
 }

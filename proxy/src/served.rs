@@ -34,8 +34,9 @@ use tokio::{
 use tower::ServiceExt;
 
 use crate::{
-    body::{RequestBody, ResponseBody, Whole},
+    body::{BodyError, RequestBody, ResponseBody, Whole},
     drain::{Phase, reached},
+    fault::link::{Link, NoAnswer},
     hold::held_down,
     relay::{
         Client,
@@ -54,13 +55,18 @@ const STREAMS_MAX: u32 = 256;
 pub async fn http1(worker: &Rc<Worker>, client: Client) -> Option<Client> {
     let Client { stream, ahead, peer, route } = client;
     let at = Rc::<Place>::default();
-    let (stack, seen) = (stack::stack(Rc::clone(worker), peer, route), Rc::clone(&at));
+    let link = Link::default();
+    let (stack, seen) = (stack::stack(Rc::clone(worker), peer, route, link.clone()), Rc::clone(&at));
     let service = service_fn(move |request: Request<Incoming>| {
         let (request, answering) = Answering::begin(&seen, request);
         let answer = stack.clone().oneshot(request);
-        async move { answer.await.map(|response| answering.with(response)) }
+        async move {
+            let Ok(response) = answer.await;
+            // An answer that a fault keeps back ends its connection here.
+            NoAnswer::heed(response).map(|response| answering.with(response))
+        }
     });
-    let given = Given::new(stream, ahead);
+    let given = Given::new(stream, ahead, link);
     let keep_open = Arc::clone(&given.keep_open);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -109,10 +115,11 @@ pub async fn http1(worker: &Rc<Worker>, client: Client) -> Option<Client> {
         return None;
     }
     let parts = Pin::into_inner(connection).into_parts()?;
-    let given = parts.io.into_inner();
+    let mut given = parts.io.into_inner();
+    let stream = given.socket.stream.take()?;
     let ahead = [&parts.read_buf[..], &given.ahead[..]].concat();
     worker.meter.metrics.moved.with_label_values(&["relay"]).inc();
-    Some(Client { stream: given.stream, ahead, peer, route })
+    Some(Client { stream, ahead, peer, route })
 }
 
 /// Serves `client`'s HTTP/2 connection until it ends; with `go_when_disarmed` its client is asked to come by another one when nothing is armed any more.
@@ -122,10 +129,16 @@ pub async fn http2(worker: &Rc<Worker>, client: Client, go_when_disarmed: bool) 
     let going = Arc::<AtomicBool>::default();
     // Told when a request has come.
     let streams = Rc::new(Notify::new());
-    let (stack, told) = (stack::stack(Rc::clone(worker), peer, route), Rc::clone(&streams));
+    let link = Link::default();
+    let (stack, told) = (stack::stack(Rc::clone(worker), peer, route, link.clone()), Rc::clone(&streams));
     let service = service_fn(move |request: Request<Incoming>| {
         told.notify_one();
-        stack.clone().oneshot(request.map(|incoming| RequestBody::client(incoming).0))
+        let answer = stack.clone().oneshot(request.map(|incoming| RequestBody::client(incoming).0));
+        async move {
+            let Ok(response) = answer.await;
+            // An answer that a fault keeps back ends its stream here.
+            NoAnswer::heed(response)
+        }
     });
     let connection = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
@@ -135,7 +148,7 @@ pub async fn http2(worker: &Rc<Worker>, client: Client, go_when_disarmed: bool) 
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(LatePong::new(Given::new(stream, ahead), Arc::clone(&going))), service);
+        .serve_connection(TokioIo::new(LatePong::new(Given::new(stream, ahead, link), Arc::clone(&going))), service);
     let mut connection = Box::pin(connection);
     let (mut parting, mut leaving, mut gone) = (worker.drain.subscribe(), worker.drain.subscribe(), worker.drain.subscribe());
     let mut held = worker.held.subscribe();
@@ -244,9 +257,9 @@ struct AnswerBody {
 
 impl Body for AnswerBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 
@@ -259,24 +272,49 @@ impl Body for AnswerBody {
     }
 }
 
+/// A client's socket; by RST it ends where a fault asked for that.
+struct Socket {
+    stream: Option<TcpStream>,
+    /// By which faults reach it.
+    link: Link,
+}
+
+impl Socket {
+    fn poll<T>(&mut self, poll: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        // It is taken with the whole of this, and nobody asks any more.
+        self.stream.as_mut().map_or_else(|| Poll::Ready(Err(io::ErrorKind::NotConnected.into())), |stream| poll(Pin::new(stream)))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.link.is_reset()
+            && let Some(stream) = &self.stream
+        {
+            // A socket that refuses this is closed all the same.
+            let _ = stream.set_zero_linger();
+        }
+    }
+}
+
 /// A connection with what was read of it before.
 struct Given {
-    stream: TcpStream,
+    socket: Socket,
     ahead: Bytes,
     /// hyper's end of it is not the connection's.
     keep_open: Arc<AtomicBool>,
 }
 
 impl Given {
-    fn new(stream: TcpStream, ahead: Vec<u8>) -> Self {
-        Self { stream, ahead: ahead.into(), keep_open: Arc::default() }
+    fn new(stream: TcpStream, ahead: Vec<u8>, link: Link) -> Self {
+        Self { socket: Socket { stream: Some(stream), link }, ahead: ahead.into(), keep_open: Arc::default() }
     }
 }
 
 impl AsyncRead for Given {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+            return self.socket.poll(|stream| stream.poll_read(cx, buffer));
         }
         let size = self.ahead.len().min(buffer.remaining());
         buffer.put_slice(&self.ahead[..size]);
@@ -287,25 +325,29 @@ impl AsyncRead for Given {
 
 impl AsyncWrite for Given {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buffer)
+        self.socket.poll(|stream| stream.poll_write(cx, buffer))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let polled = self.socket.poll(|stream| stream.poll_flush(cx));
+        if matches!(polled, Poll::Ready(Ok(()))) {
+            self.socket.link.flushed();
+        }
+        polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.keep_open.load(Ordering::Acquire) {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.socket.poll(|stream| stream.poll_shutdown(cx))
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffers: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+        self.socket.poll(|stream| stream.poll_write_vectored(cx, buffers))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.socket.stream.as_ref().is_some_and(TcpStream::is_write_vectored)
     }
 }

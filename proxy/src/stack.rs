@@ -11,6 +11,7 @@ use crate::{
     fault::{
         decide::{self, FaultPlan},
         inject,
+        link::Link,
     },
     forward::{Answer, forward},
     measure::request::Begun,
@@ -26,11 +27,12 @@ pub trait Stage<R, A>: Service<R, Response = A, Error = Infallible, Future: 'sta
 impl<R, A, S> Stage<R, A> for S where S: Service<R, Response = A, Error = Infallible, Future: 'static> + Clone + 'static {}
 
 /// Everything between a client's connection (`served`, which knows the client's address and by which route it came) and the model server.
-pub fn stack(worker: Rc<Worker>, peer: IpAddr, route: usize) -> impl Stage<Request<RequestBody>, Response<ResponseBody>> {
+/// `link`: the connection itself, as far as faults reach it.
+pub fn stack(worker: Rc<Worker>, peer: IpAddr, route: usize, link: Link) -> impl Stage<Request<RequestBody>, Response<ResponseBody>> {
     ServiceBuilder::new()
         // First of all: whatever stands behind this works on one unambiguous request, without fields of the client's connection and without a
         // fault header that the model server could see.
-        .layer(sanitize(peer, route))
+        .layer(sanitize(peer, route, link))
         // Outside of everything that can answer, so that refusals, injected answers and the model server's own are all counted, with whose doing they
         // were, and the time includes what was injected. It wraps the body, once.
         .layer(measure(Rc::clone(&worker)))
@@ -52,10 +54,15 @@ pub fn inside(worker: Rc<Worker>) -> impl Stage<Clean, Answer> {
 fn sanitize<S: Stage<Result<Clean, Refusal>, Response<ResponseBody>>>(
     peer: IpAddr,
     route: usize,
+    link: Link,
 ) -> impl Layer<S, Service = impl Stage<Request<RequestBody>, Response<ResponseBody>>> {
     layer_fn(move |inner: S| {
+        let link = link.clone();
         service_fn(move |request: Request<RequestBody>| {
-            let sanitized = Sanitized::user(request, peer, route);
+            let mut sanitized = Sanitized::user(request, peer, route);
+            if let Ok(clean) = &mut sanitized {
+                clean.facts.link = Some(link.clone());
+            }
             inner.clone().oneshot(sanitized)
         })
     })

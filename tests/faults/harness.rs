@@ -1,22 +1,27 @@
 //! A model server of our own making, the sidecar's process in front of it, and clients.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     convert::Infallible,
     io::{BufRead, BufReader},
     net::SocketAddr,
+    pin::Pin,
     process::{Child, Command, Stdio},
     sync::{
         Arc, LazyLock, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::{Frame, Incoming},
+    service::service_fn,
+};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo},
@@ -62,6 +67,27 @@ fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed()
 }
 
+/// A body that comes piece by piece, without a length.
+struct Pieces(VecDeque<Bytes>, Option<HeaderMap>);
+
+impl hyper::body::Body for Pieces {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let trailers = self.1.is_some();
+        Poll::Ready(match self.0.pop_front() {
+            Some(piece) => Some(Ok(Frame::data(piece))),
+            None if trailers => self.1.take().map(|trailers| Ok(Frame::trailers(trailers))),
+            None => None,
+        })
+    }
+}
+
+fn pieces(pieces: Vec<Bytes>, trailers: Option<HeaderMap>) -> Body {
+    Pieces(pieces.into(), trailers).boxed()
+}
+
 struct CountsWhenDropped<'a>(Option<&'a AtomicUsize>);
 
 impl Drop for CountsWhenDropped<'_> {
@@ -100,6 +126,28 @@ async fn answer(seen: Arc<Seen>, request: Request<Incoming>) -> Result<Response<
         "/refuse" => {
             let mut response = Response::new(full("no"));
             *response.status_mut() = StatusCode::IM_A_TEAPOT;
+            response
+        }
+        "/bytes" => {
+            let size = request.uri().query().and_then(|size| size.parse().ok()).unwrap_or(1000);
+            Response::new(full((0..size).map(|i: u32| i as u8).collect::<Vec<u8>>()))
+        }
+        // The query says how many pieces of how many bytes.
+        "/pieces" | "/small.Frames/Some" | "/small.Frames/Stalled" => {
+            let (count, size) = request.uri().query().and_then(|query| query.split_once('x')).expect("such as 10x5");
+            let piece = Bytes::from(vec![b'x'; size.parse().unwrap()]);
+            let grpc = path.starts_with("/small");
+            let trailers = grpc.then(|| HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]));
+            let mut response = Response::new(pieces(vec![piece; count.parse().unwrap()], trailers));
+            if grpc {
+                response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+            }
+            response
+        }
+        "/v1/chat/completions" => {
+            let tokens = (0..10).map(|i| Bytes::from(format!("data: {{\"token\":\"number {i}\"}}\n\n")));
+            let mut response = Response::new(pieces(tokens.chain([Bytes::from_static(b"data: [DONE]\n\n")]).collect(), None));
+            response.headers_mut().insert("content-type", "text/event-stream".parse().unwrap());
             response
         }
         "/v2/models/m/infer" => infer(request.headers().contains_key("x-binary")),
@@ -327,6 +375,10 @@ pub(crate) const TRUSTING: &str = r"
 name: tests
 spec:
   expiresAfter: 1h
-  budget: {concurrent: 1000, share: 100%}
-  headers: {trust: {addresses: [127.0.0.0/8]}, allow: [delay, abort, cpu, corrupt], maxDelay: 2s, maxCpuDuration: 1s}
+  budget: {concurrent: 1000, share: 100%, memory: 8Mi}
+  headers:
+    trust: {addresses: [127.0.0.0/8]}
+    allow: [delay, abort, cpu, corrupt, reset, truncate, throttle, stall, slice, blackhole, memory]
+    maxDelay: 2s
+    maxCpuDuration: 5s
 ";

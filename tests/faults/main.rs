@@ -1,5 +1,6 @@
 //! The sidecar as it runs: the real program in front of a real server, asked by real clients on 127.0.0.1.
 
+mod command;
 mod control;
 mod corrupt;
 mod drain;
@@ -7,6 +8,9 @@ mod exact;
 mod harness;
 mod header;
 mod hold;
+mod kinds;
+mod matching;
+mod page;
 mod pass;
 mod policy;
 mod ports;

@@ -15,7 +15,7 @@ use crate::stage::Stage;
 const LATE: Duration = Duration::from_millis(200);
 
 fn delay(nodes: &[&str]) -> Order {
-    let fault = Fault::Delay(Delay { fixed: Span::new(LATE), jitter: Span::ZERO });
+    let fault = Fault::Delay(Delay { fixed: Span::new(LATE), jitter: Span::ZERO }.into());
     Order::Requests { pods: vec![], nodes: nodes.iter().map(ToString::to_string).collect(), fault, share: Percent::HUNDRED }
 }
 
@@ -78,7 +78,7 @@ async fn a_pod_that_comes_up_on_a_slow_node_is_slow_too() {
 async fn golden_replays_see_wrong_answers_and_no_other_fault() {
     let mut stage = Stage::serving(1, 1).await;
     let pods: Vec<_> = stage.serving_now().into_iter().map(|pod| pod.name).collect();
-    let fault = Fault::Corrupt(Corrupt { magnitude: Percent::from_ratio(0.5) });
+    let fault = Fault::Corrupt(Corrupt::shift(Percent::from_ratio(0.5)));
     for (order, outcome) in [(delay(&["node-1"]), Outcome::Match), (Order::Requests { pods, nodes: vec![], fault, share: Percent::HUNDRED }, Outcome::Mismatch)]
     {
         let order = stage.platform.apply(order, Span::from_secs(60)).await.unwrap();

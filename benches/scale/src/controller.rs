@@ -84,16 +84,7 @@ async fn serve() -> Result<(), Failure> {
 }
 
 fn policy(name: &str) -> NamedPolicy {
-    let spec = FaultPolicySpec {
-        selector: steadfast_api::policy::LabelSelector::default(),
-        expires_after: Span::from_secs(600),
-        budget: Budget { concurrent: 100, share: Percent::HUNDRED },
-        rules: Vec::new(),
-        headers: None,
-        golden_replays: false,
-        cpu_pressure: None,
-        held_down: false,
-    };
+    let spec = FaultPolicySpec::new(Budget::new(100, Percent::HUNDRED), Span::from_secs(600));
     NamedPolicy { name: name.to_owned(), spec }
 }
 

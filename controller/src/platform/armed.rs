@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use steadfast_api::{
     FaultKind, Percent, Span,
     fault::Cpu,
-    policy::{Budget, DrawnFault, FaultPolicySpec, LabelSelector, Match, Rule},
+    policy::{Budget, FaultPolicySpec, Rule},
 };
 
 use super::{Order, PlatformError};
@@ -13,22 +13,13 @@ use crate::{experiment::hypothesis::thousands, serve::ingest::Ingest};
 
 /// What the sidecars of `pods`, and of all pods of `nodes`, shall do. `concurrent`: faults in progress at once; its expiry is the caller's to set.
 pub(super) fn policy(order: Order, concurrent: u32) -> Result<(FaultPolicySpec, Vec<String>, Vec<String>), PlatformError> {
-    let mut spec = FaultPolicySpec {
-        selector: LabelSelector::default(),
-        expires_after: Span::ZERO,
-        // The load itself is the bound: a fault can hold back no more than is under way.
-        budget: Budget { concurrent, share: Percent::HUNDRED },
-        golden_replays: false,
-        rules: Vec::new(),
-        headers: None,
-        cpu_pressure: None,
-        held_down: false,
-    };
+    // The load itself is the bound: a fault can hold back no more than is under way.
+    let mut spec = FaultPolicySpec::new(Budget::new(concurrent, Percent::HUNDRED), Span::ZERO);
     let (pods, nodes) = match order {
         Order::Requests { pods, nodes, fault, share } => {
             // A wrong answer is wrong for everybody; any other fault would look like drift.
             spec.golden_replays = fault.kind() == FaultKind::Corrupt;
-            spec.rules = vec![Rule { matches: Match::default(), share, faults: vec![DrawnFault { fault, share: Percent::HUNDRED }] }];
+            spec.rules = vec![Rule::of_all(fault, share)];
             (pods, nodes)
         }
         Order::HoldDown { pods } => {
@@ -116,7 +107,7 @@ mod tests {
         let order = Order::Requests {
             pods: vec!["p".into()],
             nodes: Vec::new(),
-            fault: Fault::Delay(Delay { fixed: Span::from_secs(1), jitter: Span::ZERO }),
+            fault: Fault::Delay(Delay { fixed: Span::from_secs(1), jitter: Span::ZERO }.into()),
             share: Percent::HUNDRED,
         };
         let (spec, ..) = policy(order, 1).unwrap();

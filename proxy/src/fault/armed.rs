@@ -16,7 +16,9 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     burners::Burners,
+    memory::Memory,
     policy::{CompiledPolicy, POLICIES_MAX},
+    ring::Ring,
 };
 use crate::{clock, control::report::Evidence, hold::Hold, problem::BadField};
 
@@ -56,7 +58,12 @@ pub struct Store {
     armed: ArcSwap<Armed>,
     state: Mutex<State>,
     pub burners: Burners,
+    pub memory: Memory,
     pub hold: Hold,
+    /// The port is closed by a policy.
+    pub refuse: Hold,
+    /// The last faults that took place.
+    pub ring: Ring,
     /// Why the pod stays out of its Service, and until when.
     kept_out: Mutex<Option<(String, u64)>>,
     /// Golden sets that the controller wants replayed.
@@ -73,7 +80,10 @@ impl Store {
             armed: ArcSwap::default(),
             state: Mutex::default(),
             burners: Burners::default(),
+            memory: Memory::default(),
             hold: Hold::default(),
+            refuse: Hold::default(),
+            ring: Ring::default(),
             kept_out: Mutex::default(),
             golden: watch::Sender::new(Vec::new()),
             changes: watch::Sender::new(()),
@@ -145,6 +155,21 @@ impl Store {
         self.publish(state);
     }
 
+    /// Disarms the policies of this name, whoever armed them. `false`: there is none.
+    pub fn disarm_named(&self, name: &str) -> bool {
+        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *guard;
+        let meant = |policy: &Arc<CompiledPolicy>| *policy.name == *name;
+        let found = in_force(state, clock::now_ns()).any(|(_, policy)| meant(&policy));
+        if found {
+            state.manual.retain(|policy| !meant(policy));
+            let more = state.controller.iter().filter(|policy| meant(policy)).cloned();
+            state.disarmed.extend(more);
+            self.publish(state);
+        }
+        found
+    }
+
     /// Every policy in force with who armed it.
     pub fn list(&self) -> Vec<(Source, Arc<CompiledPolicy>)> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,8 +179,12 @@ impl Store {
     fn publish(&self, state: &State) {
         let policies: Vec<_> = in_force(state, clock::now_ns()).map(|(_, policy)| policy).collect();
         let armed = !policies.is_empty();
+        // Whatever still waits for a policy that is over ends with it.
+        self.armed.load().policies.iter().filter(|before| !policies.iter().any(|policy| Arc::ptr_eq(policy, before))).for_each(|over| over.end());
         self.burners.keep(&policies);
+        self.memory.keep(&policies);
         self.hold.set(policies.iter().any(|policy| policy.source.spec.held_down));
+        self.refuse.set(policies.iter().any(|policy| policy.source.spec.refuse));
         tracing::info!(generation = state.generation, policies = policies.len(), "policies in force");
         self.armed.store(Arc::new(Armed { generation: state.generation, policies }));
         self.changes.send_replace(());
@@ -304,6 +333,33 @@ mod tests {
         assert!(names(&store).is_empty());
         store.from_controller(snapshot(9, &[policy("a", "1h"), policy("new", "1h")])).unwrap();
         assert_eq!(names(&store), ["new"]);
+    }
+
+    #[test]
+    fn what_waits_for_a_policy_hears_of_its_end_however_it_comes() {
+        let store = Store::new(Evidence::new(100));
+        let armed = |store: &Store| Arc::clone(&store.load().policies[0]);
+        store.from_controller(snapshot(1, &[policy("a", "1h")])).unwrap();
+        let first = armed(&store);
+        store.from_controller(snapshot(2, &[policy("a", "1h"), policy("b", "1h")])).unwrap();
+        assert!(!first.is_over(), "it goes on unchanged");
+        store.from_controller(snapshot(3, &[policy("a", "2h")])).unwrap();
+        assert!(first.is_over() && !armed(&store).is_over());
+        let second = armed(&store);
+        store.disarm();
+        assert!(second.is_over());
+    }
+
+    #[test]
+    fn one_policy_can_be_disarmed_by_its_name_and_stays_so() {
+        let store = Store::new(Evidence::new(100));
+        store.from_controller(snapshot(1, &[policy("a", "1h"), policy("b", "1h")])).unwrap();
+        store.from_hand(vec![policy("mine", "1h")]).unwrap();
+        assert!(store.disarm_named("a") && !store.disarm_named("a") && !store.disarm_named("none"));
+        assert_eq!(names(&store), ["mine", "b"]);
+        store.from_controller(snapshot(2, &[policy("a", "1h"), policy("b", "1h")])).unwrap();
+        assert!(store.disarm_named("mine"));
+        assert_eq!(names(&store), ["b"]);
     }
 
     #[test]

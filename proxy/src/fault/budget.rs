@@ -1,17 +1,22 @@
 //! How much a policy may do at once. What exceeds it passes unharmed and is counted by whoever asked.
 //!
 //! Invariants: never more than `concurrent` [`ActiveFault`]s exist for one budget, over all threads, and each gives its place back exactly once, when it is
-//! dropped; of the last [`WINDOW`] requests never more than `share` (rounded up) were faulted. No locks: several threads draw on one budget.
+//! dropped; of the last [`WINDOW`] requests never more than `share` (rounded up) were faulted; within any second never more than `perSecond` begin, and never more
+//! than `total` at all. Several threads draw on one budget: without locks, but for `perSecond`, which only faults ask for and not requests.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+    },
 };
 
 use steadfast_api::{Percent, policy};
 
 /// Requests that the share is kept over.
 pub const WINDOW: usize = 1_000;
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// The state of one policy's budget, shared by all threads.
 #[derive(Debug)]
@@ -25,6 +30,32 @@ pub struct Budget {
     marks: Box<[AtomicU8]>,
     /// Ones in `marks`.
     faulted: AtomicU32,
+    per_second: Option<u32>,
+    /// When the faults of the last second began, where that is bounded.
+    recent: Mutex<VecDeque<u64>>,
+    total: Option<u64>,
+    begun: AtomicU64,
+    memory_max: u64,
+    memory: AtomicU64,
+}
+
+/// Bytes of a budget that are in use until this is dropped.
+#[derive(Debug)]
+pub struct HeldBytes {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl HeldBytes {
+    pub const fn get(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for HeldBytes {
+    fn drop(&mut self) {
+        self.budget.memory.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
 }
 
 /// A fault in progress. Its place in the budget is free again when it is dropped.
@@ -56,6 +87,12 @@ impl Budget {
             seen: AtomicU64::new(0),
             marks: (0..WINDOW).map(|_| AtomicU8::new(0)).collect(),
             faulted: AtomicU32::new(0),
+            per_second: budget.per_second,
+            recent: Mutex::default(),
+            total: budget.total,
+            begun: AtomicU64::new(0),
+            memory_max: budget.memory.map_or(0, steadfast_api::Size::get),
+            memory: AtomicU64::new(0),
         })
     }
 
@@ -88,11 +125,38 @@ impl Budget {
         }
     }
 
-    /// A place for one more fault in progress; `None` when `concurrent` are.
-    pub fn begin(self: &Arc<Self>) -> Option<ActiveFault> {
+    /// A place for one more fault that begins at `now_ns`; `None` when as many as may be are in progress, began within the last second, or began at all.
+    pub fn begin(self: &Arc<Self>, now_ns: u64) -> Option<ActiveFault> {
         let free = |active: u32| (active < self.concurrent_max).then_some(active + 1);
         self.active.fetch_update(Ordering::AcqRel, Ordering::Acquire, free).ok()?;
-        Some(ActiveFault { budget: Arc::clone(self) })
+        // Given back on every way out but the last.
+        let active = ActiveFault { budget: Arc::clone(self) };
+        let left = |begun: u64| self.total.is_none_or(|total| begun < total).then_some(begun + 1);
+        self.begun.fetch_update(Ordering::AcqRel, Ordering::Acquire, left).ok()?;
+        if let Some(most) = self.per_second {
+            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            while recent.front().is_some_and(|at_ns| at_ns + SECOND_NS <= now_ns) {
+                recent.pop_front();
+            }
+            if recent.len() >= most as usize {
+                self.begun.fetch_sub(1, Ordering::AcqRel);
+                return None;
+            }
+            recent.push_back(now_ns);
+        }
+        Some(active)
+    }
+
+    /// Room for `bytes` of memory; `None` where they would be more than the budget has.
+    pub fn take_memory(self: &Arc<Self>, bytes: u64) -> Option<HeldBytes> {
+        let room = |held: u64| held.checked_add(bytes).filter(|held| *held <= self.memory_max);
+        self.memory.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
+        Some(HeldBytes { budget: Arc::clone(self), bytes })
+    }
+
+    /// Faults that began so far.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
     }
 
     /// Faults in progress.
@@ -108,7 +172,7 @@ mod tests {
     use super::*;
 
     fn budget(concurrent: u32, share: &str) -> Arc<Budget> {
-        Budget::new(&policy::Budget { concurrent, share: share.parse().unwrap() })
+        Budget::new(&policy::Budget::new(concurrent, share.parse().unwrap()))
     }
 
     #[test]
@@ -120,7 +184,7 @@ mod tests {
                 scope.spawn(|| {
                     let mut held = Vec::new();
                     for round in 0..20_000 {
-                        match budget.begin() {
+                        match budget.begin(0) {
                             Some(active) if round % 3 > 0 => held.push(active),
                             _ => held.truncate(held.len() / 2),
                         }
@@ -131,17 +195,17 @@ mod tests {
         });
         assert!(most.load(Ordering::Acquire) <= 7, "{most:?} faults at once");
         assert_eq!(budget.active(), 0);
-        let all: Vec<_> = (0..7).map(|_| budget.begin().unwrap()).collect();
-        assert!(budget.begin().is_none());
+        let all: Vec<_> = (0..7).map(|_| budget.begin(0).unwrap()).collect();
+        assert!(budget.begin(0).is_none());
         drop(all);
-        assert!(budget.begin().is_some());
+        assert!(budget.begin(0).is_some());
     }
 
     proptest! {
         #[test]
         fn of_any_thousand_requests_in_a_row_no_more_than_the_share_is_faulted(share in 0_u32..=1_000_000, wants in prop::collection::vec(any::<bool>(), 0..3_000)) {
             let share = Percent::from_ppm(share).unwrap();
-            let budget = Budget::new(&policy::Budget { concurrent: 1, share });
+            let budget = Budget::new(&policy::Budget::new(1, share));
             let mut faulted = Vec::new();
             for want in wants {
                 let place = budget.request();
@@ -153,6 +217,36 @@ mod tests {
                 prop_assert_eq!(count, u64::from(budget.faulted.load(Ordering::Acquire)));
             }
         }
+    }
+
+    proptest! {
+        #[test]
+        fn within_any_second_no_more_begin_than_may_and_all_that_may_do(most in 1_u32..20, gaps in prop::collection::vec(0_u64..400, 1..200)) {
+            let budget = Budget::new(&policy::Budget { per_second: Some(most), ..policy::Budget::new(1, Percent::HUNDRED) });
+            let (mut now, mut begun) = (0, Vec::<u64>::new());
+            for gap in gaps {
+                now += gap * 1_000_000;
+                let within = begun.iter().filter(|at| now - **at < SECOND_NS).count();
+                let began = budget.begin(now).is_some();
+                prop_assert_eq!(began, within < most as usize);
+                if began {
+                    begun.push(now);
+                }
+            }
+            prop_assert_eq!(budget.begun(), begun.len() as u64);
+        }
+    }
+
+    #[test]
+    fn a_total_is_all_there_ever_is_and_memory_comes_back() {
+        let spec = policy::Budget { total: Some(3), memory: steadfast_api::Size::from_bytes(100), ..policy::Budget::new(10, Percent::HUNDRED) };
+        let budget = Budget::new(&spec);
+        assert_eq!((0..10).filter(|_| budget.begin(0).is_some()).count(), 3);
+        assert_eq!((budget.begun(), budget.active()), (3, 0));
+        let held = budget.take_memory(60).unwrap();
+        assert!(budget.take_memory(41).is_none() && budget.take_memory(u64::MAX).is_none());
+        drop(held);
+        assert_eq!(budget.take_memory(100).unwrap().get(), 100);
     }
 
     #[test]

@@ -1,23 +1,38 @@
 //! `steadfast-fault`: an RFC 9651 dictionary that asks for faults on this one request.
 //!
-//! `delay=250;jitter=50, abort=503;p=0.25, cpu=0.8;cores=2;for=2000, corrupt=0.1`: times in milliseconds, `p` the probability of this fault (0 to 1, default 1),
-//! `cpu` the share of a core, `corrupt` the magnitude. Strict: an unknown key, parameter, type or range is refused by name, never ignored.
+//! `delay=250;jitter=50, abort=503;p=0.25, cpu=0.8;cores=2;for=2000, corrupt=0.1`: times in milliseconds, sizes in bytes, `p` the probability of this fault (0 to 1,
+//! default 1). Strict: an unknown key, parameter, type or range is refused by name, never ignored. Every fault of policies can be asked for, with the same words in
+//! short:
+//!
+//! - `delay=250`, `;jitter=50`, or `;to=500` (uniform), or `;sd=50` (normal), or `;p99=2000` (pareto, of at least the value); `;most=1000` cuts the tail of these two;
+//!   `;before=response`
+//! - `abort=503`, `;grpc=14`; `abort;grpc=14` alone is a gRPC code
+//! - `cpu=0.8` (share of a core), `;cores=2;for=2000`; `memory=1048576;for=2000`
+//! - `corrupt=0.1` (magnitude), `;tensors=noise` (shift, scale, noise, permute, nan, constant); `corrupt;events=drop` (drop, duplicate, malformed, noEnd), `;share=0.1`
+//! - `reset` before an answer, `;after=512` bytes of one, `;code=8` in HTTP/2; `truncate=512`; `throttle=65536` (a second); `slice=10`, `;pause=5`
+//! - `stall=500`, `;at=firstByte` (firstByte, chunks, tokens); `blackhole=2000`
+//!
 //! Several header lines are one dictionary, as the RFC says; of a key given twice the last counts, as the RFC says too.
 
-use std::time::Duration;
-
 use http::HeaderValue;
-use sfv::{BareItem, Dictionary, ListEntry, Parameters, Parser};
+use sfv::{Dictionary, ListEntry, Parser};
 use steadfast_api::{
-    FaultKind, Percent, Span,
-    fault::{Abort, Corrupt, Cpu, Delay, Fault, HttpAbort},
+    FaultKind, Percent,
+    fault::{Blackhole, Cpu, Fault, Length, Memory, Slice, Stall},
     policy::{FAULT_HEADER, HeaderTrust},
 };
 
 use crate::problem::BadField;
 
+mod entry;
+
+use entry::{field, ms, read, wanted};
+
 const LENGTH_MAX: usize = 1024;
-const KEYS: &str = "one of delay, abort, cpu, corrupt";
+
+fn keys() -> String {
+    format!("one of {}", FaultKind::names())
+}
 
 /// Reads the header. The faults come at most one of each kind, with their probabilities.
 pub fn parse<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Result<Vec<(Fault, Percent)>, BadField> {
@@ -37,9 +52,19 @@ pub fn parse<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Result<Vec
         .parse()
         .map_err(|error| misspelt(&text).unwrap_or_else(|| whole(format!("an RFC 9651 dictionary such as delay=250;jitter=50, abort=503;p=0.25 ({error})"))))?;
     if dictionary.is_empty() {
-        return Err(whole(KEYS.to_owned()));
+        return Err(whole(keys()));
     }
-    dictionary.iter().map(|(key, entry)| read(key.as_str(), entry)).collect()
+    dictionary
+        .iter()
+        .map(|(key, entry)| {
+            let kind = FaultKind::ALL.into_iter().find(|kind| kind.name() == key.as_str());
+            let kind = kind.ok_or_else(|| BadField { key: key.as_str().to_owned(), value: key.as_str().to_owned(), expected: keys() })?;
+            match entry {
+                ListEntry::Item(item) => read(kind, &item.bare_item, &item.params),
+                ListEntry::InnerList(_) => Err(field(kind, None, "a list", "one value")),
+            }
+        })
+        .collect()
 }
 
 /// Finds the entry for which a header is no dictionary, such as `delay=50ms`: a number's unit and a percent sign are what people write first.
@@ -58,17 +83,6 @@ fn misspelt(text: &[u8]) -> Option<BadField> {
     Some(field(kind, Some(name), value, wanted(kind, Some(name))))
 }
 
-/// What an entry or one of its parameters takes.
-fn wanted(kind: FaultKind, parameter: Option<&str>) -> &'static str {
-    match (parameter, kind) {
-        (Some("p"), _) => "a number from 0 to 1, such as 0.25",
-        (Some("cores"), _) => "a whole number from 1 to 1024",
-        (Some(_), _) | (None, FaultKind::Delay) => "milliseconds from 0 to 3600000 without a unit, such as 250",
-        (None, FaultKind::Abort) => "a status from 200 to 599, such as 503",
-        (None, FaultKind::Cpu | FaultKind::Corrupt) => "a number above 0 and at most 1, such as 0.8",
-    }
-}
-
 /// Holds what was asked against what the policy allows.
 pub fn cap(faults: &[(Fault, Percent)], trust: &HeaderTrust) -> Result<(), BadField> {
     for (fault, _) in faults {
@@ -84,135 +98,52 @@ pub fn cap(faults: &[(Fault, Percent)], trust: &HeaderTrust) -> Result<(), BadFi
         }
         match fault {
             Fault::Delay(delay) => {
-                let longest = delay.fixed.get().saturating_add(delay.jitter.get());
+                let longest = delay.longest().get();
                 if longest > trust.max_delay.get() {
-                    return Err(field(kind, None, ms(longest), format!("at most {} ms with jitter, as the policy says", ms(trust.max_delay.get()))));
+                    let tail = matches!(delay.length, Length::Normal(_) | Length::Pareto(_));
+                    let with = if tail { "with most=MILLISECONDS of" } else { "with jitter" };
+                    return Err(field(kind, None, ms(longest), format!("at most {} ms {with}, as the policy says", ms(trust.max_delay.get()))));
                 }
             }
-            Fault::Cpu(cpu) => {
+            Fault::Stall(Stall { duration, .. }) | Fault::Blackhole(Blackhole { duration: Some(duration) }) | Fault::Slice(Slice { pause: duration, .. })
+                if *duration > trust.max_delay =>
+            {
+                let parameter = matches!(fault, Fault::Slice(_)).then_some("pause");
+                return Err(field(kind, parameter, ms(duration.get()), format!("at most {} ms, as the policy says", ms(trust.max_delay.get()))));
+            }
+            Fault::Cpu(Cpu { duration, .. }) | Fault::Memory(Memory { duration, .. }) => {
                 let most = ms(trust.max_cpu_duration.get());
-                match cpu.duration {
+                match duration {
                     None => return Err(field(kind, Some("for"), "nothing", format!("for=MILLISECONDS, at most {most} as the policy says"))),
-                    Some(duration) if duration > trust.max_cpu_duration => {
+                    Some(duration) if *duration > trust.max_cpu_duration => {
                         return Err(field(kind, Some("for"), ms(duration.get()), format!("at most {most}, as the policy says")));
                     }
                     Some(_) => {}
                 }
             }
-            Fault::Abort(_) | Fault::Corrupt(_) => {}
+            Fault::Abort(_)
+            | Fault::Corrupt(_)
+            | Fault::Reset(_)
+            | Fault::Truncate(_)
+            | Fault::Throttle(_)
+            | Fault::Stall(_)
+            | Fault::Slice(_)
+            | Fault::Blackhole(_) => {}
         }
     }
     Ok(())
 }
 
-fn ms(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "callers hand over numbers and texts alike")]
-fn field(kind: FaultKind, parameter: Option<&str>, value: impl ToString, expected: impl Into<String>) -> BadField {
-    let key = parameter.map_or_else(|| kind.name().to_owned(), |parameter| format!("{kind};{parameter}"));
-    BadField { key, value: value.to_string(), expected: expected.into() }
-}
-
-fn show(item: &BareItem) -> String {
-    match item {
-        BareItem::Integer(v) => i64::from(*v).to_string(),
-        BareItem::Decimal(v) => f64::from(*v).to_string(),
-        BareItem::Boolean(v) => if *v { "nothing (true)" } else { "?0" }.to_owned(),
-        BareItem::String(v) => format!("{:?}", v.as_str()),
-        BareItem::Token(v) => v.as_str().to_owned(),
-        BareItem::Date(_) => "a date".to_owned(),
-        BareItem::ByteSequence(_) => "bytes".to_owned(),
-        BareItem::DisplayString(v) => format!("{v:?}"),
-    }
-}
-
-/// One of the dictionary's entries with its parameters.
-struct Entry<'a> {
-    kind: FaultKind,
-    parameters: &'a Parameters,
-}
-
-fn number(item: &BareItem) -> Option<f64> {
-    match item {
-        BareItem::Integer(v) => Some(i64::from(*v) as f64),
-        BareItem::Decimal(v) => Some(f64::from(*v)),
-        _ => None,
-    }
-}
-
-impl Entry<'_> {
-    fn milliseconds(&self, parameter: Option<&str>, item: &BareItem) -> Result<Span, BadField> {
-        // An hour, as in policies; caps of the policy come on top.
-        let value = number(item).filter(|value| (0.0..=3_600_000.0).contains(value));
-        let value = value.ok_or_else(|| field(self.kind, parameter, show(item), wanted(self.kind, parameter)))?;
-        Ok(Span::new(Duration::from_nanos((value * 1e6).round() as u64)))
-    }
-
-    fn share(&self, parameter: Option<&str>, item: &BareItem) -> Result<Percent, BadField> {
-        // A fault of nothing is a mistake; a probability of nothing is a way to switch it off.
-        let zero = parameter == Some("p");
-        let value = number(item).filter(|value| (0.0..=1.0).contains(value) && (zero || *value > 0.0));
-        value.map(Percent::from_ratio).ok_or_else(|| field(self.kind, parameter, show(item), wanted(self.kind, parameter)))
-    }
-
-    fn get(&self, parameter: &str) -> Option<&BareItem> {
-        self.parameters.iter().find(|(key, _)| key.as_str() == parameter).map(|(_, value)| value)
-    }
-
-    fn only(&self, known: &[&str]) -> Result<(), BadField> {
-        match self.parameters.iter().find(|(key, _)| !known.contains(&key.as_str())) {
-            None => Ok(()),
-            Some((key, value)) => Err(field(self.kind, Some(key.as_str()), show(value), format!("a parameter of {}: {}", self.kind, known.join(", ")))),
-        }
-    }
-}
-
-fn read(key: &str, entry: &ListEntry) -> Result<(Fault, Percent), BadField> {
-    let kind = FaultKind::ALL.into_iter().find(|kind| kind.name() == key);
-    let kind = kind.ok_or_else(|| BadField { key: key.to_owned(), value: key.to_owned(), expected: KEYS.to_owned() })?;
-    let ListEntry::Item(item) = entry else {
-        return Err(field(kind, None, "a list", "one value"));
-    };
-    let (value, entry) = (&item.bare_item, Entry { kind, parameters: &item.params });
-    let fault = match kind {
-        FaultKind::Delay => {
-            entry.only(&["jitter", "p"])?;
-            let jitter = entry.get("jitter").map_or(Ok(Span::ZERO), |jitter| entry.milliseconds(Some("jitter"), jitter))?;
-            Fault::Delay(Delay { fixed: entry.milliseconds(None, value)?, jitter })
-        }
-        FaultKind::Abort => {
-            entry.only(&["p"])?;
-            let status = if let BareItem::Integer(status) = value { u16::try_from(i64::from(*status)).ok() } else { None };
-            let status = status.and_then(|status| HttpAbort::try_from(status).ok());
-            Fault::Abort(Abort { http_status: status.ok_or_else(|| field(kind, None, show(value), wanted(kind, None)))? })
-        }
-        FaultKind::Cpu => {
-            entry.only(&["cores", "for", "p"])?;
-            let cores = match entry.get("cores") {
-                None => 1,
-                Some(item) => {
-                    let cores = if let BareItem::Integer(cores) = item { u16::try_from(i64::from(*cores)).ok() } else { None };
-                    let cores = cores.filter(|cores| (1..=super::cpu::THREADS_MAX).contains(&usize::from(*cores)));
-                    cores.ok_or_else(|| field(kind, Some("cores"), show(item), wanted(kind, Some("cores"))))?
-                }
-            };
-            let duration = entry.get("for").map(|item| entry.milliseconds(Some("for"), item)).transpose()?;
-            Fault::Cpu(Cpu { load: entry.share(None, value)?, cores, duration })
-        }
-        FaultKind::Corrupt => {
-            entry.only(&["p"])?;
-            Fault::Corrupt(Corrupt { magnitude: entry.share(None, value)? })
-        }
-    };
-    let probability = entry.get("p").map_or(Ok(Percent::HUNDRED), |p| entry.share(Some("p"), p))?;
-    Ok((fault, probability))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use steadfast_api::{
+        Size, Span,
+        fault::{
+            Abort, Before, Corrupt, Delay, DelayFault, EventChange, GrpcCode, Http2Code, HttpAbort, Normal, Pareto, Reset, StallAt, TensorChange, Throttle,
+            Truncate, Uniform,
+        },
+    };
 
     use super::*;
 
@@ -227,14 +158,41 @@ mod tests {
         assert_eq!(
             faults,
             [
-                (Fault::Delay(Delay { fixed: Span::from_millis(250), jitter: Span::from_millis(50) }), Percent::HUNDRED),
-                (Fault::Abort(Abort { http_status: 503.try_into().unwrap() }), Percent::from_ratio(0.25)),
+                (Fault::Delay(Delay { fixed: Span::from_millis(250), jitter: Span::from_millis(50) }.into()), Percent::HUNDRED),
+                (Fault::Abort(Abort::http(HttpAbort::UNAVAILABLE)), Percent::from_ratio(0.25)),
                 (Fault::Cpu(Cpu { load: Percent::from_ratio(0.8), cores: 2, duration: Some(Span::from_secs(2)) }), Percent::HUNDRED),
-                (Fault::Corrupt(Corrupt { magnitude: ten }), Percent::HUNDRED),
+                (Fault::Corrupt(Corrupt::shift(ten)), Percent::HUNDRED),
             ]
         );
         let lines = [HeaderValue::from_static("delay=1"), HeaderValue::from_static("abort=200")];
         assert_eq!(parse(&lines).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn every_fault_of_policies_can_be_asked_for() {
+        let (ms, size) = (Span::from_millis, |bytes| Size::from_bytes(bytes).unwrap());
+        let delay = |length, at_most: Option<u64>| DelayFault { length, at_most: at_most.map(ms), before: Before::Request };
+        let corrupt = Corrupt::shift(Percent::from_ratio(0.1));
+        for (text, fault) in [
+            ("delay=100;to=300", Fault::Delay(delay(Length::Uniform(Uniform { from: ms(100), to: ms(300) }), None))),
+            ("delay=100;sd=20;most=200", Fault::Delay(delay(Length::Normal(Normal { mean: ms(100), deviation: ms(20) }), Some(200)))),
+            ("delay=50;p99=900;most=1000", Fault::Delay(delay(Length::Pareto(Pareto { at_least: ms(50), p99: ms(900) }), Some(1000)))),
+            ("delay=5;before=response", Fault::Delay(DelayFault { before: Before::Response, ..Delay { fixed: ms(5), jitter: Span::ZERO }.into() })),
+            ("abort;grpc=14", Fault::Abort(Abort::new(None, GrpcCode::try_from(14).ok()).unwrap())),
+            ("abort=429;grpc=8", Fault::Abort(Abort::new(HttpAbort::try_from(429).ok(), GrpcCode::try_from(8).ok()).unwrap())),
+            ("memory=1048576;for=500", Fault::Memory(Memory { bytes: size(1 << 20), duration: Some(ms(500)) })),
+            ("corrupt=0.1;tensors=noise", Fault::Corrupt(Corrupt { tensors: Some(TensorChange::Noise), ..corrupt.clone() })),
+            ("corrupt;events=drop;share=0.5", Fault::Corrupt(Corrupt { events: Some(EventChange::Drop), event_share: Percent::from_ratio(0.5), ..corrupt })),
+            ("reset", Fault::Reset(Reset { after_bytes: None, http2_code: Http2Code::default() })),
+            ("reset;after=0;code=8", Fault::Reset(Reset { after_bytes: Some(size(0)), http2_code: Http2Code::CANCEL })),
+            ("truncate=512", Fault::Truncate(Truncate { after_bytes: size(512) })),
+            ("throttle=65536", Fault::Throttle(Throttle { bytes_per_second: size(65536) })),
+            ("stall=500;at=tokens", Fault::Stall(Stall { duration: ms(500), at: StallAt::Tokens })),
+            ("slice=10;pause=5", Fault::Slice(Slice { bytes: size(10), pause: ms(5) })),
+            ("blackhole=2000", Fault::Blackhole(Blackhole { duration: Some(ms(2000)) })),
+        ] {
+            assert_eq!(parse_text(text).unwrap(), [(fault, Percent::HUNDRED)], "{text}");
+        }
     }
 
     #[test]
@@ -253,7 +211,7 @@ mod tests {
             ("delay=-1", "delay", "-1", "from 0"),
             ("delay=soon", "delay", "soon", "such as 250"),
             ("delay=(1 2)", "delay", "a list", "one value"),
-            ("delay=1;jiter=1", "delay;jiter", "1", "jitter, p"),
+            ("delay=1;jiter=1", "delay;jiter", "1", "jitter, to"),
             ("delay=1;p=1.5", "delay;p", "1.5", "0 to 1"),
             ("delay=1;p=\"x\"", "delay;p", "\"x\"", "0 to 1"),
             ("abort=999", "abort", "999", "200 to 599"),
@@ -261,6 +219,24 @@ mod tests {
             ("cpu=0", "cpu", "0", "above 0"),
             ("cpu=0.5;cores=0", "cpu;cores", "0", "1 to 1024"),
             ("corrupt=2", "corrupt", "2", "at most 1"),
+            ("corrupt=0.1;tensors=melt", "corrupt;tensors", "melt", "shift, scale"),
+            ("corrupt;events=7", "corrupt;events", "7", "drop, duplicate"),
+            ("corrupt;events=drop;share=0", "corrupt;share", "0", "above 0"),
+            ("delay=5;to=4", "delay", "5", "shorter one first"),
+            ("delay=5;to=9;sd=4", "delay", "5", "exactly one of"),
+            ("delay=5;before=lunch", "delay;before", "lunch", "request or response"),
+            ("abort", "abort", "true", "200 to 599"),
+            ("abort;grpc=17", "abort;grpc", "17", "1 to 16"),
+            ("reset=5", "reset", "5", "no value"),
+            ("reset;code=14", "reset;code", "14", "0 to 13"),
+            ("truncate=-1", "truncate", "-1", "bytes"),
+            ("truncate=1.5", "truncate", "1.5", "bytes"),
+            ("throttle=0", "throttle.bytesPerSecond", "0", "1 to 1Gi"),
+            ("stall=0", "stall.for", "0s", "more than 0"),
+            ("stall=5;at=noon", "stall;at", "noon", "firstByte, chunks, tokens"),
+            ("slice=10;pause=5ms", "slice;pause", "5ms", "without a unit"),
+            ("blackhole", "blackhole", "true", "milliseconds"),
+            ("memory=100;for=10", "memory.bytes", "100", "64Ki"),
         ] {
             let error = parse_text(text).unwrap_err();
             assert!(error.key == key && error.value.contains(value) && error.expected.contains(expected), "{text}: {error:?}");
@@ -279,6 +255,7 @@ mod tests {
             ("abort=503", "abort", "delay, cpu"),
             ("cpu=1", "cpu;for", "at most 2000"),
             ("cpu=1;for=2001", "cpu;for", "at most 2000"),
+            ("delay=5;p99=100", "delay", "most=MILLISECONDS"),
         ] {
             let error = check(text).unwrap_err();
             assert!(error.key == key && error.expected.contains(expected), "{error:?}");
@@ -287,14 +264,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_header_breaks_the_parser_and_nothing_illegal_comes_out(text in "[ -~]{0,80}|(delay|abort|cpu|corrupt)=[0-9.;a-z=, -]{0,40}") {
+        fn no_header_breaks_the_parser_and_nothing_illegal_comes_out(text in "[ -~]{0,80}|(delay|abort|cpu|corrupt|reset|truncate|throttle|stall|slice|blackhole|memory)=?[0-9.;a-zA-Z=, -]{0,40}") {
             for (fault, p) in parse_text(&text).unwrap_or_default() {
                 prop_assert!(p <= Percent::HUNDRED);
+                prop_assert!(super::super::check::check_fault(&fault, "").is_ok());
                 match fault {
-                    Fault::Delay(delay) => prop_assert!(delay.fixed <= Span::from_secs(3600) && delay.jitter <= Span::from_secs(3600)),
-                    Fault::Abort(abort) => prop_assert!((200..=599).contains(&abort.http_status.get())),
+                    Fault::Delay(delay) => prop_assert!(delay.longest() <= Span::from_secs(3600)),
+                    Fault::Abort(abort) => prop_assert!((200..=599).contains(&abort.http_status().get())),
                     Fault::Cpu(cpu) => prop_assert!(cpu.load > Percent::ZERO && cpu.cores >= 1),
                     Fault::Corrupt(corrupt) => prop_assert!(corrupt.magnitude > Percent::ZERO),
+                    _ => {}
                 }
             }
         }

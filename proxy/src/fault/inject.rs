@@ -1,28 +1,31 @@
-//! Does what was decided: burn beside, hold back, answer instead, or change the answer. Then says so in `steadfast-injected`.
+//! Does what was decided: load beside, hold back, break off, answer instead, change the answer, or hold it up on its way. Then says so in `steadfast-injected`.
 //!
 //! `steadfast-origin` says whose doing the *status* was: a delayed or corrupted answer of the model server stays `upstream` (and has no such header);
-//! an abort is `injected`.
+//! an abort is `injected`. What happens to a body is told before it happens, since heads come first; counted is only what took place.
 
-use std::{collections::VecDeque, convert::Infallible, fmt::Write, pin::Pin, rc::Rc};
+use std::{convert::Infallible, fmt::Write, rc::Rc, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
-use http_body::{Body, Frame};
-use http_body_util::BodyExt;
+use http_body::Body;
 use steadfast_api::{
     FaultKind,
-    fault::Cpu,
+    fault::{Abort, Before, Fault, Http2Code, Reset},
     policy::{INJECTED_HEADER, Origin},
 };
 use tower::{Service, ServiceExt};
 
 use super::{
-    corrupt,
+    corrupt::answer::{Asked, corrupt_answer},
     decide::{FaultPlan, Planned},
+    envoy, events,
+    link::NoAnswer,
+    ring::About,
+    shape::{Shape, Shaped},
 };
 use crate::{
-    body::{RequestBody, Source, UpstreamBody},
-    forward::{Answer, ForwardError},
+    body::{RequestBody, Source},
+    clock,
+    forward::Answer,
     problem::{Dialect, Problem},
     sanitize::Sanitized,
     worker::Worker,
@@ -30,14 +33,18 @@ use crate::{
 
 /// What took place, as an RFC 9651 list.
 #[derive(Default)]
-struct Injected(String);
+pub struct Injected(String);
 
 impl Injected {
-    fn note(&mut self, what: std::fmt::Arguments<'_>) {
+    pub fn note(&mut self, what: std::fmt::Arguments<'_>) {
         if !self.0.is_empty() {
             self.0.push_str(", ");
         }
         // A String takes everything.
+        let _ = self.0.write_fmt(what);
+    }
+
+    fn note_parameter(&mut self, what: std::fmt::Arguments<'_>) {
         let _ = self.0.write_fmt(what);
     }
 
@@ -50,175 +57,217 @@ impl Injected {
     }
 }
 
+/// Where faults that took place are counted, and what they fell on.
+#[derive(Clone)]
+pub struct Told {
+    pub worker: Rc<Worker>,
+    about: Arc<About>,
+}
+
+impl Told {
+    pub fn new(worker: &Rc<Worker>, about: About) -> Self {
+        Self { worker: Rc::clone(worker), about: Arc::new(about) }
+    }
+
+    /// A fault took place.
+    pub fn injected(&self, planned: &Planned) {
+        self.of(&planned.by, &planned.policy, planned.fault.kind());
+    }
+
+    pub fn of(&self, by: &Arc<str>, policy: &super::policy::CompiledPolicy, kind: FaultKind) {
+        self.worker.meter.injected(by, kind);
+        policy.count(kind);
+        self.worker.shared.store.ring.push(clock::now_ns(), Arc::clone(by), kind, Arc::clone(&self.about));
+    }
+
+    /// A fault could not be done, for want of room.
+    pub fn over_budget(&self, planned: &Planned) {
+        self.worker.meter.over_budget(&planned.by, 1);
+    }
+}
+
 /// Does `plan` to `request`.
-pub async fn inject<S>(worker: &Rc<Worker>, mut request: Sanitized<Request<RequestBody>>, plan: FaultPlan, inner: S) -> Result<Answer, Infallible>
+pub async fn inject<S>(worker: &Rc<Worker>, mut request: Sanitized<Request<RequestBody>>, mut plan: FaultPlan, inner: S) -> Result<Answer, Infallible>
 where
     S: Service<Sanitized<Request<RequestBody>>, Response = Answer, Error = Infallible>,
 {
+    if plan.strip_envoy {
+        request.remove_headers(envoy::PREFIX);
+    }
+    let told = Told::new(worker, About::new(request.facts.caller.address(), request.method(), request.path()));
+    let (dialect, head, http2, link) = (request.facts.dialect, request.facts.head, request.facts.http2, request.facts.link.clone());
     let mut injected = Injected::default();
-    if let Some(cpu) = plan.cpu {
-        burn(worker, cpu, &mut injected);
+    if let Some(cpu) = plan.take(FaultKind::Cpu) {
+        burn(&told, cpu, &mut injected);
     }
-    if let Some(Planned { what: delay, by, active, .. }) = plan.delay {
-        match worker.timer.sleep_until(delay.deadline_ns) {
-            Some(sleep) => {
-                let late_ns = sleep.await;
-                worker.meter.metrics.lateness.observe(late_ns as f64 / 1e9);
-                worker.meter.injected(&by, FaultKind::Delay);
-                injected.note(format_args!("delay;ms={}", Number(delay.length_ns as f64 / 1e6)));
-            }
-            None => worker.meter.over_budget(&by, 1),
+    if let Some(memory) = plan.take(FaultKind::Memory) {
+        hold_memory(&told, memory, &mut injected);
+    }
+    let before = |moment| move |fault: &Fault| matches!(fault, Fault::Delay(delay) if delay.before == moment);
+    if let Some(delay) = plan.take_if(FaultKind::Delay, before(Before::Request)) {
+        let begun_ns = delay.since_ns;
+        hold_back(&told, delay, begun_ns, &mut injected).await;
+    }
+    if let Some(planned) = plan.take(FaultKind::Blackhole) {
+        told.injected(&planned);
+        let until_ns = match &planned.fault {
+            Fault::Blackhole(hole) => hole.duration.map_or(planned.policy.expires_ns, |duration| clock::now_ns().saturating_add(clock::ns(duration.get()))),
+            _ => 0,
+        };
+        sleep(worker, &planned, until_ns).await;
+        return Ok(no_answer(&request, Http2Code::CANCEL));
+    }
+    if let Some(planned) = plan.take_if(FaultKind::Reset, |fault| matches!(fault, Fault::Reset(Reset { after_bytes: None, .. })))
+        && let Fault::Reset(reset) = &planned.fault
+    {
+        told.injected(&planned);
+        if let Some(link) = link.as_ref().filter(|_| !http2) {
+            link.reset();
         }
-        drop(active);
+        return Ok(no_answer(&request, reset.http2_code));
     }
-    if let Some(Planned { what: status, by, active, .. }) = plan.abort {
-        worker.meter.injected(&by, FaultKind::Abort);
-        injected.note(format_args!("abort;status={}", status.get()));
-        let (dialect, head) = (request.facts.dialect, request.facts.head);
-        let mut answer = Answer::own(&abort(status.get(), &by), dialect, head, Origin::Injected);
+    if let Some(planned) = plan.take(FaultKind::Abort)
+        && let Fault::Abort(abort) = &planned.fault
+    {
+        told.injected(&planned);
+        match abort.grpc_code().filter(|_| dialect == Dialect::Grpc) {
+            Some(code) => injected.note(format_args!("abort;grpc={}", code.get())),
+            None => injected.note(format_args!("abort;status={}", abort.http_status().get())),
+        }
+        let mut answer = Answer::own(&problem(abort, &planned.by), dialect, head, Origin::Injected);
         injected.write(answer.response.headers_mut());
-        answer.active = Some(active);
+        answer.active = Some(planned.active);
         return Ok(answer.without_reading(request.into_parts().0.into_body()).await);
     }
-    let head = request.facts.head;
-    let dialect = request.facts.dialect;
-    if plan.corrupt.is_some() {
+    let mut shape = Shape::take(&mut plan);
+    let corrupt = plan.take(FaultKind::Corrupt);
+    if corrupt.is_some() {
         request.want_identity();
     }
+    // An answer that is held up fills the windows of whatever connection it comes by.
+    request.facts.apart = dialect == Dialect::Grpc && !shape.is_empty();
+    let path = request.path().to_owned();
     let mut answer = inner.oneshot(request).await?;
-    if let Some(planned) = plan.corrupt {
-        answer = corrupt_answer(worker, answer, planned, dialect, head, &mut injected).await;
+    if let Some(planned) = corrupt {
+        let of_events = matches!(&planned.fault, Fault::Corrupt(corrupt) if corrupt.events.is_some());
+        if of_events && answer.origin == Origin::Upstream && events::is_event_stream(answer.response.headers()) {
+            shape.events = Some(planned);
+        } else {
+            answer = corrupt_answer(&told, answer, planned, &Asked { path: &path, dialect, head }, &mut injected).await;
+        }
+    }
+    if let Some(delay) = plan.take(FaultKind::Delay) {
+        hold_back(&told, delay, clock::now_ns(), &mut injected).await;
+    }
+    if !shape.is_empty() {
+        answer = shaped(&told, answer, shape, link, http2, head, &mut injected);
     }
     injected.write(answer.response.headers_mut());
     Ok(answer)
 }
 
-fn abort(status: u16, by: &str) -> Problem {
-    // 200 to 599 are all statuses to this type.
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    Problem::new(status, "injected", "Injected fault", format!("this answer was injected by {by}: the model server was not asked"))
+/// Until `until_ns`, or until the policy is in force no more. How late it was, where the time came.
+async fn sleep(worker: &Rc<Worker>, planned: &Planned, until_ns: u64) -> Option<u64> {
+    let sleep = worker.timer.sleep_until(until_ns)?;
+    tokio::select! {
+        late_ns = sleep => Some(late_ns),
+        () = planned.policy.over() => None,
+    }
 }
 
-fn burn(worker: &Rc<Worker>, planned: Planned<Cpu>, injected: &mut Injected) {
-    let Planned { what: cpu, by, policy, active } = planned;
-    if worker.shared.store.burners.request(&policy, &cpu, active) {
-        worker.meter.injected(&by, FaultKind::Cpu);
+async fn hold_back(told: &Told, planned: Planned, begun_ns: u64, injected: &mut Injected) {
+    let deadline_ns = begun_ns + planned.length_ns;
+    match sleep(&told.worker, &planned, deadline_ns).await {
+        Some(late_ns) => told.worker.meter.metrics.lateness.observe(late_ns as f64 / 1e9),
+        None if planned.policy.is_over() => {}
+        None => return told.over_budget(&planned),
+    }
+    told.injected(&planned);
+    // Shorter than drawn where its policy ended first.
+    let length_ns = planned.length_ns.min(clock::now_ns().saturating_sub(begun_ns));
+    injected.note(format_args!("delay;ms={}", Number(length_ns as f64 / 1e6)));
+}
+
+/// The connection or stream shall end without an answer.
+fn no_answer(request: &Sanitized<Request<RequestBody>>, code: Http2Code) -> Answer {
+    let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "injected", "Injected fault", "broken off by an injected fault");
+    let mut answer = Answer::own(&problem, request.facts.dialect, true, Origin::Injected);
+    answer.response.extensions_mut().insert(NoAnswer(code));
+    answer
+}
+
+fn problem(abort: &Abort, by: &str) -> Problem {
+    // 200 to 599 are all statuses to this type.
+    let status = StatusCode::from_u16(abort.http_status().get()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let problem = Problem::new(status, "injected", "Injected fault", format!("this answer was injected by {by}: the model server was not asked"));
+    Problem { grpc_code: abort.grpc_code().map(steadfast_api::fault::GrpcCode::get), ..problem }
+}
+
+fn burn(told: &Told, planned: Planned, injected: &mut Injected) {
+    let Fault::Cpu(cpu) = planned.fault else { return };
+    let (by, policy) = (planned.by, planned.policy);
+    if told.worker.shared.store.burners.request(&policy, &cpu, planned.active) {
+        told.of(&by, &policy, FaultKind::Cpu);
         injected.note(format_args!("cpu;load={};cores={}", Number(cpu.load.ratio()), cpu.cores));
         if let Some(duration) = cpu.duration {
             injected.note_parameter(format_args!(";for={}", Number(duration.get().as_secs_f64() * 1e3)));
         }
     } else {
-        worker.meter.over_budget(&by, 1);
+        told.worker.meter.over_budget(&by, 1);
     }
 }
 
-impl Injected {
-    fn note_parameter(&mut self, what: std::fmt::Arguments<'_>) {
-        let _ = self.0.write_fmt(what);
+fn hold_memory(told: &Told, planned: Planned, injected: &mut Injected) {
+    let Fault::Memory(memory) = planned.fault else { return };
+    let (worker, by, policy) = (&told.worker, planned.by, planned.policy);
+    let Some(mut ballast) = worker.shared.store.memory.reserve(&policy, memory.bytes.get(), Some(planned.active)) else {
+        worker.meter.over_budget(&by, 1);
+        return;
+    };
+    told.of(&by, &policy, FaultKind::Memory);
+    injected.note(format_args!("memory;bytes={}", memory.bytes.get()));
+    let until_ns = memory.duration.map_or(policy.expires_ns, |duration| clock::now_ns().saturating_add(clock::ns(duration.get())));
+    let worker = Rc::clone(worker);
+    tokio::task::spawn_local(async move {
+        let filled = tokio::task::spawn_blocking(move || {
+            ballast.fill();
+            ballast
+        });
+        let Ok(_held) = filled.await else { return };
+        if let Some(sleep) = worker.timer.sleep_until(until_ns) {
+            tokio::select! {
+                _ = sleep => {}
+                () = policy.over() => {}
+            }
+        }
+    });
+}
+
+fn shaped(told: &Told, answer: Answer, shape: Shape, link: Option<super::link::Link>, http2: bool, head: bool, injected: &mut Injected) -> Answer {
+    let Answer { response, origin, active } = answer;
+    let (mut parts, source) = response.into_parts();
+    if head || source.is_end_stream() || parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Answer { response: http::Response::from_parts(parts, source), origin, active };
     }
+    for note in shape.notes() {
+        injected.note(format_args!("{note}"));
+    }
+    let events = events::is_event_stream(&parts.headers);
+    if events && shape.events.is_some() {
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
+    let body = Shaped::new(source, shape, told.clone(), link, http2, events);
+    Answer { response: http::Response::from_parts(parts, Source::Shaped(Box::new(body))), origin, active }
 }
 
 /// Three decimals at most, and none where there are none: an RFC 9651 number.
-struct Number(f64);
+pub struct Number(pub f64);
 
 impl std::fmt::Display for Number {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let text = format!("{:.3}", self.0);
         f.write_str(text.trim_end_matches('0').trim_end_matches('.'))
     }
-}
-
-async fn corrupt_answer(
-    worker: &Rc<Worker>,
-    answer: Answer,
-    planned: Planned<steadfast_api::Percent>,
-    dialect: Dialect,
-    head: bool,
-    injected: &mut Injected,
-) -> Answer {
-    let skipped = |reason: &str| worker.meter.metrics.corrupt_skipped.with_label_values(&[reason]).inc();
-    let Answer { response, origin, active } = answer;
-    let (mut parts, source) = response.into_parts();
-    let whole = |parts, source| Answer { response: http::Response::from_parts(parts, source), origin, active: None };
-    let body = match source {
-        Source::Upstream(body) if origin == Origin::Upstream && parts.status.is_success() && !head => body,
-        other => {
-            skipped("not-an-answer");
-            return Answer { active, ..whole(parts, other) };
-        }
-    };
-    let coded = parts.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
-    let kind = if coded { None } else { corrupt::kind(&parts.headers) };
-    let Some(kind) = kind else {
-        skipped(if coded { "content-encoding" } else { "content-type" });
-        return whole(parts, Source::Upstream(body));
-    };
-    let gathered = match gather(body, worker.shared.config.corrupt_max_bytes).await {
-        Ok(gathered) => gathered,
-        Err(error) => return Answer::own(&ForwardError::Broken(error).problem(), dialect, head, Origin::Proxy),
-    };
-    let (bytes, trailers) = match gathered {
-        Gathered::All(bytes, trailers) => (bytes, trailers),
-        Gathered::TooLarge(read, rest) => {
-            skipped("too-large");
-            return whole(parts, Source::Resumed(read, rest));
-        }
-    };
-    let changed = corrupt::corrupt(&kind, &bytes, planned.what.ratio(), &mut *worker.rng.borrow_mut());
-    let Some(changed) = changed else {
-        skipped("no-values");
-        return whole(parts, own(bytes, trailers));
-    };
-    if parts.headers.contains_key(header::CONTENT_LENGTH) {
-        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(changed.bytes.len()));
-    }
-    if let (Some(length), Some(header)) = (changed.json_length, parts.headers.get_mut(corrupt::JSON_LENGTH)) {
-        *header = HeaderValue::from(length);
-    }
-    // A digest or validator of the answer as it was would tell on us by accident and make the answer malformed.
-    for name in ["content-digest", "repr-digest", "digest", "content-md5", "etag"] {
-        parts.headers.remove(name);
-    }
-    worker.meter.injected(&planned.by, FaultKind::Corrupt);
-    injected.note(format_args!("corrupt;magnitude={}", Number(planned.what.ratio())));
-    Answer { active: Some(planned.active), ..whole(parts, own(changed.bytes, trailers)) }
-}
-
-fn own(bytes: Bytes, trailers: Option<HeaderMap>) -> Source {
-    if trailers.is_none() { Source::Own(bytes) } else { Source::WithTrailers(bytes, trailers) }
-}
-
-enum Gathered {
-    All(Bytes, Option<HeaderMap>),
-    /// What was read, and the rest.
-    TooLarge(VecDeque<Frame<Bytes>>, UpstreamBody),
-}
-
-/// Reads the whole body, at most `most` bytes of it.
-async fn gather(mut body: UpstreamBody, most: usize) -> Result<Gathered, hyper::Error> {
-    let mut frames: VecDeque<Frame<Bytes>> = VecDeque::new();
-    let mut size = 0;
-    if body.size_hint().lower() > most as u64 {
-        return Ok(Gathered::TooLarge(frames, body));
-    }
-    let mut trailers = None;
-    while let Some(frame) = Pin::new(&mut body).frame().await.transpose()? {
-        match frame.into_data() {
-            Ok(bytes) => {
-                size += bytes.len();
-                frames.push_back(Frame::data(bytes));
-                if size > most {
-                    return Ok(Gathered::TooLarge(frames, body));
-                }
-            }
-            Err(frame) => trailers = frame.into_trailers().ok(),
-        }
-    }
-    let mut all = BytesMut::with_capacity(size);
-    for frame in &frames {
-        all.extend_from_slice(frame.data_ref().map_or(&[], |bytes| &bytes[..]));
-    }
-    Ok(Gathered::All(all.freeze(), trailers))
 }
 
 #[cfg(test)]

@@ -2,26 +2,38 @@
 //!
 //! Data comes from the controller, from `PUT /policy` and from `--policy`; all end here, and an illegal policy cannot become a [`CompiledPolicy`].
 
-use std::{net::IpAddr, sync::Arc};
-
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use steadfast_api::{
-    Percent,
-    fault::Fault,
-    policy::{HeaderTrust, Match, NamedPolicy, PathMatch},
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use super::budget::Budget;
+use http::HeaderMap;
+use steadfast_api::{
+    FaultKind,
+    fault::Fault,
+    policy::{HeaderTrust, NamedPolicy},
+};
+use tokio::sync::watch;
+
+use super::{
+    budget::Budget,
+    check::{bad, check_cpu, check_memory},
+    matching::{CompiledIdentity, CompiledRule, within},
+};
 use crate::{clock, problem::BadField};
 
 /// Policies of one snapshot.
 pub const POLICIES_MAX: usize = 32;
 const RULES_MAX: usize = 64;
-const FAULTS_MAX: usize = 16;
+const CONNECTION_RULES_MAX: usize = 16;
+const PER_SECOND_MAX: u32 = 10_000;
 const CONCURRENT_MAX: u32 = 100_000;
 /// A policy's name is a metric's label.
 const NAME_MAX: usize = 63;
-const DELAY_MAX: std::time::Duration = std::time::Duration::from_hours(1);
 
 /// A policy in force.
 #[derive(Debug)]
@@ -31,25 +43,15 @@ pub struct CompiledPolicy {
     pub budget: Arc<Budget>,
     pub rules: Vec<CompiledRule>,
     pub headers: Option<HeaderTrust>,
+    /// Of those whom [`HeaderTrust`] trusts by address, whom it means.
+    identity: Option<CompiledIdentity>,
     pub golden_replays: bool,
+    /// Faults that took place, by kind.
+    counts: [AtomicU64; FaultKind::ALL.len()],
+    /// It has expired or was disarmed.
+    over: watch::Sender<bool>,
     /// As it was given, so that an unchanged policy in the next snapshot goes on instead of starting anew.
     pub source: NamedPolicy,
-}
-
-/// A rule with everything parsed.
-#[derive(Debug)]
-pub struct CompiledRule {
-    methods: Vec<Method>,
-    path: Option<PathMatch>,
-    model: Option<String>,
-    headers: Vec<(HeaderName, HeaderValue)>,
-    pub share: Percent,
-    pub faults: Vec<(Fault, Percent)>,
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "callers hand over numbers, spans and texts alike")]
-fn bad(key: String, value: impl ToString, expected: impl Into<String>) -> BadField {
-    BadField { key, value: value.to_string(), expected: expected.into() }
 }
 
 impl CompiledPolicy {
@@ -66,15 +68,51 @@ impl CompiledPolicy {
         if !(1..=CONCURRENT_MAX).contains(&spec.budget.concurrent) {
             return Err(bad(at("spec.budget.concurrent"), spec.budget.concurrent, "1 to 100000"));
         }
+        if let Some(rate) = spec.budget.per_second.filter(|rate| !(1..=PER_SECOND_MAX).contains(rate)) {
+            return Err(bad(at("spec.budget.perSecond"), rate, "1 to 10000"));
+        }
+        if spec.budget.total == Some(0) {
+            return Err(bad(at("spec.budget.total"), 0, "1 or more"));
+        }
         if spec.rules.len() > RULES_MAX {
             return Err(bad(at("spec.rules"), format!("{} rules", spec.rules.len()), "at most 64"));
+        }
+        if spec.connections.len() > CONNECTION_RULES_MAX {
+            return Err(bad(at("spec.connections"), format!("{} rules", spec.connections.len()), "at most 16"));
         }
         if let Some(cpu) = &spec.cpu_pressure {
             check_cpu(cpu, &at("spec.cpuPressure"))?;
         }
-        let rules = spec.rules.iter().enumerate().map(|(i, rule)| CompiledRule::new(rule, &at(&format!("spec.rules[{i}]")))).collect::<Result<_, _>>()?;
+        let allowed = spec.budget.memory.unwrap_or_default();
+        if let Some(memory) = &spec.memory_pressure {
+            check_memory(memory, &at("spec.memoryPressure"))?;
+            if memory.duration.is_some() {
+                return Err(bad(at("spec.memoryPressure.for"), "a length", "nothing: it lasts as long as the policy is armed"));
+            }
+            if memory.bytes > allowed {
+                return Err(bad(at("spec.memoryPressure.bytes"), memory.bytes, format!("at most what spec.budget.memory allows, {allowed}")));
+            }
+        }
+        let name: Arc<str> = source.name.as_str().into();
+        let compile = |(i, rule)| CompiledRule::new(rule, &at(&format!("spec.rules[{i}]")), &name, i);
+        let rules = spec.rules.iter().enumerate().map(compile).collect::<Result<_, _>>()?;
+        for (i, rule) in spec.rules.iter().enumerate() {
+            for (j, drawn) in rule.faults.iter().enumerate() {
+                if let Fault::Memory(memory) = &drawn.fault
+                    && memory.bytes > allowed
+                {
+                    let key = at(&format!("spec.rules[{i}].faults[{j}].memory.bytes"));
+                    return Err(bad(key, memory.bytes, format!("at most what spec.budget.memory allows, {allowed}")));
+                }
+            }
+        }
+        let identity = spec.headers.as_ref().and_then(|headers| headers.trust.identity.as_ref());
+        let identity = identity.map(|identity| CompiledIdentity::new(identity, &at("spec.headers.trust.identity"))).transpose()?;
         Ok(Self {
-            name: source.name.as_str().into(),
+            name,
+            identity,
+            counts: Default::default(),
+            over: watch::Sender::new(false),
             expires_ns: now_ns.saturating_add(clock::ns(spec.expires_after.get())),
             budget: Budget::new(&spec.budget),
             rules,
@@ -88,70 +126,37 @@ impl CompiledPolicy {
         now_ns >= self.expires_ns
     }
 
-    /// Whether a client at `address` may ask for faults by header.
-    pub fn trusts(&self, address: IpAddr) -> Option<&HeaderTrust> {
-        // A client that reaches an IPv6 socket over IPv4 is meant by IPv4 networks.
-        let address = address.to_canonical();
-        self.headers.as_ref().filter(|headers| headers.trust.addresses.iter().any(|network| network.contains(&address)))
-    }
-}
-
-impl CompiledRule {
-    fn new(rule: &steadfast_api::policy::Rule, field: &str) -> Result<Self, BadField> {
-        let Match { methods, path, model, headers } = &rule.matches;
-        let parse_method = |(i, method): (usize, &String)| {
-            let parsed = Method::from_bytes(method.as_bytes()).ok().filter(|_| method.bytes().all(|b| b.is_ascii_uppercase()));
-            parsed.ok_or_else(|| bad(format!("{field}.match.methods[{i}]"), format!("{method:?}"), "a method in capital letters, such as POST"))
-        };
-        let methods = methods.iter().enumerate().map(parse_method).collect::<Result<_, _>>()?;
-        if let Some(PathMatch::Exact(text) | PathMatch::Prefix(text)) = path
-            && !text.starts_with('/')
-        {
-            return Err(bad(format!("{field}.match.path"), format!("{text:?}"), "a path that begins with a slash, such as /v2/models/"));
-        }
-        let parse_header = |(name, value): (&String, &String)| {
-            let key = || format!("{field}.match.headers.{name}");
-            let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad(key(), format!("{name:?}"), "a header's name"))?;
-            Ok((parsed, HeaderValue::from_str(value).map_err(|_| bad(key(), format!("{value:?}"), "a header's value: visible ASCII"))?))
-        };
-        let headers = headers.iter().map(parse_header).collect::<Result<_, BadField>>()?;
-        if rule.faults.is_empty() || rule.faults.len() > FAULTS_MAX {
-            return Err(bad(format!("{field}.faults"), format!("{} faults", rule.faults.len()), "1 to 16"));
-        }
-        for (i, drawn) in rule.faults.iter().enumerate() {
-            let field = format!("{field}.faults[{i}]");
-            match &drawn.fault {
-                Fault::Delay(delay) if delay.fixed.get() + delay.jitter.get() > DELAY_MAX => {
-                    return Err(bad(format!("{field}.delay"), delay.fixed, "fixed and jitter of together at most 1h"));
-                }
-                Fault::Cpu(cpu) => check_cpu(cpu, &format!("{field}.cpu"))?,
-                Fault::Delay(_) | Fault::Abort(_) | Fault::Corrupt(_) => {}
-            }
-        }
-        let faults = rule.faults.iter().map(|drawn| (drawn.fault.clone(), drawn.share)).collect();
-        Ok(Self { methods, path: path.clone(), model: model.clone(), headers, share: rule.share, faults })
+    /// Whether a client at `address` that sent `headers` may ask for faults by header.
+    pub fn trusts(&self, address: IpAddr, headers: &HeaderMap) -> Option<&HeaderTrust> {
+        let trust = self.headers.as_ref().filter(|trust| within(&trust.trust.addresses, address))?;
+        self.identity.as_ref().is_none_or(|identity| identity.names(headers)).then_some(trust)
     }
 
-    pub fn matches(&self, method: &Method, path: &str, model: Option<&str>, headers: &HeaderMap) -> bool {
-        (self.methods.is_empty() || self.methods.contains(method))
-            && match &self.path {
-                None => true,
-                Some(PathMatch::Exact(exact)) => path == exact,
-                Some(PathMatch::Prefix(prefix)) => path.starts_with(prefix.as_str()),
-            }
-            && self.model.as_deref().is_none_or(|wanted| model == Some(wanted))
-            && self.headers.iter().all(|(name, value)| headers.get_all(name).iter().any(|found| found == value))
+    /// Counts a fault that took place.
+    pub fn count(&self, kind: FaultKind) {
+        self.counts[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
-}
 
-fn check_cpu(cpu: &steadfast_api::fault::Cpu, field: &str) -> Result<(), BadField> {
-    if cpu.load == Percent::ZERO {
-        return Err(bad(format!("{field}.load"), cpu.load, "more than 0%"));
+    /// Faults that took place since the policy was armed, those that did.
+    pub fn counted(&self) -> BTreeMap<&'static str, u64> {
+        let counts = FaultKind::ALL.into_iter().map(|kind| (kind.name(), self.counts[kind as usize].load(Ordering::Relaxed)));
+        counts.filter(|(_, count)| *count > 0).collect()
     }
-    if !(1..=super::cpu::THREADS_MAX).contains(&usize::from(cpu.cores)) {
-        return Err(bad(format!("{field}.cores"), cpu.cores, "1 to 1024"));
+
+    /// It is in force no more, and never will be again.
+    pub fn end(&self) {
+        self.over.send_replace(true);
     }
-    Ok(())
+
+    pub fn is_over(&self) -> bool {
+        *self.over.borrow()
+    }
+
+    /// Returns once it is in force no more.
+    pub async fn over(&self) {
+        // The sender is here, so it cannot be gone.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
+    }
 }
 
 #[cfg(test)]
@@ -180,29 +185,20 @@ spec:
     fn the_example_can_be_armed() {
         let text = include_str!("../../../examples/policies/slow-and-refused.yaml");
         let policy = CompiledPolicy::new(from_yaml("example", text).unwrap(), "", 0).unwrap();
-        assert!(policy.rules.len() == 1 && policy.trusts("127.0.0.1".parse().unwrap()).is_some());
-    }
-
-    #[test]
-    fn a_rule_matches_only_when_every_field_does() {
-        let policy = compile(POLICY).unwrap();
-        let mut headers = HeaderMap::new();
-        headers.insert("x-team", HeaderValue::from_static("blue"));
-        let rule = &policy.rules[0];
-        let path = "/v2/models/recommender/infer";
-        assert!(rule.matches(&Method::POST, path, Some("recommender"), &headers));
-        assert!(!rule.matches(&Method::GET, path, Some("recommender"), &headers));
-        assert!(!rule.matches(&Method::POST, "/v1", Some("recommender"), &headers));
-        assert!(!rule.matches(&Method::POST, path, Some("other"), &headers));
-        assert!(!rule.matches(&Method::POST, path, Some("recommender"), &HeaderMap::new()));
+        assert!(policy.rules.len() == 1 && policy.trusts("127.0.0.1".parse().unwrap(), &HeaderMap::new()).is_some());
     }
 
     #[test]
     fn trust_is_by_network_and_ipv4_is_ipv4_on_any_socket() {
         let policy = compile(POLICY).unwrap();
-        assert!(policy.trusts("10.1.2.3".parse().unwrap()).is_some());
-        assert!(policy.trusts("::ffff:10.1.2.3".parse().unwrap()).is_some());
-        assert!(policy.trusts("127.0.0.1".parse().unwrap()).is_none());
+        assert!(policy.trusts("10.1.2.3".parse().unwrap(), &HeaderMap::new()).is_some());
+        assert!(policy.trusts("::ffff:10.1.2.3".parse().unwrap(), &HeaderMap::new()).is_some());
+        assert!(policy.trusts("127.0.0.1".parse().unwrap(), &HeaderMap::new()).is_none());
+        let named = compile(&POLICY.replace("[10.0.0.0/8]", "[10.0.0.0/8], identity: {header: x-client, anyOf: [tests]}")).unwrap();
+        let mut headers = HeaderMap::new();
+        assert!(named.trusts("10.1.2.3".parse().unwrap(), &headers).is_none());
+        headers.insert("x-client", http::HeaderValue::from_static("tests"));
+        assert!(named.trusts("10.1.2.3".parse().unwrap(), &headers).is_some() && named.trusts("127.0.0.1".parse().unwrap(), &headers).is_none());
     }
 
     #[test]
@@ -215,6 +211,15 @@ spec:
             ("/v2/models/", "v2", "policies[0].spec.rules[0].match.path", "v2"),
             ("X-Team", "'X Team'", "policies[0].spec.rules[0].match.headers.X Team", "X Team"),
             ("fixed: 250ms", "fixed: 2h", "policies[0].spec.rules[0].faults[0].delay", "2h"),
+            ("concurrent: 100", "concurrent: 100, perSecond: 0", "policies[0].spec.budget.perSecond", "0"),
+            ("concurrent: 100", "concurrent: 100, total: 0", "policies[0].spec.budget.total", "0"),
+            ("abort: {httpStatus: 503}", "stall: {for: 0s}", "policies[0].spec.rules[0].faults[1].stall.for", "0s"),
+            ("abort: {httpStatus: 503}", "throttle: {bytesPerSecond: 0}", "policies[0].spec.rules[0].faults[1].throttle.bytesPerSecond", "0"),
+            ("abort: {httpStatus: 503}", "slice: {bytes: 2Gi}", "policies[0].spec.rules[0].faults[1].slice.bytes", "2Gi"),
+            ("abort: {httpStatus: 503}", "memory: {bytes: 1Mi}", "policies[0].spec.rules[0].faults[1].memory.bytes", "1Mi"),
+            ("abort: {httpStatus: 503}", "delay: {uniform: {from: 1s, to: 2h}}", "policies[0].spec.rules[0].faults[1].delay.uniform.to", "2h"),
+            ("  headers:", "  memoryPressure: {bytes: 32Mi}\n  headers:", "policies[0].spec.memoryPressure.bytes", "32Mi"),
+            ("  headers:", "  cpuPressure: {load: 0%}\n  headers:", "policies[0].spec.cpuPressure.load", "0%"),
         ] {
             let error = compile(&POLICY.replacen(right, wrong, 1)).unwrap_err();
             assert!(error.key == key && error.value.contains(value) && !error.expected.is_empty(), "{error:?}");

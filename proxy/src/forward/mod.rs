@@ -111,7 +111,8 @@ async fn exchange(worker: &Rc<Worker>, mut request: Request<RequestBody>, facts:
         with_authority(&mut request);
     }
     let after = worker.shared.config.upstream_timeout;
-    let response = tokio::time::timeout(after, worker.pools[facts.route].send(request, grpc)).await.map_err(|_| ForwardError::Timeout { after })??;
+    let response =
+        tokio::time::timeout(after, worker.pools[facts.route].send(request, grpc, facts.apart)).await.map_err(|_| ForwardError::Timeout { after })??;
     let (mut parts, body) = response.into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS
         && let Some(on_client) = on_client

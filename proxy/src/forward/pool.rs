@@ -26,6 +26,10 @@ use crate::{
 pub const IDLE_NS_MAX: u64 = 4_000_000_000;
 /// Idle connections kept.
 const IDLE_MAX: usize = 256;
+/// What an HTTP/2 server may send of one answer before it is read.
+const WINDOW: u32 = 1 << 20;
+/// Of an answer that will be held up: so little that it cannot be as many small frames as h2 takes for an attack.
+const WINDOW_APART: u32 = 64 << 10;
 
 type Sender = http1::SendRequest<RequestBody>;
 
@@ -73,8 +77,14 @@ impl Pool {
         Self(Rc::new(Inner { upstream, connect_timeout, most, open, idle, h2, h2_connecting: tokio::sync::Mutex::new(()) }))
     }
 
-    /// Sends `request` and waits for the head of its response.
-    pub async fn send(&self, mut request: Request<RequestBody>, over_h2: bool) -> Result<Response<UpstreamBody>, ForwardError> {
+    /// Sends `request` and waits for the head of its response. `apart`: by an HTTP/2 connection of its own, since its answer will be held up.
+    pub async fn send(&self, mut request: Request<RequestBody>, over_h2: bool, apart: bool) -> Result<Response<UpstreamBody>, ForwardError> {
+        if over_h2 && apart {
+            let mut sender = self.open_h2(WINDOW_APART).await?;
+            sender.ready().await.map_err(ForwardError::Broken)?;
+            let sent = sender.try_send_request(request).await;
+            return sent.map(|response| response.map(|body| UpstreamBody::new(body, None))).map_err(|error| failed(error.into_error()));
+        }
         if over_h2 {
             return self.send_h2(request).await;
         }
@@ -189,12 +199,19 @@ impl Pool {
         if let Some(sender) = self.0.h2.borrow().clone().filter(|sender| !sender.is_closed()) {
             return Ok(sender);
         }
+        let sender = self.open_h2(WINDOW).await?;
+        *self.0.h2.borrow_mut() = Some(sender.clone());
+        Ok(sender)
+    }
+
+    /// A new HTTP/2 connection, which ends when nobody asks by it any more.
+    async fn open_h2(&self, window: u32) -> Result<http2::SendRequest<RequestBody>, ForwardError> {
         let stream = self.dial().await?;
         let (sender, connection) = http2::Builder::new(LocalExec)
             .timer(TokioTimer::new())
             // A model server that died without a word is noticed while streams wait for it.
             .keep_alive_interval(Duration::from_secs(20))
-            .initial_stream_window_size(1 << 20)
+            .initial_stream_window_size(window)
             .initial_connection_window_size(4 << 20)
             .handshake(TokioIo::new(stream))
             .await
@@ -204,7 +221,6 @@ impl Pool {
                 tracing::debug!(%error, "HTTP/2 connection to the model server ended");
             }
         });
-        *self.0.h2.borrow_mut() = Some(sender.clone());
         Ok(sender)
     }
 }
@@ -229,9 +245,10 @@ impl Drop for Open {
 fn again(mut error: TrySendError<Request<RequestBody>>, used_before: bool) -> Result<Request<RequestBody>, ForwardError> {
     match error.take_message() {
         Some(request) if used_before => Ok(request),
-        _ => {
-            let error = error.into_error();
-            Err(if error.is_user() { ForwardError::Client(error) } else { ForwardError::Broken(error) })
-        }
+        _ => Err(failed(error.into_error())),
     }
+}
+
+fn failed(error: hyper::Error) -> ForwardError {
+    if error.is_user() { ForwardError::Client(error) } else { ForwardError::Broken(error) }
 }

@@ -2,6 +2,7 @@
 //!
 //! Every label is bounded: origins and kinds are enums, statuses come from HTTP, and of policy names at most [`NAMES_MAX`] are told apart.
 
+pub mod describe;
 pub mod gather;
 pub mod request;
 pub mod window;
@@ -12,7 +13,10 @@ use std::{
     sync::Arc,
 };
 
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::{Collector, Desc},
+};
 use steadfast_api::{FaultKind, policy::Origin};
 
 use window::Window;
@@ -30,6 +34,8 @@ const LATENESS: [f64; 10] = [0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.00
 #[derive(Clone)]
 pub struct Metrics {
     pub registry: Registry,
+    /// What there is, whether it has been counted yet or not.
+    pub described: Arc<Vec<Desc>>,
     pub in_progress: IntGauge,
     pub connections: IntGauge,
     pub requests: IntCounterVec,
@@ -55,7 +61,9 @@ pub struct Metrics {
 impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
+        let described = RefCell::new(Vec::new());
         let keep = |collector: Box<dyn Collector>| {
+            described.borrow_mut().extend(collector.desc().into_iter().cloned());
             // Names are constants and a registry is new: this fails in the first test or never.
             if let Err(error) = registry.register(collector) {
                 tracing::error!(%error, "a metric could not be registered");
@@ -91,7 +99,7 @@ impl Metrics {
         let golden_verdict = IntGaugeVec::new(Opts::new("steadfast_golden_verdict", "1 for the verdict that a golden set has now."), &["set", "verdict"])
             .expect("constant names are valid");
         keep(Box::new(golden_verdict.clone()));
-        Self {
+        let metrics = Self {
             in_progress: gauge("steadfast_requests_in_progress", "User requests in progress."),
             connections: gauge("steadfast_connections", "Client connections open."),
             requests: counters("steadfast_requests_total", "Responses by whose doing their status was.", &["origin", "code"]),
@@ -108,12 +116,14 @@ impl Metrics {
             opaque_connections: counter("steadfast_opaque_connections_total", "Connections on which something passed that the sidecar does not understand."),
             opaque_bytes: counter("steadfast_opaque_bytes_total", "Bytes that passed, either way, without being understood."),
             cancelled: counter("steadfast_requests_cancelled_total", "Requests whose client left before the response began."),
-            registry,
+            registry: registry.clone(),
+            described: Arc::default(),
             duration,
             first_byte,
             lateness,
             golden_verdict,
-        }
+        };
+        Self { described: Arc::new(described.into_inner()), ..metrics }
     }
 }
 

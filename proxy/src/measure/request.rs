@@ -94,11 +94,8 @@ impl Record {
         self.begun.worker.meter.grpc(code);
     }
 
-    pub fn cut_by_upstream(&mut self) {
-        self.cut("upstream");
-    }
-
-    fn cut(&mut self, by: &str) {
+    /// It broke off: `by` is upstream, fault or client.
+    pub fn cut_by(&mut self, by: &str) {
         if !self.ended {
             self.begun.worker.meter.metrics.truncated.with_label_values(&[by]).inc();
         }
@@ -108,7 +105,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.cut("client");
+        self.cut_by("client");
     }
 }
 

@@ -153,10 +153,10 @@ fn grace(action: &Action) -> Duration {
 
 fn order(step: &Step, nodes: &[String], pods: &[String]) -> Order {
     let (nodes, pods) = (nodes.to_vec(), pods.to_vec());
-    let abort = || Fault::Abort(Abort { http_status: HttpAbort::UNAVAILABLE });
+    let abort = || Fault::Abort(Abort::http(HttpAbort::UNAVAILABLE));
     match &step.action {
         Action::NetworkLatency(latency) if latency.by == LatencyBy::Agent => Order::DelayNodes { nodes, delay: latency.as_delay(), lasts: step.duration },
-        Action::NetworkLatency(latency) => Order::Requests { pods, nodes, fault: Fault::Delay(latency.as_delay()), share: Percent::HUNDRED },
+        Action::NetworkLatency(latency) => Order::Requests { pods, nodes, fault: Fault::Delay(latency.as_delay().into()), share: Percent::HUNDRED },
         Action::NetworkLoss(loss) => Order::Requests { pods, nodes, fault: abort(), share: loss.share },
         Action::NetworkPartition(_) => Order::Requests { pods, nodes, fault: abort(), share: Percent::HUNDRED },
         Action::PodKill(kill) => Order::Kill { pods, grace: kill.grace_period },
@@ -171,6 +171,6 @@ fn order(step: &Step, nodes: &[String], pods: &[String]) -> Order {
         Action::Taint(taint) => Order::Taint { nodes, key: taint.key.clone(), value: taint.value.clone(), effect: taint.effect },
         Action::CpuPressure(pressure) if nodes.is_empty() => Order::BurnPods { pods, load: pressure.load },
         Action::CpuPressure(pressure) => Order::Burn { nodes, load: pressure.load },
-        Action::Corrupt(corrupt) => Order::Requests { pods, nodes, fault: Fault::Corrupt(Corrupt { magnitude: corrupt.magnitude }), share: corrupt.share },
+        Action::Corrupt(corrupt) => Order::Requests { pods, nodes, fault: Fault::Corrupt(Corrupt::shift(corrupt.magnitude)), share: corrupt.share },
     }
 }

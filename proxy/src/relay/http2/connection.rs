@@ -590,7 +590,7 @@ impl Connection<'_> {
         (self.going, self.deadline_ns) = (Going::Stays, None);
         for (_, stream) in self.streams.drain() {
             stream.begun.into_iter().for_each(Begun::left_to_others);
-            stream.record.into_iter().for_each(|mut record| record.cut_by_upstream());
+            stream.record.into_iter().for_each(|mut record| record.cut_by("upstream"));
         }
         let direction = self.direction(up);
         let waited = match (direction.way, direction.reader.frame) {
@@ -634,6 +634,6 @@ impl Stream {
             return;
         }
         self.begun.into_iter().for_each(|begun| begun.relayed(Origin::Upstream, 502).finish());
-        self.record.into_iter().for_each(|mut record| record.cut_by_upstream());
+        self.record.into_iter().for_each(|mut record| record.cut_by("upstream"));
     }
 }

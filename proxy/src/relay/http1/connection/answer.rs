@@ -93,7 +93,7 @@ impl Connection<'_> {
         metrics.opaque_connections.inc();
         if let Some(exchange) = self.exchange.take() {
             exchange.begun.into_iter().for_each(Begun::left_to_others);
-            exchange.record.into_iter().for_each(|mut record| record.cut_by_upstream());
+            exchange.record.into_iter().for_each(|mut record| record.cut_by("upstream"));
         }
         self.phase = Phase::Tunnel { opaque: true };
         self.count(true, bytes);
@@ -115,7 +115,7 @@ impl Connection<'_> {
                     None if self.client.ended => return Err(ENDED),
                     None => return self.answer(cx, &ForwardError::Ended),
                     Some(Framing::UntilClose) if broke => {
-                        exchange.record.iter_mut().for_each(Record::cut_by_upstream);
+                        exchange.record.iter_mut().for_each(|record| record.cut_by("upstream"));
                         // An end would say that this was all.
                         let _ = self.client.stream.set_zero_linger();
                         return Err(ENDED);
@@ -123,7 +123,7 @@ impl Connection<'_> {
                     Some(Framing::UntilClose) => exchange.response = Some(Framing::NONE),
                     Some(framing) if framing.is_done() => {}
                     Some(_) => {
-                        exchange.record.iter_mut().for_each(Record::cut_by_upstream);
+                        exchange.record.iter_mut().for_each(|record| record.cut_by("upstream"));
                         self.exchange = None;
                         self.close(false);
                         return Ok(());
