@@ -47,7 +47,7 @@ async fn curl(sidecar: &Sidecar, command: &str) -> Result<String, String> {
     let mut names: Vec<_> = reply.headers.keys().collect();
     names.sort_by_key(of);
     for name in names {
-        text += &format!("{name}: {}\n", reply.header(name.as_str()));
+        text.extend([name.as_str(), ": ", reply.header(name.as_str()), "\n"]);
     }
     Ok(text + "\n" + &reply.text())
 }

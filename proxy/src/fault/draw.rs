@@ -21,10 +21,14 @@ pub fn of_value(salt: &[&[u8]], value: &[u8]) -> u32 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut eat = |byte: u8| hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     for part in salt {
-        part.iter().for_each(|byte| eat(*byte));
+        for byte in *part {
+            eat(*byte);
+        }
         eat(0);
     }
-    value.iter().for_each(|byte| eat(*byte));
+    for byte in value {
+        eat(*byte);
+    }
     let mut mixed = hash;
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

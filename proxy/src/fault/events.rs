@@ -54,7 +54,7 @@ impl Splitter {
 /// Where the first blank line that ends at or behind `from` is over. Lines end by LF, CRLF or CR; a CR at the very end may be half of a CRLF, so it is waited for.
 fn end_of_event(bytes: &[u8], from: usize) -> Option<usize> {
     (from..bytes.len()).find_map(|i| match bytes[i..] {
-        [b'\n', b'\r', b'\n', ..] | [b'\r', b'\r', b'\n', ..] => Some(i + 3),
+        [b'\n' | b'\r', b'\r', b'\n', ..] => Some(i + 3),
         [b'\n', b'\n', ..] | [b'\r', b'\r', _, ..] => Some(i + 2),
         [b'\r', b'\n', b'\r', b'\n', ..] => Some(i + 4),
         _ => None,

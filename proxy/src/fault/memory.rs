@@ -39,12 +39,14 @@ impl Drop for Ballast {
     }
 }
 
+/// An armed policy with `memoryPressure`, and what is held for it; `None` while a thread fills it.
+type Pressure = (Arc<CompiledPolicy>, Option<Ballast>);
+
 /// All memory that is held.
 #[derive(Default)]
 pub struct Memory {
     bytes: Arc<AtomicU64>,
-    /// Of armed policies with `memoryPressure`; `None` while a thread fills it.
-    pressure: Arc<Mutex<Vec<(Arc<CompiledPolicy>, Option<Ballast>)>>>,
+    pressure: Arc<Mutex<Vec<Pressure>>>,
 }
 
 impl Memory {

@@ -182,7 +182,9 @@ fn contents(message: &[u8], datatype: &str, change: Change, rng: &mut impl Rng) 
         Values::Reals(values) => packed.extend(values.iter().flat_map(|value| value.to_le_bytes())),
         Values::Texts(texts) => {
             let mut made = Vec::new();
-            texts.iter().for_each(|text| write_field(number, text, &mut made));
+            for text in texts {
+                write_field(number, text, &mut made);
+            }
             return Some(made);
         }
     }

@@ -37,12 +37,11 @@ pub fn wanted(kind: FaultKind, parameter: Option<&str>) -> String {
         (Some("tensors"), _) => return words(&TensorChange::ALL),
         (Some("events"), _) => return words(&EventChange::ALL),
         (Some("at"), _) => return words(&StallAt::ALL),
-        (Some("after"), _) => BYTES,
+        (Some("after"), _) | (None, FaultKind::Truncate | FaultKind::Throttle | FaultKind::Slice | FaultKind::Memory) => BYTES,
         (Some(_), _) | (None, FaultKind::Delay | FaultKind::Stall | FaultKind::Blackhole) => "milliseconds from 0 to 3600000 without a unit, such as 250",
         (None, FaultKind::Abort) => "a status from 200 to 599, such as 503",
         (None, FaultKind::Cpu | FaultKind::Corrupt) => "a number above 0 and at most 1, such as 0.8",
         (None, FaultKind::Reset) => "no value: write reset, or reset;after=512",
-        (None, FaultKind::Truncate | FaultKind::Throttle | FaultKind::Slice | FaultKind::Memory) => BYTES,
     };
     text.to_owned()
 }
