@@ -220,7 +220,7 @@ fn another_protocol_passes_both_ways_once_it_is_agreed_on() {
 
 #[test]
 fn what_is_not_understood_passes_and_is_counted() {
-    let tls = [turn([0x16, 3, 1, 0, 5, 1, 2, 3, 4, 5], [0x16_u8, 3, 3, 0, 1, 9]), turn([0x17, 3, 3], [0_u8; 20_000])];
+    let tls = [turn([0x16, 3, 1, 0, 5, 1, 2, 3, 4, 5], [0x16_u8, 3, 3, 0, 1, 9]), turn([0x17, 3, 3], vec![0_u8; 20_000])];
     let odd_answer = [turn("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "ICY 200 OK\r\n\r\nmusic"), turn("more", "music")];
     for script in [&tls, &odd_answer] {
         for way in WAYS.into_iter().chain(ENDED_BY_SERVER) {

@@ -105,12 +105,12 @@ fn mounted_certificates_are_shown_and_their_successors_without_a_restart() {
         addresses().into_iter().all(shows).then_some(())
     };
     let space = cluster.namespace_with("mounted", "steadfast.dev/inject: 'true'");
-    space.wait(180, &format!("the mounted certificate in every replica\n{}", installed.state()), || shown_by_all(&authorities[0]));
-    space.wait(30, &format!("an injected pod\n{}", installed.state()), || is_injected(&space, "first").then_some(()));
+    space.wait(180, format_args!("the mounted certificate in every replica\n{}", installed.state()), || shown_by_all(&authorities[0]));
+    space.wait(30, format_args!("an injected pod\n{}", installed.state()), || is_injected(&space, "first").then_some(()));
 
     // The next ones, of another authority: from when kubelet has written them, which takes it a minute or two.
     issue(&cluster, system, &mut authorities);
-    space.wait(180, &format!("the new certificate in every replica\n{}", installed.state()), || {
+    space.wait(180, format_args!("the new certificate in every replica\n{}", installed.state()), || {
         // All the while pods are injected.
         assert!(is_injected(&space, "meanwhile"), "{}", installed.state());
         shown_by_all(&authorities[1])

@@ -209,7 +209,7 @@ fn a_run_ends_when_its_test_is_deleted_and_is_inconclusive_when_its_controller_i
         space.ask("digits:80", "/v2/models/digits").is_ok() && began.elapsed().as_millis() >= 900
     };
     space.apply(&long);
-    space.wait(60, &format!("a slow network\n{}", installed.state()), || slow(&space).then_some(()));
+    space.wait(60, format_args!("a slow network\n{}", installed.state()), || slow(&space).then_some(()));
     space.kubectl(&["delete", "resiliencetest/long"]).expect("deleted");
     space.wait(20, "a quick network", || (!slow(&space)).then_some(()));
 
@@ -217,7 +217,7 @@ fn a_run_ends_when_its_test_is_deleted_and_is_inconclusive_when_its_controller_i
     space.wait(60, "a slow network", || slow(&space).then_some(()));
     let leader = cluster.kubectl(&["--namespace", &installed.system, "get", "lease/steadfast", "-o", "jsonpath={.spec.holderIdentity}"]).expect("a lease");
     cluster.kubectl(&["--namespace", &installed.system, "delete", "pod", leader.trim(), "--grace-period=0", "--force"]).expect("killed");
-    let status = space.wait(60, &format!("the end of a run\n{}", installed.state()), || {
+    let status = space.wait(60, format_args!("the end of a run\n{}", installed.state()), || {
         let test = space.get("resiliencetest/long")?;
         (test["status"]["phase"] == "Finished").then(|| test["status"].clone())
     });

@@ -17,7 +17,7 @@ use steadfast_api::{mark::Mark, report::RunOutcome};
 
 use crate::{
     experiments::{ASKS, digits, golden_set, run, run_into, test},
-    harness::{Cluster, IMAGE, Installation, Namespace, cluster_alone, root},
+    harness::{Cluster, IMAGE, Installation, Namespace, cluster_alone, names, root},
     install::{Installed, install_anew, install_with},
 };
 
@@ -56,15 +56,15 @@ pub(crate) fn changeable(cluster: &Cluster, space: &Namespace<'_>) -> Vec<Value>
 
 /// What runs keep in the controller's namespace while something is in force.
 pub(crate) fn kept(cluster: &Cluster, installed: &Installed<'_>) -> Vec<String> {
-    let list = |what: &str, selector: &str| {
-        let args = ["--namespace", &installed.system, "get", what, "--selector", selector, "-o", "name"];
-        cluster.kubectl(&args).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>()
+    let list = |kind: &str, selector: &str| {
+        let objects = cluster.list_in(&installed.system, kind, selector);
+        names(&objects).into_iter().map(|name| format!("{kind}/{name}")).collect::<Vec<_>>()
     };
     [list("configmaps", "steadfast.dev/ledger"), list("nodefaults", ""), list("pods", "steadfast.dev/burner")].concat()
 }
 
 pub(crate) fn eventually_as_before(cluster: &Cluster, installed: &Installed<'_>, space: &Namespace<'_>, before: &[Value], seconds: u64) {
-    space.wait(seconds, &format!("a cluster as it was before: {before:?}\n{}", installed.state()), || {
+    space.wait(seconds, format_args!("a cluster as it was before: {before:?}\n{}", installed.state()), || {
         (kept(cluster, installed).is_empty() && changeable(cluster, space) == before).then_some(())
     });
 }
@@ -140,7 +140,7 @@ fn a_slow_node_is_fast_again_when_its_agent_is_killed() {
     digits(&space, 3);
     space.apply(&test("slow", "  baseline: 1s\n  steps: [{name: slow, networkLatency: {nodes: {mode: one}, delay: 400ms, by: agent}, for: 60s}]\n"));
     let of = |field: &str| cluster.kubectl(&["--namespace", &installed.system, "get", "nodefaults", "-o", &format!("jsonpath={{.items[*].{field}}}")]);
-    let node = space.wait(60, &format!("a slow node\n{}", installed.state()), || {
+    let node = space.wait(60, format_args!("a slow node\n{}", installed.state()), || {
         (of("status.phase").ok()?.trim() == "InForce").then(|| of("spec.node").expect("a node").trim().to_owned())
     });
     let pods = space.list("pods");
@@ -161,7 +161,7 @@ fn a_slow_node_is_fast_again_when_its_agent_is_killed() {
     space.wait(20, "a fast connection", || dial().filter(|took| took.as_millis() < 200));
     println!("fast {:.1} s after the agent was killed", began.elapsed().as_secs_f64());
     space.kubectl(&["delete", "resiliencetest/slow"]).expect("deleted");
-    space.wait(60, &format!("nothing kept\n{}", installed.state()), || kept(&cluster, &installed).is_empty().then_some(()));
+    space.wait(60, format_args!("nothing kept\n{}", installed.state()), || kept(&cluster, &installed).is_empty().then_some(()));
     assert!(dial().is_some_and(|took| took.as_millis() < 200), "and stays so");
 }
 
@@ -258,14 +258,14 @@ fn a_leader_that_is_lost_or_told_to_stop_in_any_failure_leaves_nothing() {
         let text = test(name, &format!("  baseline: 1s\n  steps: [{{name: {name}, {step}}}]\n"));
         space.apply(&text);
         // Not only written down: the cluster shows it.
-        space.wait(90, &format!("{name} in force\n{}", installed.state()), || {
+        space.wait(90, format_args!("{name} in force\n{}", installed.state()), || {
             let test = space.get(&format!("resiliencetest/{name}"))?;
             assert!(test["status"]["phase"] != "Refused" && test["status"]["phase"] != "Finished", "{name}: {:#}", test["status"]);
             let in_system = |what: &str, field: &str| {
                 cluster.kubectl(&["--namespace", &installed.system, "get", what, "-o", &format!("jsonpath={{.items[*].{field}}}")]).unwrap_or_default()
             };
             let shows = match name {
-                "burn" => in_system("pods", "status.phase").contains("Running") && kept(&cluster, &installed).iter().any(|kept| kept.starts_with("pod/")),
+                "burn" => in_system("pods", "status.phase").contains("Running") && kept(&cluster, &installed).iter().any(|kept| kept.starts_with("pods/")),
                 "cut" | "slow" | "kubelet" => in_system("nodefaults", "status.phase").contains("InForce"),
                 "power" => station.as_ref().is_some_and(|station| !station.switched().is_empty()),
                 "evict" | "container" => ["Fault", "Recovery"].iter().any(|phase| test["status"]["live"]["phase"] == *phase),
@@ -288,7 +288,7 @@ fn a_leader_that_is_lost_or_told_to_stop_in_any_failure_leaves_nothing() {
                 cluster.kubectl(&delete).expect("deleted");
             }
         }
-        let status = space.wait(120, &format!("the end of {name}\n{}", installed.state()), || {
+        let status = space.wait(120, format_args!("the end of {name}\n{}", installed.state()), || {
             let test = space.get(&format!("resiliencetest/{name}"))?;
             (test["status"]["phase"] == "Finished").then(|| test["status"].clone())
         });
@@ -355,7 +355,7 @@ fn what_is_cut_off_returns_when_its_test_is_deleted_and_what_a_budget_refuses_is
     for by in ["agent", "kubelet"] {
         space.wait_injected("app=digits", 3);
         space.apply(&test(by, &format!("  baseline: 1s\n  steps: [{{name: cut, nodeFailure: {{nodes: {{mode: one}}, by: {by}}}, for: 10m}}]\n")));
-        space.wait(60, &format!("a node that is cut off\n{}", installed.state()), || {
+        space.wait(60, format_args!("a node that is cut off\n{}", installed.state()), || {
             let phases = cluster.kubectl(&["--namespace", &installed.system, "get", "nodefaults", "-o", "jsonpath={.items[*].status.phase}"]);
             (phases.ok()?.trim() == "InForce").then_some(())
         });
@@ -365,7 +365,7 @@ fn what_is_cut_off_returns_when_its_test_is_deleted_and_what_a_budget_refuses_is
         eventually_as_before(&cluster, &installed, &space, &before, 30);
         println!("by: {by}: healed {:.1} s after its test was deleted", began.elapsed().as_secs_f64());
         for node in cluster.nodes() {
-            space.wait(60, &format!("{node} is Ready"), || {
+            space.wait(60, format_args!("{node} is Ready"), || {
                 let node = cluster.get(&format!("node/{node}"))?;
                 (crate::harness::condition(&node, "Ready").as_deref() == Some("True")).then_some(())
             });
@@ -377,7 +377,7 @@ fn what_is_cut_off_returns_when_its_test_is_deleted_and_what_a_budget_refuses_is
     let steps = "  baseline: 1s\n  steps: [{name: evict, evict: {pods: {mode: one}}}]\n  stable: {within: 20s, hold: 1s}\n";
     space.apply(&test("refused", steps));
     let began = Instant::now();
-    let status = space.wait(60, &format!("the end\n{}", installed.state()), || {
+    let status = space.wait(60, format_args!("the end\n{}", installed.state()), || {
         let status = space.get("resiliencetest/refused")?["status"].clone();
         (status["phase"] == "Finished").then_some(status)
     });
@@ -386,7 +386,7 @@ fn what_is_cut_off_returns_when_its_test_is_deleted_and_what_a_budget_refuses_is
     assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
     // A drain goes on asking for as long as it lasts, and no budget holds the run up.
     space.apply(&test("drained", "  baseline: 1s\n  steps: [{name: drain, drain: {nodes: {mode: one}}, for: 5m}]\n"));
-    space.wait(60, &format!("a drain\n{}", installed.state()), || (changeable(&cluster, &space) != before).then_some(()));
+    space.wait(60, format_args!("a drain\n{}", installed.state()), || (changeable(&cluster, &space) != before).then_some(()));
     thread::sleep(Duration::from_secs(8));
     assert_ne!(changeable(&cluster, &space), before, "its time began when it was in force");
     space.kubectl(&["delete", "resiliencetest/drained", "--wait=false"]).expect("deleted");

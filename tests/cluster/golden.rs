@@ -177,7 +177,7 @@ fn one_wrong_replica_of_three_is_named_and_leaves_its_service_and_returns_when_i
     assert_eq!((&failed["failing"], &failed["verdict"], &failed["podsMatched"]), (&json!([odd]), &json!("Fail"), &json!(3)), "{}", context());
     assert_eq!((reason(&failed, "Verdict"), reason(&failed, "Gated")), ("Fail".into(), "Gating".into()), "{failed:#}");
     let right = space.pods("part=right");
-    space.wait(20, &format!("the two others in the Service\n{}", context()), || (serving(&space) == right).then_some(()));
+    space.wait(20, format_args!("the two others in the Service\n{}", context()), || (serving(&space) == right).then_some(()));
     let pod = space.get(&format!("pod/{odd}")).expect("it is there");
     assert_eq!(condition(&pod, "Ready").as_deref(), Some("False"), "out, and alive");
     let (code, said) = gate(&cluster, &space, "60s");
@@ -187,7 +187,7 @@ fn one_wrong_replica_of_three_is_named_and_leaves_its_service_and_returns_when_i
     assert!(counted.contains(&out), "{out} of\n{counted}");
     space.wait(20, "Events about the pod", || (told(&space, &odd, "GoldenFail") && told(&space, &odd, "LeftService")).then_some(()));
 
-    let all = space.wait(120, &format!("three pods in the Service\n{}", context()), || Some(serving(&space)).filter(|names| names.len() == 3));
+    let all = space.wait(120, format_args!("three pods in the Service\n{}", context()), || Some(serving(&space)).filter(|names| names.len() == 3));
     assert!(all.contains(&odd) && space.get(&format!("pod/{odd}")).is_some_and(|pod| pod["status"]["containerStatuses"][0]["restartCount"] == 0), "{all:?}");
     space.wait(20, "an Event about the return", || told(&space, &odd, "ReturnedToService").then_some(()));
     let (code, said) = gate(&cluster, &space, "120s");
@@ -208,7 +208,7 @@ fn nobody_leaves_for_a_reference_that_is_broken_or_for_another_model() {
     space.apply(&servers("right", 3, "/golden-sets/digits", "", ""));
     space.wait_ready("app=digits", 3);
     apply_set(&space, &with_wrong_answers(&set));
-    let broken = space.wait(60, &format!("the verdict ReferenceBroken\n{}", installed.state()), || {
+    let broken = space.wait(60, format_args!("the verdict ReferenceBroken\n{}", installed.state()), || {
         Some(status(&space)).filter(|status| status["verdict"] == "ReferenceBroken")
     });
     assert_eq!(reason(&broken, "Verdict"), "ReferenceBroken");
@@ -218,7 +218,7 @@ fn nobody_leaves_for_a_reference_that_is_broken_or_for_another_model() {
 
     // A set whose answers are right, of a model that nobody serves: every pod is wrong by it.
     apply_set(&space, &of_another_model(&set));
-    let fail = space.wait(90, &format!("three pods that fail\n{}", installed.state()), || Some(status(&space)).filter(|status| status["podsFailing"] == 3));
+    let fail = space.wait(90, format_args!("three pods that fail\n{}", installed.state()), || Some(status(&space)).filter(|status| status["podsFailing"] == 3));
     assert_eq!((&fail["podsGated"], reason(&fail, "Gated").as_str()), (&json!(0), "MostFail"), "{fail:#}");
     assert_eq!(serving(&space).len(), 3);
     assert!(space.list("events").iter().all(|event| event["reason"] != "LeftService"), "nobody left, not for a moment");
@@ -251,7 +251,7 @@ fn a_rollout_of_wrong_weights_is_stopped_at_the_gate_and_its_pod_serves_nobody()
     assert_eq!((code, &said["verdict"]), (Some(1), &json!("Fail")), "{said:#}\n{}", installed.state());
     let named = said["failing"][0].as_str().expect("a name").to_owned();
     assert!(!before.contains(&named), "the new one is named: {said:#}");
-    space.wait(30, &format!("users led to the old pods alone\n{}", installed.state()), || {
+    space.wait(30, format_args!("users led to the old pods alone\n{}", installed.state()), || {
         serving(&space).iter().all(|name| before.contains(name)).then_some(())
     });
     space.kubectl(&["rollout", "undo", "deployment/web"]).expect("undone");

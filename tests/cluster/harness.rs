@@ -26,7 +26,7 @@
 
 use std::{
     env,
-    fmt::Write as _,
+    fmt::{Display, Write as _},
     io::Write as _,
     ops::Deref,
     path::{Path, PathBuf},
@@ -261,11 +261,12 @@ impl Cluster {
         self.reads.get_or_init(|| Reads::start(self.command("sh")).expect("kubectl proxy starts")).get(path).ok()
     }
 
-    fn read_object(&self, what: &str, namespace: Option<&str>) -> Option<Option<Value>> {
+    /// Null: there is none.
+    fn read_object(&self, what: &str, namespace: Option<&str>) -> Option<Value> {
         let answer = self.read(&reads::object(what, namespace)?)?;
         match answer.status {
-            200 => Some(Some(serde_json::from_str(&answer.body).ok()?)),
-            404 => Some(None),
+            200 => serde_json::from_str(&answer.body).ok(),
+            404 => Some(Value::Null),
             _ => None,
         }
     }
@@ -274,6 +275,11 @@ impl Cluster {
         let answer = self.read(&reads::objects(kind, namespace, selector)?).filter(|answer| answer.status == 200)?;
         let list: Value = serde_json::from_str(&answer.body).ok()?;
         Some(list["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Objects of a namespace that is no test's; none where they cannot be had.
+    pub(crate) fn list_in(&self, namespace: &str, kind: &str, selector: &str) -> Vec<Value> {
+        self.read_objects(kind, Some(namespace), selector).unwrap_or_default()
     }
 
     /// `kubectl apply` of YAML. The error is kubectl's.
@@ -291,7 +297,8 @@ impl Cluster {
     /// An object outside namespaces as JSON, such as `node/n1`; `None` when there is none.
     #[track_caller]
     pub(crate) fn get(&self, what: &str) -> Option<Value> {
-        self.read_object(what, None).unwrap_or_else(|| get(self.kubectl(&["get", what, "-o", "json", "--ignore-not-found"])))
+        let read = self.read_object(what, None).map(|object| Some(object).filter(|object| !object.is_null()));
+        read.unwrap_or_else(|| get(self.kubectl(&["get", what, "-o", "json", "--ignore-not-found"])))
     }
 
     /// All objects of a kind outside namespaces; with a namespace's, those of all namespaces.
@@ -469,7 +476,7 @@ impl<'a> Namespace<'a> {
     /// An object as JSON, such as `pod/x`; `None` when there is none.
     #[track_caller]
     pub(crate) fn get(&self, what: &str) -> Option<Value> {
-        let read = self.cluster.read_object(what, Some(&self.name));
+        let read = self.cluster.read_object(what, Some(&self.name)).map(|object| Some(object).filter(|object| !object.is_null()));
         read.unwrap_or_else(|| get(self.kubectl(&["get", what, "-o", "json", "--ignore-not-found"])))
     }
 
@@ -503,7 +510,7 @@ impl<'a> Namespace<'a> {
 
     /// Asks again and again until `probe` has something; after `seconds` panics with the state of the namespace.
     #[track_caller]
-    pub(crate) fn wait<T>(&self, seconds: u64, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    pub(crate) fn wait<T>(&self, seconds: u64, what: impl Display, mut probe: impl FnMut() -> Option<T>) -> T {
         let began = Instant::now();
         loop {
             if let Some(seen) = probe() {
@@ -517,7 +524,7 @@ impl<'a> Namespace<'a> {
     /// Waits until `count` pods of a selector, and no others, are Ready; returns their names.
     #[track_caller]
     pub(crate) fn wait_ready(&self, selector: &str, count: usize) -> Vec<String> {
-        self.wait(PODS_READY, &format!("{count} Ready pods of {selector}"), || {
+        self.wait(PODS_READY, format_args!("{count} Ready pods of {selector}"), || {
             let pods = self.selected(selector);
             let ready = pods.iter().all(|pod| condition(pod, "Ready").as_deref() == Some("True") && pod["metadata"]["deletionTimestamp"].is_null());
             (ready && pods.len() == count).then(|| names(&pods))
@@ -526,7 +533,7 @@ impl<'a> Namespace<'a> {
 
     /// The same of pods with sidecars. The webhook fails open: a pod that was made while it was out of reach is deleted here, as its Event advises.
     pub(crate) fn wait_injected(&self, selector: &str, count: usize) -> Vec<String> {
-        self.wait(2 * PODS_READY, &format!("{count} Ready pods of {selector} with sidecars"), || {
+        self.wait(2 * PODS_READY, format_args!("{count} Ready pods of {selector} with sidecars"), || {
             let pods = self.selected(selector);
             let here: Vec<Value> = pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect();
             let bare: Vec<Value> = here.iter().filter(|pod| pod["metadata"]["annotations"]["steadfast.dev/injected"].is_null()).cloned().collect();

@@ -2,6 +2,7 @@
 //! none, has changed it, or fails; the last one goes when this program ends.
 
 use std::{
+    fmt::{self, Display},
     sync::{Mutex, Once, PoisonError},
     time::{Duration, Instant},
 };
@@ -165,9 +166,9 @@ impl Installed<'_> {
         helm(self.cluster, &self.system, &args).unwrap_or_else(|why| panic!("{why}\n{}", self.state()));
     }
 
-    /// What the pods of the controller said, for tests that fail.
-    pub(crate) fn state(&self) -> String {
-        state(self.cluster, &self.system)
+    /// What the pods of the controller said, for tests that fail; asked for when it is shown.
+    pub(crate) fn state(&self) -> impl Display {
+        fmt::from_fn(|f| f.write_str(&state(self.cluster, &self.system)))
     }
 }
 

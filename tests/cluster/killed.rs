@@ -48,11 +48,11 @@ fn slow(space: &Namespace<'_>) -> bool {
 
 /// It ends, and was begun once; nothing is in force.
 fn ends(cluster: &Cluster, installed: &Installed<'_>, space: &Namespace<'_>, name: &str, fault: Instant) -> Value {
-    let ended = space.wait(90, &format!("the end of {name}\n{}", installed.state()), || {
+    let ended = space.wait(90, format_args!("the end of {name}\n{}", installed.state()), || {
         let status = status(space, name);
         (status["phase"] == "Finished").then_some(status)
     });
-    space.wait(60, &format!("a quick network after {name}"), || (!slow(space)).then_some(()));
+    space.wait(60, format_args!("a quick network after {name}"), || (!slow(space)).then_some(()));
     assert!(fault.elapsed() < EXPIRES + Duration::from_secs(60), "{name}");
     space.wait(20, "nothing in force", || kept(cluster, installed).is_empty().then_some(()));
     let begun = space.list("events").iter().filter(|event| event["reason"] == "Started" && event["involvedObject"]["name"] == name).count();
@@ -73,7 +73,7 @@ fn a_run_ends_once_and_leaves_nothing_whenever_its_leader_is_killed() {
     for phase in ["Baseline", "Recovery"] {
         let name = phase.to_lowercase();
         space.apply(&test(&name, SPEC));
-        space.wait(90, &format!("{phase}\n{}", installed.state()), || (status(&space, &name)["live"]["phase"] == phase).then_some(()));
+        space.wait(90, format_args!("{phase}\n{}", installed.state()), || (status(&space, &name)["live"]["phase"] == phase).then_some(()));
         kill_leader(&cluster, &installed);
         let ended = ends(&cluster, &installed, &space, &name, Instant::now());
         let reason = ended["reason"].as_str().unwrap_or_default();
@@ -115,7 +115,7 @@ fn a_namespace_that_is_deleted_in_the_middle_of_a_run_is_gone_within_a_minute() 
         "apiVersion: steadfast.dev/v1alpha1\nkind: ResilienceSchedule\nmetadata: {name: often}\nspec:\n  test: {name: template}\n  meanTimeBetween: 1h\n  armed: true\n  \
          window: {days: [Mon, Tue, Wed, Thu, Fri, Sat, Sun], from: '00:00', to: '24:00', timeZone: UTC}\n",
     );
-    space.wait(60, &format!("the fault\n{}", installed.state()), || (status(&space, "long")["live"]["phase"] == "Fault").then_some(()));
+    space.wait(60, format_args!("the fault\n{}", installed.state()), || (status(&space, "long")["live"]["phase"] == "Fault").then_some(()));
     let began = Instant::now();
     let gone = cluster.kubectl(&["delete", "namespace", space.name(), "--wait=true", "--timeout=60s"]);
     assert!(gone.is_ok(), "{gone:?}\n{}\n{}", cluster.get(&format!("namespace/{}", space.name())).unwrap_or_default(), installed.state());

@@ -1,6 +1,7 @@
 //! The command line or the API server is lost while something is in force: it ends all the same, and the cluster is as it was.
 
 use std::{
+    fmt::Display,
     io::{Read, Write},
     net::TcpStream,
     process::Stdio,
@@ -76,13 +77,13 @@ fn a_run_whose_command_line_is_killed_ends_by_itself() {
         command.args(["run", "--platform", "kubernetes", "--namespace", space.name()]).arg(&file).current_dir(folder.path());
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("steadfast runs");
         let of_this = || space.list("resiliencetests").into_iter().find(|object| object["metadata"]["name"].as_str().is_some_and(|it| it.starts_with(name)));
-        space.wait(60, &format!("{name} in force\n{}", installed.state()), || {
+        space.wait(60, format_args!("{name} in force\n{}", installed.state()), || {
             let status = of_this()?["status"].clone();
             status["live"]["phase"].as_str().is_some_and(|phase| ["Fault", "Recovery"].contains(&phase)).then_some(())
         });
         child.kill().expect("killed");
         child.wait().expect("it was there");
-        let status = space.wait(90, &format!("the end of {name}\n{}", installed.state()), || {
+        let status = space.wait(90, format_args!("the end of {name}\n{}", installed.state()), || {
             let status = of_this()?["status"].clone();
             (status["phase"] == "Finished").then_some(status)
         });
@@ -107,7 +108,7 @@ fn what_is_in_force_ends_without_the_api_server_or_as_soon_as_it_is_back() {
 
     // In sidecars: their own clocks end it, 30 s after its time, whoever is there to tell them.
     space.apply(&test("slow", "  baseline: 1s\n  steps: [{name: slow, networkLatency: {pods: {mode: all}, delay: 700ms}, for: 5s}]\n"));
-    space.wait(60, &format!("a slow network\n{}", installed.state()), || slow().then_some(()));
+    space.wait(60, format_args!("a slow network\n{}", installed.state()), || slow().then_some(()));
     let Some(cut) = cluster.cut_api() else { return };
     let began = Instant::now();
     while !quick() {
@@ -118,7 +119,7 @@ fn what_is_in_force_ends_without_the_api_server_or_as_soon_as_it_is_back() {
     // Nobody leads any more by now, and the runs of lost leaders are ended by the next one.
     thread::sleep(Duration::from_secs(25).saturating_sub(began.elapsed()));
     drop(cut);
-    finished(&space, "slow", &installed.state());
+    finished(&space, "slow", installed.state());
 
     // Of nodes and workloads: whoever leads next takes it back.
     let all = [
@@ -133,7 +134,7 @@ fn what_is_in_force_ends_without_the_api_server_or_as_soon_as_it_is_back() {
         space.wait_injected("app=digits", 2);
         space.apply(&test(name, &format!("  baseline: 1s\n  steps: [{{name: {name}, {step}}}]\n")));
         // Not only written down: the cluster shows it.
-        space.wait(60, &format!("{name} in force\n{}", installed.state()), || {
+        space.wait(60, format_args!("{name} in force\n{}", installed.state()), || {
             let shows = if *name == "busy-node" { kept(&cluster, &installed).len() > 1 } else { changeable(&cluster, &space) != before };
             shows.then_some(())
         });
@@ -143,7 +144,7 @@ fn what_is_in_force_ends_without_the_api_server_or_as_soon_as_it_is_back() {
         let began = Instant::now();
         eventually_as_before(&cluster, &installed, &space, &before, 90);
         println!("{name}: as before {:.1} s after the API server was back", began.elapsed().as_secs_f64());
-        finished(&space, name, &installed.state());
+        finished(&space, name, installed.state());
     }
 
     // A short loss is survived: the run goes on.
@@ -154,12 +155,12 @@ fn what_is_in_force_ends_without_the_api_server_or_as_soon_as_it_is_back() {
     let Some(cut) = cluster.cut_api() else { return };
     thread::sleep(Duration::from_secs(3));
     drop(cut);
-    let status = finished(&space, "short", &installed.state());
+    let status = finished(&space, "short", installed.state());
     assert_eq!(status["verdict"], "pass", "{status:#}");
 }
 
-fn finished(space: &Namespace<'_>, name: &str, state: &str) -> serde_json::Value {
-    space.wait(120, &format!("the end of {name}\n{state}"), || {
+fn finished(space: &Namespace<'_>, name: &str, state: impl Display) -> serde_json::Value {
+    space.wait(120, format_args!("the end of {name}\n{state}"), || {
         let status = space.get(&format!("resiliencetest/{name}"))?["status"].clone();
         (status["phase"] == "Finished").then_some(status)
     })

@@ -102,7 +102,7 @@ spec:
 ",
     );
     let refused = |to: &str| asked(&cluster, to).is_ok_and(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains("steadfast-injected"));
-    space.wait(20, &format!("faults by both numbers\n{}", installed.state()), || (refused(&pod) && refused(&service)).then_some(()));
+    space.wait(20, format_args!("faults by both numbers\n{}", installed.state()), || (refused(&pod) && refused(&service)).then_some(()));
     for _ in 0..12 {
         std::thread::sleep(Duration::from_millis(500));
         let now = space.get("pod/numbered").expect("it is there");

@@ -1,5 +1,7 @@
 //! ResilienceSchedules on a real cluster: leashed they tell, armed they run, and they leave in peace what is not well.
 
+use std::fmt::Display;
+
 use serde_json::Value;
 
 use crate::{
@@ -27,8 +29,8 @@ spec:
 }
 
 /// Waits until a moment was let pass for this reason, and returns the schedule.
-fn skipped(space: &Namespace<'_>, name: &str, reason: &str, context: &str) -> Value {
-    space.wait(40, &format!("a moment let pass for {reason}\n{context}"), || {
+fn skipped(space: &Namespace<'_>, name: &str, reason: &str, context: &impl Display) -> Value {
+    space.wait(40, format_args!("a moment let pass for {reason}\n{context}"), || {
         let schedule = space.get(&format!("resilienceschedule/{name}"))?;
         (schedule["status"]["lastSkipped"]["reason"] == reason).then_some(schedule)
     })
@@ -73,7 +75,7 @@ fn leashed_it_tells_armed_it_runs_and_what_is_not_well_is_left_in_peace() {
     space.kubectl(&["delete", "pod", "sick", "--grace-period=0", "--force"]).expect("deleted");
 
     // Well again: it runs, to its end.
-    let ran = space.wait(120, &format!("a run that has ended\n{}", installed.state()), || {
+    let ran = space.wait(120, format_args!("a run that has ended\n{}", installed.state()), || {
         made(&space).into_iter().find(|test| ["Finished", "Refused"].iter().any(|phase| test["status"]["phase"] == *phase))
     });
     assert_eq!((&ran["status"]["phase"], &ran["status"]["stable"]), (&"Finished".into(), &true.into()), "{ran:#}");
@@ -89,13 +91,13 @@ fn leashed_it_tells_armed_it_runs_and_what_is_not_well_is_left_in_peace() {
     let two = format!("steps: [{{name: slow, {slow}: 6s}}, {{name: killed, podKill: {{pods: {{mode: one}}}}}}]");
     space.apply(&test("template", TEMPLATE).replace("steps: [{name: killed, podKill: {pods: {mode: one}}}]", &two));
     let in_fault = |what: &str, step: &str| {
-        space.wait(120, &format!("{what}\n{}", installed.state()), || {
+        space.wait(120, format_args!("{what}\n{}", installed.state()), || {
             made(&space).into_iter().find(|test| test["status"]["live"]["phase"] == "Fault" && test["status"]["live"]["name"] == step)
         })
     };
     let ended = |test: &Value| {
         let name = test["metadata"]["name"].as_str().expect("a name");
-        space.wait(60, &format!("the end of {name}\n{}", installed.state()), || {
+        space.wait(60, format_args!("the end of {name}\n{}", installed.state()), || {
             let status = space.get(&format!("resiliencetest/{name}"))?["status"].clone();
             (status["phase"] == "Finished").then_some(status)
         })
@@ -132,7 +134,7 @@ fn no_more_runs_are_kept_than_asked_for_and_a_mistake_is_told() {
     // Refused as soon as it is looked at, since its golden set is not there: runs that end at once.
     space.apply(&test("template", TEMPLATE).replace("goldenSet: digits", "goldenSet: other"));
     space.apply(&schedule("often", "armed: true\n  historyLimit: 2"));
-    let status = space.wait(90, &format!("runs that were deleted\n{}", installed.state()), || {
+    let status = space.wait(90, format_args!("runs that were deleted\n{}", installed.state()), || {
         let schedule = space.get("resilienceschedule/often")?;
         schedule["status"]["historyDeleted"].as_u64().filter(|deleted| *deleted >= 2).map(|_| schedule["status"].clone())
     });

@@ -23,7 +23,7 @@ fn with_named_namespaces_it_works_in_those_and_has_no_right_in_others() {
             "{apiVersion: steadfast.dev/v1alpha1, kind: FaultPolicy, metadata: {name: slow}, spec: {selector: {matchLabels: {app: recommender}}, expiresAfter: 5m, \
              budget: {concurrent: 9, share: 100%}, rules: [{faults: [{delay: {fixed: 10ms}}]}]}}",
         );
-        space.wait(30, &format!("a policy in force\n{}", installed.state()), || {
+        space.wait(30, format_args!("a policy in force\n{}", installed.state()), || {
             (space.get("faultpolicy/slow")?["status"]["conditions"][0]["reason"] == "Armed").then_some(())
         });
     }

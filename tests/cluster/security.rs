@@ -309,7 +309,7 @@ fn who_may_not_make_tests_in_a_namespace_cannot_fault_it() {
     digits(&mine, 1);
     let pods = mine.pods("app=digits");
     make(&mine, "ResilienceTest", kill).expect("made");
-    let said = mine.wait(60, &format!("a refusal\n{}", installed.state()), || {
+    let said = mine.wait(60, format_args!("a refusal\n{}", installed.state()), || {
         let status = mine.get("resiliencetest/wish")?["status"].clone();
         (status["phase"] == "Refused").then(|| status["reason"].as_str().unwrap_or_default().to_owned())
     });

@@ -89,7 +89,7 @@ fn message(status: &Value) -> String {
 #[track_caller]
 fn comes_to(space: &Namespace<'_>, wanted: &str) -> String {
     let generation = space.get("goldenset/digits").expect("it is there")["metadata"]["generation"].clone();
-    let said = space.wait(60, &format!("the reason {wanted}, but {:#}", status(space)), || {
+    let said = space.wait(60, format_args!("the reason {wanted}, but {:#}", status(space)), || {
         let status = status(space);
         (status["observedGeneration"] == generation && reason(&status, "Ready") == wanted).then(|| message(&status))
     });
@@ -263,7 +263,7 @@ fn sets_are_read_from_and_reports_kept_in_an_object_store_with_the_keys_of_a_sec
 
     let text = test("kept", "  baseline: 4s\n  steps: [{name: slow, networkLatency: {pods: {mode: all}, delay: 20ms}, for: 2s}]\n");
     space.apply(&text);
-    let ended = space.wait(60, &format!("the end of a run\n{}", installed.state()), || {
+    let ended = space.wait(60, format_args!("the end of a run\n{}", installed.state()), || {
         let test = space.get("resiliencetest/kept")?;
         (test["status"]["phase"] == "Finished").then(|| test["status"]["report"].clone())
     });

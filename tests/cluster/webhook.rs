@@ -53,7 +53,7 @@ fn a_namespace_that_asks_gets_sidecars_and_a_policy_is_armed_in_them_until_it_is
     }
     space.wait(10, "a quick answer", || (latency(&space) < Duration::from_millis(600)).then_some(()));
     space.apply(&slow("slow", "10m"));
-    let policy = space.wait(20, &format!("a policy in force\n{}", installed.state()), || {
+    let policy = space.wait(20, format_args!("a policy in force\n{}", installed.state()), || {
         space.get("faultpolicy/slow").filter(|policy| policy["status"]["conditions"][0]["reason"] == "Armed")
     });
     assert_eq!((&policy["status"]["podsMatched"], &policy["status"]["podsArmed"]), (&2.into(), &2.into()), "{policy:#}");
@@ -123,7 +123,7 @@ fn while_nobody_answers_pods_start_without_and_are_found_afterwards() {
     let pods = space.recommender("recommender", 1, "");
     assert!(sidecar(&space.get(&format!("pod/{}", pods[0])).expect("it is there")).is_none());
     scale(2);
-    space.wait(60, &format!("an Event about the pod\n{}", installed.state()), || {
+    space.wait(60, format_args!("an Event about the pod\n{}", installed.state()), || {
         space.list("events").iter().find(|event| event["reason"] == "NotInjected" && event["involvedObject"]["name"] == pods[0].as_str()).map(|_| ())
     });
     space.kubectl(&["delete", "pod", &pods[0]]).expect("deleted");

@@ -64,7 +64,7 @@ fn a_job_of_an_injected_namespace_finishes_and_so_does_one_that_fails() {
             "{{apiVersion: batch/v1, kind: Job, metadata: {{name: {name}}}, spec: {{backoffLimit: 0, template: {{spec: {{restartPolicy: Never, containers: [{{name: batch, image: \
              '{IMAGE}', imagePullPolicy: Never, args: {args}, ports: [{{name: http, containerPort: 8000}}]}}]}}}}}}}}"
         ));
-        space.wait(60, &format!("a Job that is {end}"), || space.get(&format!("job/{name}")).filter(|job| condition(job, end).as_deref() == Some("True")));
+        space.wait(60, format_args!("a Job that is {end}"), || space.get(&format!("job/{name}")).filter(|job| condition(job, end).as_deref() == Some("True")));
         let pods = space.pods(&format!("job-name={name}"));
         assert!(pods.len() == 1 && has_sidecar(&space, &pods[0]), "{pods:?}");
     }

@@ -283,7 +283,7 @@ mod tests {
             assert_eq!(request(head.as_bytes()), Read::Odd, "{head:?}");
         }
         assert_eq!(request(b"GET / HTTP/1.1\r\nhost: "), Read::Partial);
-        assert_eq!(request(&[b"GET / HTTP/1.1\r\nx: ".as_slice(), &[b'x'; HEAD_MAX]].concat()), Read::Odd, "bounded");
+        assert_eq!(request(&[b"GET / HTTP/1.1\r\nx: ".as_slice(), &vec![b'x'; HEAD_MAX]].concat()), Read::Odd, "bounded");
     }
 
     #[test]
