@@ -27,7 +27,7 @@ truth:
 # The leader is killed at every second of a run, on a real cluster on this machine (root). 25 minutes.
 kills:
     STEADFAST_KILLS=full cargo test --test cluster -- --nocapture killed::
-# Every failure, and in it the leader, the command line and the API server lost, on a real cluster on this machine (root). 30 minutes.
+# Every failure, and in it the leader, the command line and the API server lost, on a real cluster on this machine (root). 20 minutes.
 kill-matrix:
     STEADFAST_KILL_MATRIX=full cargo test --test cluster -- --nocapture --test-threads 1 a_leader_that_is_lost lost::
 

@@ -178,21 +178,28 @@ enum Lost {
 
 /// The leader's pod, and its process where it is one of this machine.
 fn leader(cluster: &Cluster, installed: &Installed<'_>) -> (String, Option<Pid>) {
-    let ask = |args: &[&str]| cluster.kubectl(&[&["--namespace", &installed.system], args].concat()).expect("told").trim().to_owned();
-    let pod = ask(&["get", "lease/steadfast", "-o", "jsonpath={.spec.holderIdentity}"]);
+    let lease = ["--namespace", &installed.system, "get", "lease/steadfast", "-o", "jsonpath={.spec.holderIdentity}"];
+    let pod = cluster.kubectl(&lease).expect("told").trim().to_owned();
+    let process = process(cluster, installed, &pod);
+    (pod, process)
+}
+
+/// The process of a pod of the chart, where it is one of this machine.
+pub(crate) fn process(cluster: &Cluster, installed: &Installed<'_>, pod: &str) -> Option<Pid> {
     if cluster.is_elsewhere() {
-        return (pod, None);
+        return None;
     }
-    let container = ask(&["get", "pod", &pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}"]);
-    let container = container.split_once("://").expect("it runs").1.to_owned();
+    let container = ["--namespace", &installed.system, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}"];
+    let container = cluster.kubectl(&container).expect("told");
+    let container = container.trim().split_once("://").expect("it runs").1.to_owned();
     let processes = std::fs::read_dir("/proc").expect("processes").flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let inside = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroup| cgroup.contains(&container));
     let process = processes.filter(inside).min().unwrap_or_else(|| panic!("no process of container {container}"));
-    (pod, Some(Pid::from_raw(process)))
+    Some(Pid::from_raw(process))
 }
 
-/// Steps in which the leader is lost. Without `STEADFAST_KILL_MATRIX=full` (`just kill-matrix`, 15 minutes) one of each way to take back.
-const STEPS: [(&str, &str, Lost, bool); 19] = [
+/// Steps in which the leader is lost. Without `STEADFAST_KILL_MATRIX=full` (`just kill-matrix`, 20 minutes) one of each way to take back.
+const STEPS: [(&str, &str, Lost, bool); 21] = [
     ("cordon", "cordon: {nodes: {mode: all}}, for: 5m", Lost::Frozen, false),
     ("taint", "taint: {nodes: {mode: one}}, for: 5m", Lost::Killed, false),
     ("rollout", "rollout: {container: server, image: steadfast.test/none:1}, for: 5m", Lost::Killed, false),
@@ -206,6 +213,8 @@ const STEPS: [(&str, &str, Lost, bool); 19] = [
     ("throw-out", "taint: {nodes: {mode: one}, effect: NoExecute}, for: 5m", Lost::Killed, true),
     ("evict", "evict: {pods: {mode: one}}", Lost::Killed, true),
     ("container", "containerKill: {pods: {mode: one}}", Lost::Killed, true),
+    ("kill", "podKill: {pods: {mode: one}}", Lost::Killed, true),
+    ("hold", "podHoldDown: {pods: {mode: one}}, for: 8s", Lost::Killed, true),
     ("late", "networkLatency: {pods: {mode: all}, delay: 900ms}, for: 8s", Lost::Killed, true),
     ("loss", "networkLoss: {pods: {mode: all}, share: 50%}, for: 8s", Lost::Killed, true),
     ("partition", "networkPartition: {pods: {mode: one}}, for: 8s", Lost::Frozen, true),
@@ -268,8 +277,8 @@ fn a_leader_that_is_lost_or_told_to_stop_in_any_failure_leaves_nothing() {
                 "burn" => in_system("pods", "status.phase").contains("Running") && kept(&cluster, &installed).iter().any(|kept| kept.starts_with("pods/")),
                 "cut" | "slow" | "kubelet" => in_system("nodefaults", "status.phase").contains("InForce"),
                 "power" => station.as_ref().is_some_and(|station| !station.switched().is_empty()),
-                "evict" | "container" => ["Fault", "Recovery"].iter().any(|phase| test["status"]["live"]["phase"] == *phase),
-                "late" | "loss" | "partition" | "corrupt" | "pressure" => test["status"]["live"]["phase"] == "Fault",
+                "evict" | "container" | "kill" => ["Fault", "Recovery"].iter().any(|phase| test["status"]["live"]["phase"] == *phase),
+                "late" | "loss" | "partition" | "corrupt" | "pressure" | "hold" => test["status"]["live"]["phase"] == "Fault",
                 _ => changeable(&cluster, &space) != before,
             };
             shows.then_some(())

@@ -3,17 +3,23 @@
 use std::{
     fmt::Display,
     io::{Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     process::Stdio,
     thread,
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
 use crate::{
     experiments::{ASKS, digits, test},
-    failures::{EVERY_FAILURE, NodesAllowed, changeable, eventually_as_before, kept, whole_matrix},
+    failures::{EVERY_FAILURE, NodesAllowed, changeable, eventually_as_before, kept, process, whole_matrix},
     harness::{Cluster, Installation, Namespace, STEADFAST, cluster_alone},
-    install::install_with,
+    install::{Installed, install_with},
 };
 
 /// How long the model server's own answer takes, by the Service, without the API server.
@@ -128,6 +134,7 @@ fn what_is_in_force_ends_without_the_api_server_or_as_soon_as_it_is_back() {
         ("taint", "taint: {nodes: {mode: one}}, for: 5m"),
         ("bad-image", "rollout: {container: server, image: steadfast.test/none:1}, for: 5m"),
         ("drain", "drain: {nodes: {mode: one}}, for: 5m"),
+        ("thrown-out", "taint: {nodes: {mode: one}, effect: NoExecute}, for: 5m"),
         ("busy-node", "cpuPressure: {nodes: {mode: one}, load: 20%}, for: 5m"),
     ];
     for (name, step) in if whole_matrix() { &all[..] } else { &all[..2] } {
@@ -157,6 +164,97 @@ fn what_is_in_force_ends_without_the_api_server_or_as_soon_as_it_is_back() {
     drop(cut);
     let status = finished(&space, "short", installed.state());
     assert_eq!(status["verdict"], "pass", "{status:#}");
+}
+
+#[test]
+fn a_node_that_was_cut_off_is_heard_again_when_nobody_is_left_to_say_so() {
+    let Some(cluster) = cluster_alone(Installation::EveryFailure) else { return };
+    if cluster.is_elsewhere() {
+        eprintln!("not run: the processes of this cluster cannot be stopped from here");
+        return;
+    }
+    let installed = install_with(&cluster, &EVERY_FAILURE);
+    let _allowed = NodesAllowed::new(&cluster);
+    let space = cluster.namespace_with("heals", ASKS);
+    digits(&space, 3);
+    space.apply(&test("cut", "  baseline: 1s\n  steps: [{name: cut, nodeFailure: {nodes: {mode: one}, by: agent}, for: 20s}]\n"));
+    let node = space.wait(60, format_args!("a node that is cut off\n{}", installed.state()), || {
+        let faults = cluster.list_in(&installed.system, "nodefaults", "");
+        let fault = faults.first().filter(|fault| fault["status"]["phase"] == "InForce")?;
+        Some(fault["spec"]["node"].as_str().expect("a node").to_owned())
+    });
+    let began = Instant::now();
+    let on_node = |pods: Vec<Value>| pods.into_iter().find(|pod| pod["spec"]["nodeName"] == node.as_str()).unwrap_or_else(|| panic!("a pod on {node}"));
+    let agent = on_node(cluster.list_in(&installed.system, "pods", "steadfast.dev/part=agent"));
+    let agent = process(&cluster, &installed, agent["metadata"]["name"].as_str().expect("a name")).expect("a process of this machine");
+    let pod = on_node(space.list("pods"));
+    let address: SocketAddr = format!("{}:4180", pod["status"]["podIP"].as_str().expect("an address")).parse().expect("an address");
+    let hears = || cluster.inside(|| TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok());
+    // Neither who made it can take it back, nor can anybody be told to.
+    kill(agent, Signal::SIGSTOP).expect("frozen");
+    let frozen = Frozen(agent);
+    let Some(cut) = cluster.cut_api() else { return };
+    assert!(!hears(), "cut off, {:?} after it was", began.elapsed());
+    while !hears() {
+        assert!(began.elapsed() < Duration::from_secs(50), "still cut off after {:?}", began.elapsed());
+    }
+    let took = began.elapsed();
+    println!("heard again {:.1} s after it was cut off for 20 s, by nobody's word", took.as_secs_f64());
+    assert!(took > Duration::from_secs(15), "before its time: {took:?}");
+    drop((cut, frozen));
+    finished(&space, "cut", installed.state());
+    eventually(&cluster, &space, &installed);
+}
+
+/// A process that stands still, until this is dropped.
+struct Frozen(Pid);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // Kubelet may have ended it.
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+fn eventually(cluster: &Cluster, space: &Namespace<'_>, installed: &Installed<'_>) {
+    space.wait(90, format_args!("nothing kept\n{}", installed.state()), || kept(cluster, installed).is_empty().then_some(()));
+}
+
+#[test]
+fn what_is_interrupted_or_halted_is_undone() {
+    let Some(cluster) = cluster_alone(Installation::EveryFailure) else { return };
+    if !cluster.is_within_reach() {
+        return;
+    }
+    let installed = install_with(&cluster, &EVERY_FAILURE);
+    let _allowed = NodesAllowed::new(&cluster);
+    let space = cluster.namespace_with("halted", ASKS);
+    digits(&space, 2);
+    let before = changeable(&cluster, &space);
+    let folder = tempfile::TempDir::new().expect("a folder");
+
+    let text = test("interrupted", "  baseline: 1s\n  steps: [{name: cordon, cordon: {nodes: {mode: all}}, for: 5m}]\n");
+    let file = folder.path().join("test.yaml");
+    std::fs::write(&file, text).expect("written");
+    let mut command = cluster.command(STEADFAST);
+    command.args(["run", "--platform", "kubernetes", "--namespace", space.name()]).arg(&file).current_dir(folder.path());
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("steadfast runs");
+    space.wait(60, format_args!("closed nodes\n{}", installed.state()), || (changeable(&cluster, &space) != before).then_some(()));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("interrupted");
+    let ended = child.wait_with_output().expect("it was there");
+    let said = String::from_utf8_lossy(&ended.stdout) + String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(3), "{said}");
+    assert_eq!(changeable(&cluster, &space), before, "undone when the command has ended: {said}");
+    assert!(kept(&cluster, &installed).is_empty() && space.list("resiliencetests").is_empty(), "{said}");
+
+    // To nothing, and back before its time, since users have had enough.
+    let halts = "  baseline: 2s\n  steps: [{name: none, scale: {replicas: 0}, for: 5m}]\n  halt: [{availability: {below: 50%, for: 3s}}]\n";
+    space.apply(&test("halts", halts));
+    space.wait(60, format_args!("no pod\n{}", installed.state()), || space.pods("app=digits").is_empty().then_some(()));
+    let status = finished(&space, "halts", installed.state());
+    assert!(status["verdict"] == "halted" && status["reason"].as_str().is_some_and(|reason| reason.contains("below the halt at 50%")), "{status:#}");
+    eventually_as_before(&cluster, &installed, &space, &before, 20);
+    space.wait_injected("app=digits", 2);
 }
 
 fn finished(space: &Namespace<'_>, name: &str, state: impl Display) -> serde_json::Value {
