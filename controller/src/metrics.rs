@@ -161,4 +161,16 @@ mod tests {
             assert!(text.contains(line), "{text}");
         }
     }
+
+    /// Those that have labels and no value yet are not in what Prometheus reads, so the names are taken from this file.
+    #[test]
+    fn every_metric_stands_on_the_page_and_no_other() {
+        let page = include_str!("../../docs/controller-metrics.md");
+        let program = include_str!("metrics.rs").split("#[cfg(test)]").next().unwrap();
+        let names: Vec<&str> = program.split('"').filter(|text| text.starts_with("steadfast_")).collect();
+        for name in &names {
+            assert!(page.contains(&format!("\n| `{name}` |")), "docs/controller-metrics.md has no row for {name}");
+        }
+        assert_eq!(page.matches("\n| `steadfast_").count(), names.len(), "docs/controller-metrics.md has a row for what is not counted");
+    }
 }

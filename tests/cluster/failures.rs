@@ -88,7 +88,8 @@ fn nodes_workloads_and_containers_fail_with_proof_and_are_put_back() {
     - {name: fewer, scale: {replicas: 1}, for: 4s}
     - {name: busy, cpuPressure: {nodes: {mode: one}, load: 30%}, for: 5s}
     - {name: cut off, nodeFailure: {nodes: {mode: one}, by: agent}, for: 8s}
-    - {name: no kubelet, nodeFailure: {nodes: {mode: one}, by: kubelet}, for: 4s}
+    # Kubelet renews its lease every 10 s, and may have nothing to say in between.
+    - {name: no kubelet, nodeFailure: {nodes: {mode: one}, by: kubelet}, for: 12s}
     - {name: drained, drain: {nodes: {mode: one}}, for: 4s}
     - {name: slow node, networkLatency: {nodes: {mode: one}, delay: 300ms, by: agent}, for: 6s}
   stable: {within: 90s, hold: 2s}

@@ -228,7 +228,8 @@ fn a_sidecars_token_speaks_for_its_own_pod_and_to_nobody_but_the_controller() {
 #[test]
 fn whoever_has_the_controllers_token_meets_what_its_roles_cannot_say() {
     let Some(cluster) = cluster_alone(Installation::Own) else { return };
-    let installed = install_with(&cluster, &["nodeAgent.enabled=true"]);
+    // The last one gives a right to make pods.
+    let installed = install_with(&cluster, &["nodeAgent.enabled=true", "failures.cpuPressureOnNodes=true"]);
     let (allows, refuses) = (cluster.namespace_with("allows", "steadfast.dev/faults: allowed"), cluster.namespace("refuses"));
     for space in [&allows, &refuses] {
         space.apply(
@@ -264,6 +265,17 @@ fn whoever_has_the_controllers_token_meets_what_its_roles_cannot_say() {
         // Nor may it be called a report.
         let claimed = r#"{"metadata": {"ownerReferences": [{"apiVersion": "steadfast.dev/v1alpha1", "kind": "ResilienceTest", "name": "x", "uid": "x"}]}}"#;
         denied(as_controller(space.name(), &["patch", "configmap/settings", "--type=merge", "-p", claimed], None), "belong to a ResilienceTest");
+    }
+    let pod = |more: &str| {
+        let container = "image: 'steadfast.test/pause:1', imagePullPolicy: Never";
+        let pod = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: made}}, spec: {{containers: [{{name: pause, {container}{more}}}");
+        as_controller(&installed.system, &["create", "--dry-run=server", "-f", "-"], Some(&pod))
+    };
+    pod("}]}").expect("as its burners are made");
+    for more in
+        ["}], hostNetwork: true}", "}], hostPID: true}", "}], volumes: [{name: node, hostPath: {path: /}}]}", ", securityContext: {privileged: true}}]}"]
+    {
+        denied(pod(more), "no network, process or file of their node");
     }
     let webhook = ["patch", "mutatingwebhookconfiguration/steadfast", "--type=json", "-p"];
     for change in [
