@@ -256,9 +256,13 @@ impl Cluster {
         output(self.command("kubectl").args(args), None)
     }
 
+    fn reads(&self) -> &Reads {
+        self.reads.get_or_init(|| Reads::start(self.command("sh")).expect("kubectl proxy starts"))
+    }
+
     /// A GET of the API server; `None` where it cannot be asked this way.
     fn read(&self, path: &str) -> Option<Answer> {
-        self.reads.get_or_init(|| Reads::start(self.command("sh")).expect("kubectl proxy starts")).get(path).ok()
+        self.reads().get(path).ok()
     }
 
     /// Null: there is none.
@@ -506,6 +510,25 @@ impl<'a> Namespace<'a> {
             Some(Answer { status, body }) => Err(format!("{path}: {status}: {body}")),
             None => self.cluster.kubectl(&["get", "--raw", &path]),
         }
+    }
+
+    /// How long the API server takes at most to delete a pod, of ten that no node has.
+    #[track_caller]
+    pub(crate) fn deletion_takes(&self) -> Duration {
+        let pod = |number| {
+            format!(
+                "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: nobodys-{number}}}, spec: {{schedulerName: nobody, containers: [{{name: none, image: none}}]}}}}\n"
+            )
+        };
+        self.apply(&(0..10).map(pod).collect::<String>());
+        let delete = |number| {
+            let path = format!("/api/v1/namespaces/{}/pods/nobodys-{number}", self.name);
+            let began = Instant::now();
+            let answer = self.cluster.reads().ask("DELETE", &path).unwrap_or_else(|error| panic!("{path}: {error}"));
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            began.elapsed()
+        };
+        (0..10).map(delete).max().unwrap_or_default()
     }
 
     /// Asks again and again until `probe` has something; after `seconds` panics with the state of the namespace.

@@ -94,11 +94,15 @@ impl Reads {
     }
 
     pub(crate) fn get(&self, path: &str) -> io::Result<Answer> {
+        self.ask("GET", path)
+    }
+
+    pub(crate) fn ask(&self, method: &str, path: &str) -> io::Result<Answer> {
         let mut stream = UnixStream::connect(&self.socket)?;
         // Whoever was cut off may keep a connection that leads nowhere.
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         // In this version an answer is not in chunks, and ends with its connection.
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+        write!(stream, "{method} {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
         let answer = String::from_utf8_lossy(&answer);

@@ -3,7 +3,7 @@
 //!
 //! | mark | truth |
 //! |---|---|
-//! | t0 fault | pods: the observer heard of the deletion. Nodes: the power was switched, from the switch's begin to its end |
+//! | t0 fault | pods: the observer heard of the deletion, or as long before as the API server takes for one. Nodes: the power was switched, from the switch's begin to its end |
 //! | t1 first failure | nodes: the same as t0; one of three pods is asked at random, so within five intervals. Killed pods that take their leave lose no request |
 //! | t2 detected | pods: the same. Nodes: the observer heard that the node is not Ready |
 //! | t3, t10 endpoint | the observer heard of it |
@@ -284,6 +284,9 @@ fn measure(cluster: &Cluster, space: &Namespace<'_>, folder: &Path, text: &str, 
     let observer = Observer::start(cluster, space);
     // Until it watches, which kubectl does not tell.
     thread::sleep(Duration::from_secs(2));
+    // t0 is when it was asked for.
+    let asked_before = space.deletion_takes().as_secs_f64() * 1e3;
+    println!("the API server takes {asked_before:.1} ms at most to delete a pod");
     let ended = run(cluster, space, text);
     let firsts = observer.end();
     let report = ended.report.unwrap_or_else(|| panic!("{}", ended.said));
@@ -303,7 +306,10 @@ fn measure(cluster: &Cluster, space: &Namespace<'_>, folder: &Path, text: &str, 
         let switch = powered.min_by(|a, b| (a.0 - t0).abs().total_cmp(&(b.0 - t0).abs())).filter(|_| text.contains("nodeFailure"));
         let (fault, detected) = match switch {
             Some((from, until)) => (Some(t0.clamp(from, until)), first_after("lost", &outage.node)),
-            None => (seen("deleted", &outage.uid), seen("deleted", &outage.uid)),
+            None => {
+                let heard = seen("deleted", &outage.uid);
+                (heard.map(|heard| t0.clamp(heard - asked_before, heard)), heard)
+            }
         };
         table.add(outage, Mark::Fault, fault);
         if let Some((from, until)) = switch {
