@@ -1,7 +1,7 @@
 //! Does Steadfast hold on a real cluster? Each test makes what it needs in a namespace of its own; `harness` finds or starts the cluster.
 //!
 //! With root and the built tool (`tests/cluster/cluster build`, which `tests/run` calls) the tests start a cluster on this machine and leave it up;
-//! `tests/cluster/cluster down` ends it.
+//! `tests/cluster/cluster down` ends it. With `-- --test-threads 99` those that disturb nobody go side by side, which halves the time.
 //! `STEADFAST_TEST_KUBECONFIG=FILE` names another one (kind, k3d, a cloud); whatever needs the power switch of a node then says that it did not run.
 
 mod certificates;
