@@ -304,12 +304,11 @@ fn measure(cluster: &Cluster, space: &Namespace<'_>, folder: &Path, text: &str, 
         let powered = station.switched().into_iter().filter(|(node, ..)| *node == outage.node).map(|(_, from, until)| (ms(from), ms(until)));
         // By node: the switch that is nearest.
         let switch = powered.min_by(|a, b| (a.0 - t0).abs().total_cmp(&(b.0 - t0).abs())).filter(|_| text.contains("nodeFailure"));
-        let (fault, detected) = match switch {
-            Some((from, until)) => (Some(t0.clamp(from, until)), first_after("lost", &outage.node)),
-            None => {
-                let heard = seen("deleted", &outage.uid);
-                (heard.map(|heard| t0.clamp(heard - asked_before, heard)), heard)
-            }
+        let (fault, detected) = if let Some((from, until)) = switch {
+            (Some(t0.clamp(from, until)), first_after("lost", &outage.node))
+        } else {
+            let heard = seen("deleted", &outage.uid);
+            (heard.map(|heard| t0.clamp(heard - asked_before, heard)), heard)
         };
         table.add(outage, Mark::Fault, fault);
         if let Some((from, until)) = switch {
