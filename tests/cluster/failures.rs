@@ -57,10 +57,14 @@ pub(crate) fn changeable(cluster: &Cluster, space: &Namespace<'_>) -> Vec<Value>
 /// What runs keep in the controller's namespace while something is in force.
 pub(crate) fn kept(cluster: &Cluster, installed: &Installed<'_>) -> Vec<String> {
     let list = |kind: &str, selector: &str| {
-        let objects = cluster.list_in(&installed.system, kind, selector);
+        let objects = cluster.objects(kind, Some(&installed.system), selector);
         names(&objects).into_iter().map(|name| format!("{kind}/{name}")).collect::<Vec<_>>()
     };
     [list("configmaps", "steadfast.dev/ledger"), list("nodefaults", ""), list("pods", "steadfast.dev/burner")].concat()
+}
+
+pub(crate) fn nothing_kept(cluster: &Cluster, installed: &Installed<'_>, space: &Namespace<'_>, seconds: u64) {
+    space.wait(seconds, format_args!("nothing kept\n{}", installed.state()), || kept(cluster, installed).is_empty().then_some(()));
 }
 
 pub(crate) fn eventually_as_before(cluster: &Cluster, installed: &Installed<'_>, space: &Namespace<'_>, before: &[Value], seconds: u64) {
@@ -162,7 +166,7 @@ fn a_slow_node_is_fast_again_when_its_agent_is_killed() {
     space.wait(20, "a fast connection", || dial().filter(|took| took.as_millis() < 200));
     println!("fast {:.1} s after the agent was killed", began.elapsed().as_secs_f64());
     space.kubectl(&["delete", "resiliencetest/slow"]).expect("deleted");
-    space.wait(60, format_args!("nothing kept\n{}", installed.state()), || kept(&cluster, &installed).is_empty().then_some(()));
+    nothing_kept(&cluster, &installed, &space, 60);
     assert!(dial().is_some_and(|took| took.as_millis() < 200), "and stays so");
 }
 

@@ -265,7 +265,7 @@ impl Cluster {
         self.reads().get(path).ok()
     }
 
-    /// Null: there is none.
+    /// `None`: it cannot be read this way. Null: there is none.
     fn read_object(&self, what: &str, namespace: Option<&str>) -> Option<Value> {
         let answer = self.read(&reads::object(what, namespace)?)?;
         match answer.status {
@@ -281,9 +281,23 @@ impl Cluster {
         Some(list["items"].as_array().cloned().unwrap_or_default())
     }
 
-    /// Objects of a namespace that is no test's; none where they cannot be had.
-    pub(crate) fn list_in(&self, namespace: &str, kind: &str, selector: &str) -> Vec<Value> {
-        self.read_objects(kind, Some(namespace), selector).unwrap_or_default()
+    /// What is not read as it should be, `kubectl` is asked for.
+    #[track_caller]
+    fn object(&self, what: &str, namespace: Option<&str>) -> Option<Value> {
+        if let Some(object) = self.read_object(what, namespace) {
+            return Some(object).filter(|object| !object.is_null());
+        }
+        let within = namespace.map(|name| format!("--namespace={name}"));
+        get(self.kubectl(&within.iter().map(String::as_str).chain(["get", what, "-o", "json", "--ignore-not-found"]).collect::<Vec<_>>()))
+    }
+
+    /// Objects of a namespace, `None` being all, that a label selector takes, `""` being all.
+    #[track_caller]
+    pub(crate) fn objects(&self, kind: &str, namespace: Option<&str>, selector: &str) -> Vec<Value> {
+        self.read_objects(kind, namespace, selector).unwrap_or_else(|| {
+            let within = namespace.map_or_else(|| "--all-namespaces".to_owned(), |name| format!("--namespace={name}"));
+            items(self.kubectl(&[&within, "get", kind, "--selector", selector, "-o", "json"]))
+        })
     }
 
     /// `kubectl apply` of YAML. The error is kubectl's.
@@ -301,14 +315,13 @@ impl Cluster {
     /// An object outside namespaces as JSON, such as `node/n1`; `None` when there is none.
     #[track_caller]
     pub(crate) fn get(&self, what: &str) -> Option<Value> {
-        let read = self.read_object(what, None).map(|object| Some(object).filter(|object| !object.is_null()));
-        read.unwrap_or_else(|| get(self.kubectl(&["get", what, "-o", "json", "--ignore-not-found"])))
+        self.object(what, None)
     }
 
     /// All objects of a kind outside namespaces; with a namespace's, those of all namespaces.
     #[track_caller]
     pub(crate) fn list(&self, kind: &str) -> Vec<Value> {
-        self.read_objects(kind, None, "").unwrap_or_else(|| items(self.kubectl(&["get", kind, "--all-namespaces", "-o", "json"])))
+        self.objects(kind, None, "")
     }
 
     /// Names of all nodes, sorted.
@@ -480,19 +493,17 @@ impl<'a> Namespace<'a> {
     /// An object as JSON, such as `pod/x`; `None` when there is none.
     #[track_caller]
     pub(crate) fn get(&self, what: &str) -> Option<Value> {
-        let read = self.cluster.read_object(what, Some(&self.name)).map(|object| Some(object).filter(|object| !object.is_null()));
-        read.unwrap_or_else(|| get(self.kubectl(&["get", what, "-o", "json", "--ignore-not-found"])))
+        self.cluster.object(what, Some(&self.name))
     }
 
     #[track_caller]
     pub(crate) fn list(&self, kind: &str) -> Vec<Value> {
-        self.cluster.read_objects(kind, Some(&self.name), "").unwrap_or_else(|| items(self.kubectl(&["get", kind, "-o", "json"])))
+        self.cluster.objects(kind, Some(&self.name), "")
     }
 
     #[track_caller]
     fn selected(&self, selector: &str) -> Vec<Value> {
-        let read = self.cluster.read_objects("pods", Some(&self.name), selector);
-        read.unwrap_or_else(|| items(self.kubectl(&["get", "pods", "--selector", selector, "-o", "json"])))
+        self.cluster.objects("pods", Some(&self.name), selector)
     }
 
     /// Names of pods by label selector, sorted; not those on their way out.

@@ -17,9 +17,9 @@ use serde_json::Value;
 
 use crate::{
     experiments::{ASKS, digits, test},
-    failures::{EVERY_FAILURE, NodesAllowed, changeable, eventually_as_before, kept, process, whole_matrix},
+    failures::{EVERY_FAILURE, NodesAllowed, changeable, eventually_as_before, kept, nothing_kept, process, whole_matrix},
     harness::{Cluster, Installation, Namespace, STEADFAST, cluster_alone},
-    install::{Installed, install_with},
+    install::install_with,
 };
 
 /// How long the model server's own answer takes, by the Service, without the API server.
@@ -179,13 +179,13 @@ fn a_node_that_was_cut_off_is_heard_again_when_nobody_is_left_to_say_so() {
     digits(&space, 3);
     space.apply(&test("cut", "  baseline: 1s\n  steps: [{name: cut, nodeFailure: {nodes: {mode: one}, by: agent}, for: 20s}]\n"));
     let node = space.wait(60, format_args!("a node that is cut off\n{}", installed.state()), || {
-        let faults = cluster.list_in(&installed.system, "nodefaults", "");
+        let faults = cluster.objects("nodefaults", Some(&installed.system), "");
         let fault = faults.first().filter(|fault| fault["status"]["phase"] == "InForce")?;
         Some(fault["spec"]["node"].as_str().expect("a node").to_owned())
     });
     let began = Instant::now();
     let on_node = |pods: Vec<Value>| pods.into_iter().find(|pod| pod["spec"]["nodeName"] == node.as_str()).unwrap_or_else(|| panic!("a pod on {node}"));
-    let agent = on_node(cluster.list_in(&installed.system, "pods", "steadfast.dev/part=agent"));
+    let agent = on_node(cluster.objects("pods", Some(&installed.system), "steadfast.dev/part=agent"));
     let agent = process(&cluster, &installed, agent["metadata"]["name"].as_str().expect("a name")).expect("a process of this machine");
     let pod = on_node(space.list("pods"));
     let address: SocketAddr = format!("{}:4180", pod["status"]["podIP"].as_str().expect("an address")).parse().expect("an address");
@@ -203,7 +203,7 @@ fn a_node_that_was_cut_off_is_heard_again_when_nobody_is_left_to_say_so() {
     assert!(took > Duration::from_secs(15), "before its time: {took:?}");
     drop((cut, frozen));
     finished(&space, "cut", installed.state());
-    eventually(&cluster, &space, &installed);
+    nothing_kept(&cluster, &installed, &space, 90);
 }
 
 /// A process that stands still, until this is dropped.
@@ -214,10 +214,6 @@ impl Drop for Frozen {
         // Kubelet may have ended it.
         let _ = kill(self.0, Signal::SIGCONT);
     }
-}
-
-fn eventually(cluster: &Cluster, space: &Namespace<'_>, installed: &Installed<'_>) {
-    space.wait(90, format_args!("nothing kept\n{}", installed.state()), || kept(cluster, installed).is_empty().then_some(()));
 }
 
 #[test]

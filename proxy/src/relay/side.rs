@@ -112,17 +112,20 @@ impl Side {
         Ok(self.owed.is_empty())
     }
 
-    /// Ready once it is clear.
-    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Gives it what it owes. Whether it is clear now, and was not before.
+    pub fn pay(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        if self.is_clear() {
+            return Ok(false);
+        }
         while self.paid < self.owed.len() {
             match Pin::new(&mut self.stream).poll_write(cx, &self.owed[self.paid..]) {
                 Poll::Ready(Ok(size)) => self.paid += size,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(false),
             }
         }
         self.forget();
-        Poll::Ready(Ok(()))
+        Ok(true)
     }
 
     /// What it owes is of no use any more.

@@ -198,21 +198,11 @@ impl Connection<'_> {
 
     /// Moves whatever can be moved. Whether anything was.
     fn step(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Result<bool, Leave> {
-        let mut moved = false;
-        if !self.client.is_clear() {
-            match self.client.poll_flush(cx) {
-                Poll::Ready(Ok(())) => moved = true,
-                Poll::Ready(Err(_)) => return Err(ENDED),
-                Poll::Pending => {}
-            }
-        }
-        if let Some(upstream) = &mut self.upstream
-            && !upstream.is_clear()
-        {
-            match upstream.poll_flush(cx) {
-                Poll::Ready(Ok(())) => moved = true,
-                Poll::Ready(Err(_)) => self.upstream_is_deaf(),
-                Poll::Pending => {}
+        let mut moved = self.client.pay(cx).map_err(|_| ENDED)?;
+        if let Some(upstream) = &mut self.upstream {
+            match upstream.pay(cx) {
+                Ok(paid) => moved |= paid,
+                Err(_) => self.upstream_is_deaf(),
             }
         }
         moved |= self.settle(cx)?;

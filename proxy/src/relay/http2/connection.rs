@@ -198,22 +198,12 @@ impl Connection<'_> {
 
     /// Moves whatever can be moved. Whether anything was.
     fn step(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Result<bool, Leave> {
-        let mut moved = false;
-        if !self.client.is_clear() {
-            match self.client.poll_flush(cx) {
-                Poll::Ready(Ok(())) => moved = true,
-                Poll::Ready(Err(_)) => return Err(Leave::Ended),
-                Poll::Pending => {}
-            }
-        }
-        if let Some(upstream) = &mut self.upstream
-            && !upstream.is_clear()
-        {
-            match upstream.poll_flush(cx) {
-                Poll::Ready(Ok(())) => moved = true,
+        let mut moved = self.client.pay(cx).map_err(|_| Leave::Ended)?;
+        if let Some(upstream) = &mut self.upstream {
+            match upstream.pay(cx) {
+                Ok(paid) => moved |= paid,
                 // What it has said before still counts.
-                Poll::Ready(Err(_)) => upstream.forget(),
-                Poll::Pending => {}
+                Err(_) => upstream.forget(),
             }
         }
         if let Some(connecting) = &mut self.connecting
