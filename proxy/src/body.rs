@@ -37,6 +37,8 @@ impl Whole {
 /// What a client sends, or the sidecar itself.
 pub enum RequestBody {
     Client(Incoming, Whole),
+    /// Read ahead: what was read, then the rest.
+    Resumed(VecDeque<Result<Frame<Bytes>, hyper::Error>>, Box<Self>),
     Own(Bytes),
     Empty,
 }
@@ -54,6 +56,10 @@ impl Body for RequestBody {
                 }
                 polled
             }
+            Self::Resumed(read, rest) => match read.pop_front() {
+                Some(frame) => Poll::Ready(Some(frame)),
+                None => Pin::new(&mut **rest).poll_frame(cx),
+            },
             Self::Own(bytes) => {
                 let bytes = std::mem::take(bytes);
                 *self = Self::Empty;
@@ -66,6 +72,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Client(incoming, _) => incoming.is_end_stream(),
+            Self::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),
             Self::Own(bytes) => bytes.is_empty(),
             Self::Empty => true,
         }
@@ -74,6 +81,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Client(incoming, _) => incoming.size_hint(),
+            Self::Resumed(read, rest) => resumed_size(read.iter().filter_map(|frame| frame.as_ref().ok()), &rest.size_hint()),
             Self::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Empty => SizeHint::with_exact(0),
         }
@@ -104,6 +112,17 @@ impl RequestBody {
         };
         tokio::time::timeout(DISCARD_WITHIN, read).await.unwrap_or(false)
     }
+}
+
+/// The size of what was `read` ahead and of the `rest`.
+fn resumed_size<'a>(read: impl Iterator<Item = &'a Frame<Bytes>>, rest: &SizeHint) -> SizeHint {
+    let read: u64 = read.filter_map(Frame::data_ref).map(|bytes| bytes.len() as u64).sum();
+    let mut hint = SizeHint::new();
+    hint.set_lower(read + rest.lower());
+    if let Some(upper) = rest.upper() {
+        hint.set_upper(read + upper);
+    }
+    hint
 }
 
 /// The next frame that says something: HTTP/2 peers may count empty DATA frames as an attack, so none is passed on.
@@ -220,15 +239,7 @@ impl Body for Source {
             Self::Upstream(body) => body.size_hint(),
             Self::Shaped(body) => body.size_hint(),
             Self::Own(bytes) | Self::WithTrailers(bytes, None) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Resumed(read, rest) => {
-                let read: u64 = read.iter().filter_map(|frame| frame.data_ref()).map(|bytes| bytes.len() as u64).sum();
-                let mut hint = SizeHint::new();
-                hint.set_lower(read + rest.size_hint().lower());
-                if let Some(upper) = rest.size_hint().upper() {
-                    hint.set_upper(read + upper);
-                }
-                hint
-            }
+            Self::Resumed(read, rest) => resumed_size(read.iter(), &rest.size_hint()),
             Self::WithTrailers(bytes, Some(_)) => {
                 let mut hint = SizeHint::new();
                 hint.set_lower(bytes.len() as u64);
