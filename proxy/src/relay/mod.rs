@@ -18,6 +18,7 @@
 //! left is parked for the next client. Within a message an end on either side is the other side's end at once.
 
 pub mod bell;
+pub mod deadline;
 pub mod http1;
 pub mod http2;
 pub mod parked;
