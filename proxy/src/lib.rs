@@ -18,6 +18,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod descriptors;
 pub mod drain;
 pub mod fault;
 pub mod forward;

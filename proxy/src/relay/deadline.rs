@@ -11,10 +11,14 @@ use tokio::time::Sleep;
 use crate::clock;
 
 /// Moved without touching the runtime's timer as long as it moves away: a timer that rings too early finds out then, which costs less than setting it for each message.
+///
+/// Invariant: asked by one task alone, whose waker the timer knows since it was first asked.
 #[derive(Default)]
 pub struct Deadline {
     at_ns: Option<u64>,
     sleep: Option<Pin<Box<Sleep>>>,
+    /// When the timer rings.
+    rings_ns: u64,
 }
 
 impl Deadline {
@@ -39,19 +43,21 @@ impl Deadline {
     pub fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(at_ns) = self.at_ns else { return false };
         loop {
-            let due = clock::instant(at_ns).into();
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
-            if sleep.deadline() > due + Duration::from_millis(1) {
-                sleep.as_mut().reset(due);
-            }
-            if sleep.as_mut().poll(cx) == Poll::Pending {
-                return false;
-            }
-            if clock::now_ns() >= at_ns {
+            let now = clock::now_ns();
+            if now >= at_ns {
                 self.at_ns = None;
                 return true;
             }
+            if self.sleep.is_some() && now < self.rings_ns && self.rings_ns <= at_ns {
+                return false;
+            }
+            let due = clock::instant(at_ns).into();
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
             sleep.as_mut().reset(due);
+            self.rings_ns = at_ns;
+            if sleep.as_mut().poll(cx) == Poll::Pending {
+                return false;
+            }
         }
     }
 }

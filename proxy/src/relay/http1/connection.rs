@@ -8,6 +8,8 @@
 mod answer;
 mod request;
 
+pub use answer::too_slow;
+
 use std::{
     future::poll_fn,
     pin::Pin,
@@ -357,6 +359,14 @@ impl Connection<'_> {
         if self.phase == Phase::Exchange {
             let after = self.worker.shared.config.upstream_timeout;
             return self.answer(cx, &ForwardError::Timeout { after }).map(|()| true);
+        }
+        if self.phase == Phase::Boundary {
+            let half = !self.ahead.is_empty();
+            self.worker.meter.exceeded(if half { "head-time" } else { "idle-time" });
+            if half {
+                self.close(true);
+                return self.tell_client(cx, &too_slow(self.worker.shared.config.header_timeout)).map(|()| true);
+            }
         }
         Err(ENDED)
     }

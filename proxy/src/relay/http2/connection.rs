@@ -16,7 +16,10 @@ use std::{
 use tokio::net::TcpStream;
 
 use self::{frames::Direction, going::Going, streams::Stream};
-use super::frame::{Frame, flag, kind};
+use super::{
+    frame::{Frame, flag, kind},
+    patience::Patience,
+};
 use crate::{
     clock,
     drain::Phase as Drain,
@@ -57,12 +60,18 @@ struct Connection<'a> {
     going: Going,
     /// Header blocks were kept from the server: its table is not the client's any more.
     kept_blocks: bool,
-    /// For the client, as soon as a frame may stand there.
+    /// For the client and for the server, as soon as a frame may stand there.
     inject: Vec<u8>,
+    inject_up: Vec<u8>,
+    patience: Patience,
     /// Nothing is understood any more.
     opaque: bool,
     closing: bool,
     deadline: Deadline,
+    /// When the first stream that waits for its answer has waited for too long, or earlier.
+    answers: Deadline,
+    /// When a client that was told to go must have gone.
+    go_by: Deadline,
 }
 
 /// Why a connection leaves the relay.
@@ -81,14 +90,14 @@ pub async fn relay(worker: &Rc<Worker>, client: Client, bell: &Bell) -> Exit {
     if must_stack(worker) || clock::now_ns() < worker.no_http2[route].get() {
         return Exit::Stack(Client { stream, ahead, peer, route });
     }
-    let pool = worker.pools[route].clone();
+    let dialling = Rc::clone(worker);
     let mut connection = Connection {
         worker,
         bell,
         route,
         client: Side::new(stream),
         upstream: None,
-        connecting: Some(Box::pin(async move { pool.dial().await })),
+        connecting: Some(Box::pin(async move { dialling.dial(route).await })),
         first: Some(ahead),
         begins: Vec::new(),
         up: Direction::new(),
@@ -99,9 +108,13 @@ pub async fn relay(worker: &Rc<Worker>, client: Client, bell: &Bell) -> Exit {
         going: Going::Stays,
         kept_blocks: false,
         inject: Vec::new(),
+        inject_up: Vec::new(),
+        patience: Patience::default(),
         opaque: false,
         closing: false,
         deadline: Deadline::default(),
+        answers: Deadline::default(),
+        go_by: Deadline::default(),
     };
     connection.client.watch();
     let left = poll_fn(|cx| {
@@ -139,6 +152,12 @@ impl Connection<'_> {
                     }
                     self.time_is_up();
                 }
+                Ok(false) if self.answers.is_over(cx) => {
+                    if let Err(leave) = self.time_out(cx) {
+                        return Poll::Ready(leave);
+                    }
+                }
+                Ok(false) if self.go_by.is_over(cx) => self.has_not_gone(),
                 Ok(false) => return Poll::Pending,
                 Err(leave) => return Poll::Ready(leave),
             }
@@ -230,6 +249,11 @@ impl Connection<'_> {
             self.tell_client(cx, &inject)?;
             return Ok(true);
         }
+        if !self.inject_up.is_empty() && self.up.reader.is_between_frames() {
+            let inject = std::mem::take(&mut self.inject_up);
+            self.tell_upstream(cx, &inject);
+            return Ok(true);
+        }
         if self.going == Going::Refused && self.streams.is_empty() && self.inject.is_empty() {
             self.close();
             return Ok(true);
@@ -240,6 +264,8 @@ impl Connection<'_> {
     fn close(&mut self) {
         self.closing = true;
         self.upstream = None;
+        self.answers.clear();
+        self.go_by.clear();
         self.deadline.set_after(LINGER);
     }
 

@@ -1,6 +1,6 @@
 //! The way up: the client's request, looked at where it begins and nowhere else.
 
-use std::task::Context;
+use std::{rc::Rc, task::Context};
 
 use tokio::net::TcpStream;
 
@@ -55,8 +55,8 @@ impl Connection<'_> {
     /// `bytes` begin where a request begins.
     pub(super) fn at_boundary(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
         let head = match head::request(bytes) {
-            Read::Whole(head) if !must_stack(self.worker) => head,
-            Read::Whole(_) | Read::Odd => {
+            Read::Whole(head) if !head.stack && !must_stack(self.worker) => head,
+            Read::Whole(_) | Read::Long | Read::Odd => {
                 self.ahead = bytes.to_vec();
                 return Err(TO_STACK);
             }
@@ -83,8 +83,8 @@ impl Connection<'_> {
     }
 
     pub(super) fn connect(&mut self) {
-        let pool = self.worker.pools[self.route].clone();
-        self.connecting = Some(Box::pin(async move { pool.dial().await }));
+        let (worker, route) = (Rc::clone(self.worker), self.route);
+        self.connecting = Some(Box::pin(async move { worker.dial(route).await }));
     }
 
     pub(super) fn connected(&mut self, cx: &mut Context<'_>, connected: Result<TcpStream, ForwardError>) -> Step {

@@ -6,18 +6,29 @@ use steadfast_api::policy::POD_HEADER;
 
 use super::{Connection, FRAME_MAX, Going, Leave, Step, going::PING, streams::Stream};
 use crate::{
+    clock,
     measure::request::Begun,
     relay::{
+        http1::head::HEAD_MAX,
         http2::{
-            frame::{self, Event, Frame, Malformed, Reader, flag, kind},
+            frame::{self, Event, Frame, Reader, Unread, code, flag, kind},
             hpack::{self, Decoder, Said},
+            patience::{self, Flood},
         },
         must_stack,
     },
 };
 
-/// Streams whose answers are followed; a connection with more is not understood.
+/// Streams of one connection that wait for the end of their answers. How many may be open at once the server says.
 const STREAMS_MAX: usize = 10_000;
+
+/// Why a frame does not pass.
+enum Odd {
+    Malformed,
+    Flood(Flood),
+    Ended,
+}
+
 /// What happens to the bytes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
@@ -56,11 +67,18 @@ impl Connection<'_> {
         let (mut at, mut run) = (0, 0);
         loop {
             let before = self.direction(up).reader.held();
-            let next = self.direction(up).reader.next(&bytes[at..]);
-            let Ok((size, event)) = next else { return self.not_understood(cx, up, &before, &bytes[run..]) };
+            let (size, event) = match self.direction(up).reader.next(&bytes[at..]) {
+                Ok(next) => next,
+                Err(Unread::TooLong) if up => return self.enough(cx, Flood::Headers),
+                Err(_) => return self.not_understood(cx, up, &before, &bytes[run..]),
+            };
             match event {
                 Event::Begins => {
-                    let way = self.begins(up)?;
+                    let way = match self.begins(up) {
+                        Ok(way) => way,
+                        Err(Odd::Flood(flood)) => return self.enough(cx, flood),
+                        Err(Odd::Ended | Odd::Malformed) => return Err(Leave::Ended),
+                    };
                     self.direction(up).way = way;
                     if way == Way::Passes {
                         self.give(cx, up, &before)?;
@@ -72,7 +90,17 @@ impl Connection<'_> {
                 Event::Payload(_) if self.direction(up).way != Way::Passes => run = at + size,
                 Event::Payload(_) => {}
                 Event::Ends => {
-                    let Ok(replaced) = self.ends(up) else { return self.not_understood(cx, up, &[], &bytes[run..]) };
+                    let replaced = match self.ends(up) {
+                        Ok(replaced) => replaced,
+                        Err(Odd::Flood(flood)) => {
+                            if !up && self.down.way == Way::Passes {
+                                self.tell_client(cx, &bytes[run..at])?;
+                                self.down.reader.done();
+                            }
+                            return self.enough(cx, flood);
+                        }
+                        Err(Odd::Ended | Odd::Malformed) => return self.not_understood(cx, up, &[], &bytes[run..]),
+                    };
                     self.give(cx, up, &replaced)?;
                     let direction = self.direction(up);
                     direction.reader.done();
@@ -90,8 +118,15 @@ impl Connection<'_> {
     }
 
     /// What becomes of the frame that has begun.
-    fn begins(&mut self, up: bool) -> Result<Way, Leave> {
+    fn begins(&mut self, up: bool) -> Result<Way, Odd> {
         let Some(frame) = self.direction(up).reader.frame else { return Ok(Way::Passes) };
+        if up {
+            let streams = &self.streams;
+            let waited = || streams.get(&frame.stream).map(|stream| stream.begun.as_ref().map_or(u64::MAX, |begun| clock::now_ns() - begun.since_ns()));
+            self.patience.client(&frame, waited).map_err(Odd::Flood)?;
+        } else {
+            self.patience.server(&frame);
+        }
         if frame.kind == kind::CONTINUATION {
             let dropped = self.direction(up).way == Way::Dropped;
             return Ok(if dropped { Way::Dropped } else { Way::Passes });
@@ -108,26 +143,34 @@ impl Connection<'_> {
             self.seen = frame.stream;
             if self.going == Going::Refused {
                 self.kept_blocks = true;
-                self.inject.extend(frame::refuse(frame.stream));
+                self.patience.reset().map_err(Odd::Flood)?;
+                self.inject.extend(frame::reset(frame.stream, code::REFUSED_STREAM));
                 return Ok(Way::Dropped);
             }
             if must_stack(self.worker) {
                 self.tell_to_go();
             }
             self.last = frame.stream;
-            self.streams.insert(frame.stream, Stream::new(Begun::new(self.worker)));
+            let begun = Begun::new(self.worker);
+            if !self.answers.is_set() {
+                self.answers.set(begun.since_ns() + clock::ns(self.worker.shared.config.upstream_timeout));
+            }
+            self.streams.insert(frame.stream, Stream::new(begun));
+            if self.streams.len() > STREAMS_MAX {
+                return Err(Odd::Flood(Flood::Streams));
+            }
         }
         Ok(match frame.kind {
             _ if self.going == Going::Refused && frame.stream > self.last => Way::Dropped,
             // Its block cannot be read by a server that has missed others. The client was told to go and did not.
-            kind::HEADERS if self.kept_blocks => return Err(Leave::Ended),
+            kind::HEADERS if self.kept_blocks => return Err(Odd::Ended),
             kind::PING if frame.has(flag::ACK) && frame.size == PING.len() && self.going == Going::Told => Way::Waits,
             _ => Way::Passes,
         })
     }
 
     /// The frame is whole. What is passed on in its stead if it has waited; malformed: it cannot be read.
-    fn ends(&mut self, up: bool) -> Result<Vec<u8>, Malformed> {
+    fn ends(&mut self, up: bool) -> Result<Vec<u8>, Odd> {
         let direction = self.direction(up);
         let Some(frame) = direction.reader.frame else { return Ok(Vec::new()) };
         let way = direction.way;
@@ -154,7 +197,10 @@ impl Connection<'_> {
         let direction = self.direction(up);
         if frame.has_block() {
             if direction.reader.in_block.is_none() {
-                let said = direction.decoder.read(&direction.reader.block).map_err(|_| Malformed)?;
+                let said = direction.decoder.read(&direction.reader.block).map_err(|_| Odd::Malformed)?;
+                if up && said.size > HEAD_MAX {
+                    return Err(Odd::Flood(Flood::Headers));
+                }
                 let ends_stream = direction.ends_stream;
                 match (up, frame.kind) {
                     (_, kind::PUSH_PROMISE) => {}
@@ -168,13 +214,34 @@ impl Connection<'_> {
             } else {
                 self.answered(frame.stream, Said::default(), true);
             }
-        } else if frame.kind == kind::RST_STREAM
-            && let Some(stream) = self.streams.remove(&frame.stream)
-            && !up
-        {
-            stream.broke_off(false);
+        } else if frame.kind == kind::RST_STREAM {
+            let code = direction.reader.payload.first_chunk().map_or(0, |code| u32::from_be_bytes(*code));
+            if let Some(stream) = self.streams.remove(&frame.stream)
+                && !up
+            {
+                stream.broke_off(false);
+                if patience::is_clients_doing(code) {
+                    self.patience.reset().map_err(Odd::Flood)?;
+                }
+            }
         }
-        if self.streams.len() > STREAMS_MAX { Err(Malformed) } else { Ok(replaced) }
+        Ok(replaced)
+    }
+
+    /// The client has had all the patience that there is for it.
+    fn enough(&mut self, cx: &mut Context<'_>, flood: Flood) -> Step {
+        self.worker.meter.exceeded(flood.name());
+        if self.first.is_some() {
+            return Err(Leave::Ended);
+        }
+        if self.down.reader.is_between_frames() {
+            let inject = std::mem::take(&mut self.inject);
+            self.tell_client(cx, &inject)?;
+            self.tell_client(cx, &frame::go_away(self.last, code::ENHANCE_YOUR_CALM))?;
+        }
+        self.streams.clear();
+        self.close();
+        Ok(())
     }
 
     /// From here on the bytes are the two sides' own business: first those that were kept, then `bytes`.

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use super::Connection;
-use crate::relay::http2::frame;
+use crate::relay::http2::frame::{self, code};
 
 /// Ours among PINGs.
 pub(super) const PING: [u8; 8] = *b"steadfst";
 /// A client that has not answered PING by then speaks no HTTP/2: it is refused more streams as if it had.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+/// A client that goes on beginning streams has at least so long.
+const SOON: Duration = Duration::from_secs(1);
 /// A client that has heard has begun nothing new for so long before it is taken at its word.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -32,6 +34,8 @@ impl Connection<'_> {
             self.inject.extend(frame::go_soon());
             self.inject.extend(frame::ping(PING));
             self.deadline.set_after(ANSWERS_WITHIN);
+            // Who goes on asking by this connection has heard and does not heed.
+            self.go_by.set_after(self.worker.shared.config.drain_timeout.max(SOON));
             self.worker.meter.metrics.moved.with_label_values(&["stack"]).inc();
         }
     }
@@ -53,8 +57,20 @@ impl Connection<'_> {
             return;
         }
         if matches!(self.going, Going::Told | Going::Heard) {
-            self.going = Going::Refused;
-            self.inject.extend(frame::go_away(self.last));
+            self.refuse();
         }
+    }
+
+    /// It was told long ago, and still begins streams: they are refused, and those that are open go on to their end.
+    pub(super) fn has_not_gone(&mut self) {
+        if matches!(self.going, Going::Told | Going::Heard) {
+            self.worker.meter.exceeded("http2-going");
+            self.refuse();
+        }
+    }
+
+    fn refuse(&mut self) {
+        self.going = Going::Refused;
+        self.inject.extend(frame::go_away(self.last, code::NO_ERROR));
     }
 }
