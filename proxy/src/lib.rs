@@ -22,6 +22,8 @@ pub mod descriptors;
 pub mod drain;
 pub mod fault;
 pub mod forward;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod golden;
 pub mod hold;
 pub mod hook;
