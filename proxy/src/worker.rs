@@ -12,14 +12,14 @@ use std::{
 
 use hyper::rt::Executor;
 use rand::{SeedableRng, rngs::StdRng};
-use tokio::sync::Notify;
+use tokio::{net::TcpStream, sync::Notify};
 
 use crate::{
     config::Config,
     control::report::Evidence,
     drain::{Drain, Phase},
     fault::{armed::Store, timer::Timer},
-    forward::pool::Pool,
+    forward::{ForwardError, pool::Pool},
     hold::Hold,
     measure::{Meter, Metrics, window::Window},
     relay::{bell::Bells, parked::Parked, side::Buffer},
@@ -160,6 +160,26 @@ impl Worker {
         let own = Rc::clone(&worker);
         tokio::task::spawn_local(async move { tokio::join!(own.drain.follow(&own.shared.drain), own.held.follow(&own.shared.store.hold), own.ring()) });
         Ok(worker)
+    }
+
+    /// Gives back the descriptors of connections to the model server that nobody uses.
+    pub fn spare(&self) {
+        self.pools.iter().for_each(Pool::spare);
+        self.parked.iter().for_each(Parked::clear);
+    }
+
+    /// A connection to the model server for the relay. Where no descriptor is left for it, those of idle ones are given back first.
+    pub async fn dial(&self, route: usize) -> Result<TcpStream, ForwardError> {
+        match self.pools[route].dial().await {
+            Err(ForwardError::Descriptors) => {
+                self.meter.exceeded("descriptors");
+                self.spare();
+                // hyper closes its own when it is next polled.
+                tokio::task::yield_now().await;
+                self.pools[route].dial().await
+            }
+            dialled => dialled,
+        }
     }
 
     /// Rings the bells at every change that relayed connections must know of, for as long as it is polled.

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use super::ForwardError;
 use crate::{
     body::{RequestBody, UpstreamBody},
-    clock,
+    clock, descriptors,
     worker::LocalExec,
 };
 
@@ -131,6 +131,11 @@ impl Pool {
         self.0.idle.borrow_mut().retain(|(sender, since)| !sender.is_closed() && now - since < IDLE_NS_MAX);
     }
 
+    /// Drops connections that nobody uses.
+    pub fn spare(&self) {
+        self.0.idle.borrow_mut().clear();
+    }
+
     fn take(&self) -> Option<Sender> {
         let now = clock::now_ns();
         let mut idle = self.0.idle.borrow_mut();
@@ -153,7 +158,8 @@ impl Pool {
     pub async fn dial(&self) -> Result<TcpStream, ForwardError> {
         let (upstream, after) = (self.0.upstream, self.0.connect_timeout);
         let connected = tokio::time::timeout(after, TcpStream::connect(upstream)).await.map_err(|_| ForwardError::ConnectTimeout { upstream, after })?;
-        let stream = connected.map_err(|why| ForwardError::Refused { upstream, why })?;
+        let stream =
+            connected.map_err(|why| if descriptors::are_exhausted(&why) { ForwardError::Descriptors } else { ForwardError::Refused { upstream, why } })?;
         // Small answers must not wait for the acknowledgement of the last one. A socket that refuses this still works.
         let _ = stream.set_nodelay(true);
         Ok(stream)
