@@ -25,6 +25,7 @@ use crate::{
     measure::request::{Begun, Record},
     problem::Dialect,
     relay::{Client, Exit, bell::Bell, must_stack, side::Side},
+    upstream::Dialled,
     worker::Worker,
 };
 
@@ -66,14 +67,14 @@ struct Exchange {
     record: Option<Record>,
 }
 
-type Connecting = Pin<Box<dyn Future<Output = Result<TcpStream, ForwardError>>>>;
+type Connecting = Pin<Box<dyn Future<Output = Result<Dialled, ForwardError>>>>;
 
 struct Connection<'a> {
     worker: &'a Rc<Worker>,
     bell: &'a Bell,
     route: usize,
-    client: Side,
-    upstream: Option<Side>,
+    client: Side<TcpStream>,
+    upstream: Option<Side<Dialled>>,
     connecting: Option<Connecting>,
     /// The request that waits for it.
     waiting: Option<Begun>,
@@ -392,10 +393,12 @@ impl Connection<'_> {
 
     fn connect(&mut self) {
         let pool = self.worker.pools[self.route].clone();
-        self.connecting = Some(Box::pin(async move { pool.dial().await }));
+        // What is no HTTP has nobody else who would wait for the model server.
+        let patient = matches!(self.phase, Phase::Tunnel { .. });
+        self.connecting = Some(Box::pin(async move { if patient { pool.dial_patiently().await } else { pool.dial().await } }));
     }
 
-    fn connected(&mut self, cx: &mut Context<'_>, connected: Result<TcpStream, ForwardError>) -> Step {
+    fn connected(&mut self, cx: &mut Context<'_>, connected: Result<Dialled, ForwardError>) -> Step {
         let (ahead, begun) = (std::mem::take(&mut self.ahead), self.waiting.take());
         match (connected, self.phase) {
             (Ok(stream), Phase::Tunnel { opaque }) => {
