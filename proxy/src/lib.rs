@@ -22,6 +22,7 @@ pub mod drain;
 pub mod fault;
 pub mod forward;
 pub mod golden;
+pub mod half_close;
 pub mod hold;
 pub mod hook;
 pub mod measure;
@@ -32,6 +33,7 @@ mod run;
 pub mod sanitize;
 pub mod served;
 pub mod stack;
+pub mod upstream;
 pub mod worker;
 
 pub use run::{RunError, run};

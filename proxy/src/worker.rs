@@ -19,7 +19,7 @@ use crate::{
     control::report::Evidence,
     drain::{Drain, Phase},
     fault::{armed::Store, timer::Timer},
-    forward::pool::Pool,
+    forward::pool::{Pool, Reached},
     hold::Hold,
     measure::{Meter, Metrics, window::Window},
     relay::{bell::Bells, parked::Parked, side::Buffer},
@@ -53,6 +53,8 @@ pub struct Shared {
     pub suspect: Notify,
     /// The model server's readiness as it was last seen; wakes the golden thread when it changes.
     pub readiness: tokio::sync::watch::Sender<bool>,
+    /// Whether each route's server has been there since this sidecar started.
+    pub reached: Vec<Reached>,
     /// One registry a thread.
     metrics: Mutex<Vec<Metrics>>,
     /// What passed since the last report, over all threads.
@@ -62,6 +64,7 @@ pub struct Shared {
 impl Shared {
     pub fn new(config: Config, evidence: Evidence) -> Arc<Self> {
         Arc::new(Self {
+            reached: config.routes.iter().map(|_| Reached::default()).collect(),
             config,
             store: Store::new(evidence.clone()),
             evidence,
@@ -140,7 +143,8 @@ impl Worker {
         let config = &shared.config;
         let no_http2 = config.routes.iter().map(|_| Cell::new(0)).collect();
         let parked = config.routes.iter().map(|_| Parked::default()).collect();
-        let pools = config.routes.iter().map(|route| Pool::new(route.upstream, config.connect_timeout, config.max_connections)).collect();
+        let routes = config.routes.iter().zip(&shared.reached);
+        let pools = routes.map(|(route, reached)| Pool::new(route.upstream.clone(), reached.clone(), config.connect_timeout, config.max_connections)).collect();
         let rng = RefCell::new(StdRng::seed_from_u64(config.seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15))));
         let meter = Meter::new(shared.metrics());
         let worker = Rc::new(Self {
