@@ -45,7 +45,9 @@ pub async fn watch(shared: Arc<Shared>) {
         let ready = seen == Look::Ready;
         if ready || seen == Look::NotReady {
             // It has answered, so it listens.
-            routes.iter().for_each(|reached| reached.set());
+            for reached in &routes {
+                reached.set();
+            }
         }
         let took = begun.elapsed();
         if known != Some(ready) {

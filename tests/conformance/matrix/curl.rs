@@ -57,5 +57,5 @@ fn curl_sees_no_difference() {
         said
     });
     pod.engines_were_used();
-    table.is_on_the_page();
+    table.must_be_on_the_page();
 }

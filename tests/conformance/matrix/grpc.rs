@@ -54,5 +54,5 @@ fn grpc_calls_of_every_kind_are_the_same() {
         assert!(sidecar.metric("steadfast_grpc_responses_total", r#"code="9""#) >= 1, "the error's own status is counted");
     }
     pod.engines_were_used();
-    table.is_on_the_page();
+    table.must_be_on_the_page();
 }

@@ -71,7 +71,7 @@ fn http2_clients_see_no_difference() {
     });
     table.same(&pod, "nghttp: a small window, and frames with padding", |way| nghttp(way, "/large", &["--window-bits=10", "--padding=100"]));
     pod.engines_were_used();
-    table.is_on_the_page();
+    table.must_be_on_the_page();
 }
 
 #[test]
@@ -86,5 +86,5 @@ fn an_upgrade_to_http2_is_answered_in_http1() {
         let (succeeded, said) = output(std::process::Command::new("nghttp").args(["--upgrade", "--timeout=30", &url]));
         format!("{succeeded} {}", said.trim())
     });
-    table.is_on_the_page();
+    table.must_be_on_the_page();
 }

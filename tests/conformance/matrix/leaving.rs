@@ -95,13 +95,15 @@ fn http2(origin: &Origin, address: SocketAddr, path: &str) -> Instant {
     Instant::now()
 }
 
+/// What is left, and how; the moment when it was.
+type Leave<'a> = (&'a str, Box<dyn Fn(SocketAddr) -> Instant + 'a>);
+
 #[test]
 fn the_server_hears_within_50_ms_that_a_client_has_left() {
     let origin = Origin::start();
     let pod = Pod::around(origin.address);
     let mut table = Table::of("Clients that leave, and a server of HTTP/1.1");
     let mut leaves = BTreeMap::new();
-    type Leave<'a> = (&'a str, Box<dyn Fn(SocketAddr) -> Instant + 'a>);
     let kinds: [Leave<'_>; 3] = [
         ("HTTP/1.1, a request in progress: the client closes", Box::new(|way| unary(&origin, way, false))),
         ("HTTP/1.1, a request in progress: the client resets", Box::new(|way| unary(&origin, way, true))),
@@ -128,5 +130,5 @@ fn the_server_hears_within_50_ms_that_a_client_has_left() {
         sidecar.metric_reaches("steadfast_responses_truncated_total", r#"by="client""#, TIMES as u64);
     }
     pod.engines_were_used();
-    table.is_on_the_page();
+    table.must_be_on_the_page();
 }

@@ -31,7 +31,7 @@ fn under_load_no_request_fails() {
         h2load(&["-n100", "-c1", "-m10"], &format!("http://{way}/large"))
     });
     pod.engines_were_used();
-    table.is_on_the_page();
+    table.must_be_on_the_page();
 }
 
 fn h2load(args: &[&str], url: &str) -> String {

@@ -70,7 +70,7 @@ fn mlserver_is_the_same() {
     let mut table = Table::of("curl and h2load, and MLServer");
     oip(&mut table, &pod, "double");
     pod.engines_were_used();
-    table.is_on_the_page();
+    table.must_be_on_the_page();
 }
 
 #[test]
@@ -95,5 +95,5 @@ fn triton_is_the_same() {
         super::grpc::rows(&mut table, &calls, "triton_client.py", false);
     }
     pod.engines_were_used();
-    table.is_on_the_page();
+    table.must_be_on_the_page();
 }

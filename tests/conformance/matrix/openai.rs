@@ -15,5 +15,5 @@ fn a_language_model_says_the_same_and_stops_when_its_client_leaves() {
     let leaves = rows(&mut table, &pod, "openai_client.py", true);
     within_50_ms(&mut table, &leaves);
     pod.engines_were_used();
-    table.is_on_the_page();
+    table.must_be_on_the_page();
 }

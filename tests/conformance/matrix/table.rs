@@ -53,7 +53,7 @@ impl Table {
     }
 
     /// Holds the page and what was seen together.
-    pub(super) fn is_on_the_page(self) {
+    pub(super) fn must_be_on_the_page(self) {
         let rows = format!("| What | Nothing armed | Armed for another path |\n|---|---|---|\n{}\n", self.rows.join("\n"));
         println!("## {}\n\n{rows}", self.section);
         let _one = PAGE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

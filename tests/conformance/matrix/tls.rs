@@ -38,5 +38,5 @@ fn tls_passes_unread_and_is_counted() {
         assert!(sidecar.metric("steadfast_opaque_bytes_total", "") > 1000);
         assert_eq!(sidecar.metric("steadfast_requests_total", ""), 0);
     }
-    table.is_on_the_page();
+    table.must_be_on_the_page();
 }

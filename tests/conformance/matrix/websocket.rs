@@ -13,5 +13,5 @@ fn websockets_are_the_same() {
     let mut table = Table::of("websockets, on both sides");
     rows(&mut table, &pod, "websocket_client.py", false);
     pod.engines_were_used();
-    table.is_on_the_page();
+    table.must_be_on_the_page();
 }
