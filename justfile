@@ -12,6 +12,10 @@ check:
 format:
     cargo fmt --all
 
+# Whether clients and servers notice the sidecar, MLServer and Triton among them: sets up what it needs (a gigabyte), 5 minutes.
+conformance-full:
+    STEADFAST_CONFORMANCE=full STEADFAST_REQUIRE_CLUSTER=0 tests/run conformance
+
 # The case study in its short form.
 demo:
     cargo run --release -- demo --quick

@@ -1,10 +1,12 @@
 //! Bodies on their way through. Nothing is gathered here: what arrives is passed on, and the receiver's pace is the sender's.
 
 use std::{
-    cell::Cell,
     collections::VecDeque,
     pin::Pin,
-    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,7 +18,7 @@ use hyper::body::Incoming;
 
 use crate::{
     fault::{budget::ActiveFault, link::Cut, shape::Shaped},
-    forward::pool::Lease,
+    forward::{interim::Asked, pool::Lease},
     measure::request::{Record, grpc_status},
 };
 
@@ -26,17 +28,23 @@ const DISCARD_WITHIN: Duration = Duration::from_secs(5);
 
 /// Whether a client's request has been read to its end: only then does what follows on the connection begin a message.
 #[derive(Clone, Debug, Default)]
-pub struct Whole(Rc<Cell<bool>>);
+pub struct Whole(Arc<AtomicBool>);
 
 impl Whole {
     pub fn get(&self) -> bool {
-        self.0.get()
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 
 /// What a client sends, or the sidecar itself.
 pub enum RequestBody {
     Client(Incoming, Whole),
+    /// The same, not read before it is asked for.
+    WhenAsked(Asked, Incoming, Whole),
     /// Read ahead: what was read, then the rest.
     Resumed(VecDeque<Result<Frame<Bytes>, hyper::Error>>, Box<Self>),
     Own(Bytes),
@@ -52,7 +60,7 @@ impl Body for RequestBody {
             Self::Client(incoming, whole) => {
                 let polled = poll_filled(incoming, cx);
                 if matches!(polled, Poll::Ready(None)) || incoming.is_end_stream() {
-                    whole.0.set(true);
+                    whole.set();
                 }
                 polled
             }
@@ -60,6 +68,13 @@ impl Body for RequestBody {
                 Some(frame) => Poll::Ready(Some(frame)),
                 None => Pin::new(&mut **rest).poll_frame(cx),
             },
+            Self::WhenAsked(asked, ..) => {
+                std::task::ready!(asked.poll(cx));
+                if let Self::WhenAsked(_, incoming, whole) = std::mem::replace(&mut *self, Self::Empty) {
+                    *self = Self::Client(incoming, whole);
+                }
+                self.poll_frame(cx)
+            }
             Self::Own(bytes) => {
                 let bytes = std::mem::take(bytes);
                 *self = Self::Empty;
@@ -71,7 +86,7 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Client(incoming, _) => incoming.is_end_stream(),
+            Self::Client(incoming, _) | Self::WhenAsked(_, incoming, _) => incoming.is_end_stream(),
             Self::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),
             Self::Own(bytes) => bytes.is_empty(),
             Self::Empty => true,
@@ -80,7 +95,7 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Client(incoming, _) => incoming.size_hint(),
+            Self::Client(incoming, _) | Self::WhenAsked(_, incoming, _) => incoming.size_hint(),
             Self::Resumed(read, rest) => resumed_size(read.iter().filter_map(|frame| frame.as_ref().ok()), &rest.size_hint()),
             Self::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Empty => SizeHint::with_exact(0),
@@ -92,8 +107,37 @@ impl RequestBody {
     /// A client's body, and where to see that it was read.
     pub fn client(incoming: Incoming) -> (Self, Whole) {
         let whole = Whole::default();
-        whole.0.set(incoming.is_end_stream());
+        if incoming.is_end_stream() {
+            whole.set();
+        }
         (Self::Client(incoming, whole.clone()), whole)
+    }
+
+    /// The same, not read before it is asked for.
+    #[must_use]
+    pub fn when(self, asked: Asked) -> Self {
+        match self {
+            Self::Client(incoming, whole) => Self::WhenAsked(asked, incoming, whole),
+            other => other,
+        }
+    }
+
+    /// What it waits for.
+    pub fn asked(&self) -> Option<Asked> {
+        if let Self::WhenAsked(asked, ..) = self { Some(asked.clone()) } else { None }
+    }
+
+    /// Where to see that it was read.
+    pub fn whole(&self) -> Whole {
+        match self {
+            Self::Client(_, whole) | Self::WhenAsked(_, _, whole) => whole.clone(),
+            Self::Resumed(_, rest) => rest.whole(),
+            Self::Own(_) | Self::Empty => {
+                let whole = Whole::default();
+                whole.set();
+                whole
+            }
+        }
     }
 
     /// Reads what is left and throws it away, so that whoever is answered without being heard can be heard again on the same connection. Whether it came to its
@@ -170,6 +214,8 @@ impl Body for UpstreamBody {
         match &polled {
             Poll::Ready(None) => self.end(),
             Poll::Ready(Some(Ok(_))) => self.end_if_ended(),
+            // The client has ended its half, and the model server takes it for gone: so do we, and its connection drops this.
+            Poll::Ready(Some(Err(_))) if self.lease.as_ref().is_some_and(Lease::client_has_left) => return Poll::Pending,
             Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
         polled

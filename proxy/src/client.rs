@@ -13,7 +13,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::control::address::Tls;
+use crate::{control::address::Tls, upstream::Upstream};
 
 /// Why there was no answer.
 #[derive(Debug, thiserror::Error)]
@@ -30,13 +30,20 @@ pub enum ClientError {
 pub struct Client {
     authority: String,
     tls: Option<Tls>,
+    /// Where that is, if its name does not say it.
+    upstream: Option<Upstream>,
     connection: Option<http1::SendRequest<Full<Bytes>>>,
 }
 
 impl Client {
     /// `authority`: `host:port`.
     pub fn new(authority: impl Into<String>, tls: Option<Tls>) -> Self {
-        Self { authority: authority.into(), tls, connection: None }
+        Self { authority: authority.into(), tls, upstream: None, connection: None }
+    }
+
+    /// To the model server.
+    pub fn to_upstream(upstream: Upstream) -> Self {
+        Self { authority: upstream.to_string(), tls: None, upstream: Some(upstream), connection: None }
     }
 
     /// Sends `request` and waits for the response's head, both within `after`. The response's body must be read before the next call, or the connection is lost.
@@ -67,6 +74,10 @@ impl Client {
 
     async fn connect(&self) -> Result<http1::SendRequest<Full<Bytes>>, ClientError> {
         let authority = || self.authority.clone();
+        if let Some(upstream) = &self.upstream {
+            let stream = upstream.connect().await.map_err(|why| ClientError::Connect { authority: authority(), why })?;
+            return self.handshake(stream).await;
+        }
         let stream = TcpStream::connect(&self.authority).await.map_err(|why| ClientError::Connect { authority: authority(), why })?;
         let _ = stream.set_nodelay(true);
         match &self.tls {

@@ -10,7 +10,10 @@ use std::{
 use steadfast_api::{Span, sidecar::PodIdentity};
 use steadfast_golden_sets::engine::EngineChoice;
 
-use crate::control::address::Controller;
+use crate::{
+    control::address::Controller,
+    upstream::{BadUpstream, Upstream},
+};
 
 /// Variable with the bearer token for the controller; a flag would show it to everybody who may list processes.
 pub const TOKEN_VARIABLE: &str = "STEADFAST_CONTROLLER_TOKEN";
@@ -32,11 +35,11 @@ pub struct Args {
     /// Address that users reach. Port 0: any free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
-    /// Address of the model server.
+    /// Address of the model server: ADDRESS:PORT, or unix:/PATH of its socket.
     #[arg(long, value_name = "ADDRESS", required_unless_present = "route")]
-    pub upstream: Option<SocketAddr>,
+    pub upstream: Option<Upstream>,
     /// Instead of --listen and --upstream, for servers with several ports: where users come in and where the server listens; a port alone means all interfaces
-    /// there, loopback here. May be repeated; the first is also the way of golden replays.
+    /// there, loopback here; unix:/PATH is the server's socket. May be repeated; the first is also the way of golden replays.
     #[arg(long, value_name = "LISTEN=UPSTREAM", conflicts_with_all = ["listen", "upstream"])]
     pub route: Vec<String>,
     /// Address of metrics, health and /policy. Loopback only.
@@ -48,7 +51,7 @@ pub struct Args {
     /// The model server's readiness path.
     #[arg(long, value_name = "PATH", default_value = "/v2/health/ready")]
     pub ready_path: String,
-    /// Port on which the model server tells its readiness. Without it: the first upstream's.
+    /// Port on which the model server tells its readiness. Without it: the first upstream's, or its socket.
     #[arg(long, value_name = "PORT")]
     pub ready_port: Option<u16>,
     /// The model server is ready when it takes connections; nothing is asked.
@@ -118,7 +121,7 @@ pub struct Args {
     /// A client that has not sent a whole request head by then is disconnected. Idle kept-alive connections count too.
     #[arg(long, value_name = "TIME", default_value = "90s")]
     pub header_timeout: Span,
-    /// Longest wait for a connection to the model server; then 504.
+    /// Longest wait for a connection to the model server; then 504. A server that has not been there since this sidecar started is waited for as long; then 503.
     #[arg(long, value_name = "TIME", default_value = "2s")]
     pub connect_timeout: Span,
     /// Longest wait for the model server's response head; then 504.
@@ -144,22 +147,22 @@ pub struct BadFlag {
 }
 
 /// Where users come in, and the model server behind it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub listen: SocketAddr,
-    pub upstream: SocketAddr,
+    pub upstream: Upstream,
 }
 
 /// How the model server tells that it is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
     Http {
-        address: SocketAddr,
+        address: Upstream,
         path: http::uri::PathAndQuery,
     },
     /// It takes connections.
     Tcp {
-        address: SocketAddr,
+        address: Upstream,
     },
 }
 
@@ -197,8 +200,8 @@ pub struct Config {
 
 impl Config {
     /// Where golden replays go.
-    pub fn upstream(&self) -> SocketAddr {
-        self.routes[0].upstream
+    pub fn upstream(&self) -> &Upstream {
+        &self.routes[0].upstream
     }
 
     /// Checks `args`. `variable` reads a variable of the environment.
@@ -211,8 +214,7 @@ impl Config {
         let health =
             args.health.as_ref().map(|text| address(text, UNSPECIFIED).ok_or_else(|| bad("health", text, "give a port such as 4179, or ADDRESS:PORT")));
         let health = health.transpose()?;
-        let mut ready_address = routes[0].upstream;
-        ready_address.set_port(args.ready_port.unwrap_or(ready_address.port()));
+        let ready_address = args.ready_port.map_or_else(|| routes[0].upstream.clone(), |port| routes[0].upstream.with_port(port));
         let ready_path = args.ready_path.parse().ok().filter(|_| args.ready_path.starts_with('/'));
         let ready_path = ready_path.ok_or_else(|| bad("ready-path", &args.ready_path, "give a path that begins with a slash, such as /v2/health/ready"))?;
         let readiness = if args.ready_tcp { Readiness::Tcp { address: ready_address } } else { Readiness::Http { address: ready_address, path: ready_path } };
@@ -275,22 +277,24 @@ fn address(text: &str, host: IpAddr) -> Option<SocketAddr> {
 
 fn routes(args: &Args) -> Result<Vec<Route>, BadFlag> {
     let bad = |flag, value: &dyn ToString, why: &str| BadFlag { flag, value: value.to_string(), why: why.to_owned() };
-    let no_port = "port 0 cannot be dialled: give the model server's port";
-    if let Some(upstream) = args.upstream {
-        if upstream.port() == 0 {
-            return Err(bad("upstream", &upstream, no_port));
-        }
-        return Ok(vec![Route { listen: args.listen, upstream }]);
+    if let Some(upstream) = &args.upstream {
+        return Ok(vec![Route { listen: args.listen, upstream: upstream.clone() }]);
     }
     if args.route.len() > ROUTES_MAX {
         return Err(bad("route", &format!("{} times", args.route.len()), "give it 16 times at most"));
     }
     let one = |text: &String| {
-        let parts = text.split_once('=').and_then(|(listen, upstream)| Some((address(listen, UNSPECIFIED)?, address(upstream, Ipv4Addr::LOCALHOST.into())?)));
-        let (listen, upstream) = parts.ok_or_else(|| bad("route", text, "give LISTEN=UPSTREAM, each a port or ADDRESS:PORT, such as 4180=8000"))?;
-        if upstream.port() == 0 {
-            return Err(bad("route", text, no_port));
-        }
+        let parts = text.split_once('=').and_then(|(listen, upstream)| Some((address(listen, UNSPECIFIED)?, upstream)));
+        let form = "give LISTEN=UPSTREAM, each a port or ADDRESS:PORT, such as 4180=8000; UPSTREAM may be unix:/PATH";
+        let (listen, upstream) = parts.ok_or_else(|| bad("route", text, form))?;
+        let upstream = match address(upstream, Ipv4Addr::LOCALHOST.into()) {
+            Some(address) => address.to_string(),
+            None => upstream.to_owned(),
+        };
+        let upstream = upstream.parse().map_err(|why| match why {
+            BadUpstream::NoAddress => bad("route", text, form),
+            why => bad("route", text, &why.to_string()),
+        })?;
         Ok(Route { listen, upstream })
     };
     args.route.iter().map(one).collect()
@@ -321,10 +325,15 @@ mod tests {
         assert_eq!(addresses, ["[::]:4180=127.0.0.1:8000", "127.0.0.1:0=10.0.0.1:9"]);
         assert_eq!(good.readiness, Readiness::Tcp { address: "127.0.0.1:81".parse().unwrap() });
         assert_eq!(good.health.unwrap().port(), 4179);
-        for bad in ["4180", "4180=", "4180=0", "x=1", "4180:8000"] {
+        for bad in ["4180", "4180=", "4180=0", "x=1", "4180:8000", "4180=unix", "4180=unix:a.sock"] {
             let error = config(&format!("--route {bad}")).unwrap_err().to_string();
-            assert!(error.contains(bad) && (error.contains("4180=8000") || error.contains("port 0")), "{error}");
+            let right = if bad.contains("unix:") { "begins at the root" } else { "4180=8000" };
+            assert!(error.contains(bad) && (error.contains(right) || error.contains("port 0")), "{error}");
         }
+        let socket = config("--route 4180=unix:/run/model/http.sock").unwrap();
+        assert_eq!(socket.readiness, Readiness::Http { address: "unix:/run/model/http.sock".parse().unwrap(), path: "/v2/health/ready".parse().unwrap() });
+        let refused = Line::try_parse_from(["proxy", "--upstream", "unix:a.sock"]).err().unwrap().to_string();
+        assert!(refused.contains("unix:a.sock") && refused.contains("begins at the root"), "{refused}");
         assert!(Line::try_parse_from(["proxy"]).is_err(), "either is needed");
         assert!(Line::try_parse_from(["proxy", "--route", "1=2", "--upstream", "127.0.0.1:1"]).is_err(), "not both");
     }

@@ -25,6 +25,7 @@ pub mod forward;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod golden;
+pub mod half_close;
 pub mod hold;
 pub mod hook;
 pub mod measure;
@@ -35,6 +36,7 @@ mod run;
 pub mod sanitize;
 pub mod served;
 pub mod stack;
+pub mod upstream;
 pub mod worker;
 
 pub use run::{RunError, run};

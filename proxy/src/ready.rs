@@ -14,7 +14,7 @@ use http::{Request, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use steadfast_api::sidecar::What;
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
 use crate::{client::Client, config::Readiness, worker::Shared};
 
@@ -34,15 +34,21 @@ enum Look {
 
 /// Looks for as long as it is polled, and tells every change.
 pub async fn watch(shared: Arc<Shared>) {
-    let mut client = match &shared.config.readiness {
-        Readiness::Http { address, .. } | Readiness::Tcp { address } => Client::new(address.to_string(), None),
-    };
+    let (Readiness::Http { address, .. } | Readiness::Tcp { address }) = &shared.config.readiness;
+    let mut client = Client::to_upstream(address.clone());
+    let routes: Vec<_> = shared.config.routes.iter().zip(&shared.reached).filter(|(route, _)| route.upstream == *address).map(|(_, reached)| reached).collect();
     let mut known = None;
     let mut open = Open { patience: shared.config.ready_patience, last: None };
     loop {
         let begun = Instant::now();
         let seen = look(&shared, &mut client).await;
         let ready = seen == Look::Ready;
+        if ready || seen == Look::NotReady {
+            // It has answered, so it listens.
+            for reached in &routes {
+                reached.set();
+            }
+        }
         let took = begun.elapsed();
         if known != Some(ready) {
             known = Some(ready);
@@ -89,12 +95,12 @@ async fn look(shared: &Shared, client: &mut Client) -> Look {
     let within = shared.config.ready_timeout;
     let (address, path) = match &shared.config.readiness {
         Readiness::Tcp { address } => {
-            let connected = timeout(within, TcpStream::connect(address)).await;
+            let connected = timeout(within, address.connect()).await;
             return if matches!(connected, Ok(Ok(_))) { Look::Ready } else { Look::Silence };
         }
         Readiness::Http { address, path } => (address, path),
     };
-    let request = Request::get(path.as_str()).header(header::HOST, address.to_string()).body(Full::new(Bytes::new()));
+    let request = Request::get(path.as_str()).header(header::HOST, address.authority()).body(Full::new(Bytes::new()));
     // Path and address were checked when the flags were.
     let Ok(request) = request else { return Look::Silence };
     let begun = Instant::now();

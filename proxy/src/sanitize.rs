@@ -5,6 +5,7 @@
 use std::{net::IpAddr, ops::Range};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, uri::PathAndQuery};
+use http_body::Body as _;
 use steadfast_api::policy::{FAULT_HEADER, POD_HEADER};
 
 use crate::{
@@ -68,8 +69,12 @@ pub struct Facts {
     pub fault_header: Vec<HeaderValue>,
     /// The client wants to know which pod answers.
     pub asks_pod: bool,
-    /// The client asks to switch to WebSocket.
-    pub websocket: bool,
+    /// The protocol that the client asks to switch to.
+    pub upgrade: Option<HeaderValue>,
+    /// The client sends the body when it is asked for it.
+    pub expects: bool,
+    /// The client understands what is said before an answer.
+    pub informed: bool,
     /// By which of [`Config::routes`](crate::config::Config::routes) it came in.
     pub route: usize,
 }
@@ -101,16 +106,16 @@ impl Sanitized<Request<RequestBody>> {
             Ok(authority) => authority,
             Err(detail) => return Err(refuse(body, StatusCode::BAD_REQUEST, "host", detail)),
         };
-        let websocket = parts.version == Version::HTTP_11 && hop_by_hop::asks_for_websocket(&parts.headers);
+        let http11 = parts.version == Version::HTTP_11;
+        let upgrade = if http11 { hop_by_hop::asked_upgrade(&parts.headers) } else { None };
         // With both given, a length would be somebody else's idea of where this body ends.
         if parts.headers.contains_key(header::TRANSFER_ENCODING) {
             parts.headers.remove(header::CONTENT_LENGTH);
         }
         hop_by_hop::strip(&mut parts.headers);
-        if let http::header::Entry::Occupied(entry) = parts.headers.entry(header::EXPECT) {
-            // Answered by us: hyper sends 100 when the body is first asked for.
-            entry.remove();
-        }
+        let expected = parts.headers.remove(header::EXPECT);
+        // Whether the body is wanted, the model server says; hyper asks the client for it when it is first read.
+        let expects = http11 && !body.is_end_stream() && expected.is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let fault_header = match parts.headers.entry(FAULT_HEADER) {
             header::Entry::Occupied(entry) => entry.remove_entry_mult().1.collect(),
             header::Entry::Vacant(_) => Vec::new(),
@@ -141,7 +146,9 @@ impl Sanitized<Request<RequestBody>> {
             apart: false,
             fault_header,
             asks_pod,
-            websocket,
+            upgrade,
+            expects,
+            informed: http11,
             route,
         };
         Ok(Self { request: Request::from_parts(parts, body), facts })
@@ -164,7 +171,9 @@ impl Sanitized<Request<RequestBody>> {
             apart: false,
             fault_header: Vec::new(),
             asks_pod: false,
-            websocket: false,
+            upgrade: None,
+            expects: false,
+            informed: false,
             route: 0,
         };
         Self { request, facts }

@@ -18,11 +18,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Response, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use steadfast_api::policy::INJECTED_HEADER;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -34,6 +35,7 @@ use crate::{
     body::{BodyError, RequestBody, ResponseBody, Whole},
     drain::{Phase, reached},
     fault::link::{Link, NoAnswer},
+    half_close::ClientHalf,
     hold::held_down,
     relay::{
         Client,
@@ -57,9 +59,9 @@ pub async fn http1(worker: &Rc<Worker>, client: Client) -> Option<Client> {
     let Client { stream, ahead, peer, route } = client;
     let at = Rc::<Place>::default();
     let link = Link::default();
-    let (stack, seen) = (stack::stack(Rc::clone(worker), peer, route, link.clone()), Rc::clone(&at));
+    let (stack, seen, half) = (stack::stack(Rc::clone(worker), peer, route, link.clone()), Rc::clone(&at), link.half().clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        let (request, answering) = Answering::begin(&seen, request);
+        let (request, answering) = Answering::begin(&seen, &half, request);
         let answer = stack.clone().oneshot(request);
         async move {
             let Ok(response) = answer.await;
@@ -67,11 +69,13 @@ pub async fn http1(worker: &Rc<Worker>, client: Client) -> Option<Client> {
             NoAnswer::heed(response).map(|response| answering.with(response))
         }
     });
-    let given = Given::new(stream, ahead, link);
+    let given = Given::new(stream, ahead, link).ends_in_halves();
     let keep_open = Arc::clone(&given.keep_open);
     let connection = conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(worker.shared.config.header_timeout)
+        // A client that has ended its half may wait for its answer; one that is gone is found out by `half_close`.
+        .half_close(true)
         .max_buf_size(HEAD_MAX)
         .max_headers(FIELDS_MAX)
         // Answers pass as they are.
@@ -235,10 +239,11 @@ impl Place {
 }
 
 /// A request on its way, until its answer has been written or given up.
-struct Answering(Rc<Place>);
+struct Answering(Rc<Place>, ClientHalf);
 
 impl Answering {
-    fn begin(at: &Rc<Place>, request: Request<Incoming>) -> (Request<RequestBody>, Self) {
+    fn begin(at: &Rc<Place>, half: &ClientHalf, request: Request<Incoming>) -> (Request<RequestBody>, Self) {
+        half.held();
         let asks_us = request.headers().keys().any(|name| name.as_str().starts_with("steadfast-"));
         at.answering.set(true);
         // Of a connection that was asked to become another hyper gives nothing back.
@@ -247,7 +252,7 @@ impl Answering {
         let (parts, incoming) = request.into_parts();
         let (body, whole) = RequestBody::client(incoming);
         at.whole.replace(Some(whole));
-        (Request::from_parts(parts, body), Self(Rc::clone(at)))
+        (Request::from_parts(parts, body), Self(Rc::clone(at), half.clone()))
     }
 
     fn with(self, response: Response<ResponseBody>) -> Response<AnswerBody> {
@@ -258,6 +263,9 @@ impl Answering {
         if says_close(response.headers()) || switched {
             self.0.stays.set(true);
         }
+        if response.headers().contains_key(INJECTED_HEADER) {
+            self.1.held();
+        }
         response.map(|body| AnswerBody { body, _answering: self })
     }
 }
@@ -265,6 +273,7 @@ impl Answering {
 impl Drop for Answering {
     fn drop(&mut self) {
         self.0.answering.set(false);
+        self.1.over();
     }
 }
 
@@ -321,25 +330,88 @@ impl Drop for Socket {
     }
 }
 
+/// Bytes that a client may send ahead while its request is being answered; those behind them wait in the kernel.
+const AHEAD_MAX: usize = 16 << 10;
+
 /// A connection with what was read of it before.
 struct Given {
     socket: Socket,
-    ahead: Bytes,
+    ahead: BytesMut,
+    /// The client has sent its last byte.
+    ended: bool,
+    /// HTTP/1: hyper does not listen to a client while it is being answered, so we do.
+    listens: bool,
+    /// hyper waits for bytes, and has said so since it last flushed.
+    awaits: bool,
+    /// What is left of interim answers that go before what hyper writes.
+    interim: BytesMut,
     /// hyper's end of it is not the connection's.
     keep_open: Arc<AtomicBool>,
 }
 
 impl Given {
     fn new(stream: TcpStream, ahead: Vec<u8>, link: Link) -> Self {
-        Self { socket: Socket { stream: Some(stream), link }, ahead: ahead.into(), keep_open: Arc::default() }
+        let socket = Socket { stream: Some(stream), link };
+        Self { socket, ahead: ahead[..].into(), ended: false, listens: false, awaits: false, interim: BytesMut::new(), keep_open: Arc::default() }
+    }
+
+    fn ends_in_halves(mut self) -> Self {
+        self.listens = true;
+        self
+    }
+
+    /// Writes what goes before anything else.
+    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.interim.is_empty() {
+            self.interim = self.socket.link.take_interim()[..].into();
+        }
+        while !self.interim.is_empty() {
+            let (socket, interim) = (&mut self.socket, &mut self.interim);
+            let size = std::task::ready!(socket.poll(|stream| stream.poll_write(cx, interim)))?;
+            self.interim.advance(size);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Listens where hyper does not. hyper flushes whenever it has been woken and has done what it could.
+    fn listen(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let gone = || io::Error::from(io::ErrorKind::ConnectionAborted);
+        if self.socket.link.half().has_left() {
+            return Err(gone());
+        }
+        if std::mem::take(&mut self.awaits) || self.ended {
+            return Ok(());
+        }
+        while self.ahead.len() < AHEAD_MAX {
+            let mut bytes = [0; 4096];
+            let mut read = ReadBuf::new(&mut bytes);
+            match self.socket.poll(|stream| stream.poll_read(cx, &mut read)) {
+                Poll::Pending => break,
+                Poll::Ready(read) => read?,
+            }
+            // hyper may have asked before this flush, and would not be woken any more by what is here now.
+            cx.waker().wake_by_ref();
+            if read.filled().is_empty() {
+                self.ended = true;
+                return if self.socket.link.half().ends() { Err(gone()) } else { Ok(()) };
+            }
+            self.ahead.extend_from_slice(read.filled());
+        }
+        Ok(())
     }
 }
 
 impl AsyncRead for Given {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
-            return self.socket.poll(|stream| stream.poll_read(cx, buffer));
+            if self.ended {
+                return Poll::Ready(Ok(()));
+            }
+            let read = self.socket.poll(|stream| stream.poll_read(cx, buffer));
+            self.awaits = read.is_pending();
+            return read;
         }
+        self.awaits = false;
         let size = self.ahead.len().min(buffer.remaining());
         buffer.put_slice(&self.ahead[..size]);
         self.ahead.advance(size);
@@ -349,13 +421,19 @@ impl AsyncRead for Given {
 
 impl AsyncWrite for Given {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        std::task::ready!(self.poll_interim(cx))?;
+        self.socket.link.writes();
         self.socket.poll(|stream| stream.poll_write(cx, buffer))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        std::task::ready!(self.poll_interim(cx))?;
         let polled = self.socket.poll(|stream| stream.poll_flush(cx));
         if matches!(polled, Poll::Ready(Ok(()))) {
             self.socket.link.flushed();
+            if self.listens {
+                self.listen(cx)?;
+            }
         }
         polled
     }
@@ -368,6 +446,8 @@ impl AsyncWrite for Given {
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffers: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        std::task::ready!(self.poll_interim(cx))?;
+        self.socket.link.writes();
         self.socket.poll(|stream| stream.poll_write_vectored(cx, buffers))
     }
 

@@ -12,17 +12,21 @@ use std::{
 
 use hyper::rt::Executor;
 use rand::{SeedableRng, rngs::StdRng};
-use tokio::{net::TcpStream, sync::Notify};
+use tokio::sync::Notify;
 
 use crate::{
     config::Config,
     control::report::Evidence,
     drain::{Drain, Phase},
     fault::{armed::Store, timer::Timer},
-    forward::{ForwardError, pool::Pool},
+    forward::{
+        ForwardError,
+        pool::{Pool, Reached},
+    },
     hold::Hold,
     measure::{Meter, Metrics, window::Window},
     relay::{bell::Bells, parked::Parked, side::Buffer},
+    upstream::Dialled,
 };
 
 /// Spawns on the thread's own [`tokio::task::LocalSet`].
@@ -53,6 +57,8 @@ pub struct Shared {
     pub suspect: Notify,
     /// The model server's readiness as it was last seen; wakes the golden thread when it changes.
     pub readiness: tokio::sync::watch::Sender<bool>,
+    /// Whether each route's server has been there since this sidecar started.
+    pub reached: Vec<Reached>,
     /// One registry a thread.
     metrics: Mutex<Vec<Metrics>>,
     /// What passed since the last report, over all threads.
@@ -62,6 +68,7 @@ pub struct Shared {
 impl Shared {
     pub fn new(config: Config, evidence: Evidence) -> Arc<Self> {
         Arc::new(Self {
+            reached: config.routes.iter().map(|_| Reached::default()).collect(),
             config,
             store: Store::new(evidence.clone()),
             evidence,
@@ -140,7 +147,8 @@ impl Worker {
         let config = &shared.config;
         let no_http2 = config.routes.iter().map(|_| Cell::new(0)).collect();
         let parked = config.routes.iter().map(|_| Parked::default()).collect();
-        let pools = config.routes.iter().map(|route| Pool::new(route.upstream, config.connect_timeout, config.max_connections)).collect();
+        let routes = config.routes.iter().zip(&shared.reached);
+        let pools = routes.map(|(route, reached)| Pool::new(route.upstream.clone(), reached.clone(), config.connect_timeout, config.max_connections)).collect();
         let rng = RefCell::new(StdRng::seed_from_u64(config.seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15))));
         let meter = Meter::new(shared.metrics());
         let worker = Rc::new(Self {
@@ -169,14 +177,16 @@ impl Worker {
     }
 
     /// A connection to the model server for the relay. Where no descriptor is left for it, those of idle ones are given back first.
-    pub async fn dial(&self, route: usize) -> Result<TcpStream, ForwardError> {
-        match self.pools[route].dial().await {
+    /// `patient`: a model server that has not been there yet is waited for.
+    pub async fn dial(&self, route: usize, patient: bool) -> Result<Dialled, ForwardError> {
+        let pool = &self.pools[route];
+        match if patient { pool.dial_patiently().await } else { pool.dial().await } {
             Err(ForwardError::Descriptors) => {
                 self.meter.exceeded("descriptors");
                 self.spare();
                 // hyper closes its own when it is next polled.
                 tokio::task::yield_now().await;
-                self.pools[route].dial().await
+                pool.dial().await
             }
             dialled => dialled,
         }

@@ -13,6 +13,8 @@ use std::{
 
 use steadfast_api::fault::Http2Code;
 
+use crate::half_close::ClientHalf;
+
 /// An injected end of an answer. hyper takes the code of RST_STREAM from its source.
 #[derive(Debug, thiserror::Error)]
 #[error("broken off by an injected fault")]
@@ -52,6 +54,12 @@ pub struct Link(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     reset: AtomicBool,
+    half: ClientHalf,
+    /// Nothing of an earlier answer is left to be written.
+    clear: AtomicBool,
+    /// Interim answers, to be written before the answer; whether there are any.
+    interim: Mutex<Vec<u8>>,
+    informs: AtomicBool,
     /// How often everything that had been written went out.
     flushes: AtomicU64,
     /// Somebody waits for the next time; a look at this is all that a flush costs otherwise.
@@ -69,8 +77,36 @@ impl Link {
         self.0.reset.load(Ordering::Acquire)
     }
 
+    /// The client's half of it, in HTTP/1.
+    pub fn half(&self) -> &ClientHalf {
+        &self.0.half
+    }
+
+    /// Writes the head of an interim answer before the answer. It is left out where an earlier answer is still on its way, since nobody could say where that ends.
+    pub fn inform(&self, head: &[u8]) {
+        if self.0.clear.load(Ordering::Acquire) {
+            self.0.interim.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(head);
+            self.0.informs.store(true, Ordering::Release);
+        }
+    }
+
+    /// What is to be written before anything else.
+    pub fn take_interim(&self) -> Vec<u8> {
+        if self.0.informs.load(Ordering::Acquire) && self.0.informs.swap(false, Ordering::AcqRel) {
+            std::mem::take(&mut *self.0.interim.lock().unwrap_or_else(PoisonError::into_inner))
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Something is being written.
+    pub fn writes(&self) {
+        self.0.clear.store(false, Ordering::Release);
+    }
+
     /// Everything that was written has gone out to the kernel.
     pub fn flushed(&self) {
+        self.0.clear.store(true, Ordering::Release);
         self.0.flushes.fetch_add(1, Ordering::AcqRel);
         if self.0.awaited.swap(false, Ordering::AcqRel) {
             let waiting = std::mem::take(&mut *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner));

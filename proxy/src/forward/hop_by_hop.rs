@@ -49,16 +49,19 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
     headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
 
-/// Whether the client asks to switch to WebSocket: the one protocol that is passed through. Every other upgrade is ignored, as RFC 9110 §7.8 allows.
-pub fn asks_for_websocket(headers: &HeaderMap) -> bool {
-    tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
-        && tokens(headers, &header::UPGRADE).any(|token| token.eq_ignore_ascii_case("websocket"))
+/// The protocol that the client asks to switch to, such as WebSocket. HTTP/2 is not switched to, as RFC 9110 §7.8 allows: nobody could look into the connection any more.
+pub fn asked_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut lines = headers.get_all(header::UPGRADE).iter();
+    let (protocols, more) = (lines.next()?, lines.next());
+    let is_meant = tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let is_http = tokens(headers, &header::UPGRADE).any(|token| token.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("h2c")));
+    (is_meant && !is_http && more.is_none()).then(|| protocols.clone())
 }
 
-/// Says on the next hop what [`asks_for_websocket`] heard on this one.
-pub fn ask_for_websocket(headers: &mut HeaderMap) {
+/// Says on the next hop what [`asked_upgrade`] heard on this one.
+pub fn ask_upgrade(headers: &mut HeaderMap, protocols: HeaderValue) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::UPGRADE, protocols);
 }
 
 #[cfg(test)]
@@ -66,6 +69,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn any_protocol_but_http_can_be_switched_to() {
+        for (connection, upgrade, meant) in [
+            ("Upgrade", "websocket", true),
+            ("keep-alive, upgrade", "spdy/3.1", true),
+            ("keep-alive", "websocket", false),
+            ("upgrade, http2-settings", "h2c", false),
+            ("upgrade", "websocket, H2C", false),
+        ] {
+            let headers =
+                HeaderMap::from_iter([(header::CONNECTION, HeaderValue::from_static(connection)), (header::UPGRADE, HeaderValue::from_static(upgrade))]);
+            assert_eq!(asked_upgrade(&headers).is_some(), meant, "{connection}: {upgrade}");
+        }
+    }
 
     proptest! {
         #[test]

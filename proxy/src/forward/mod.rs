@@ -1,10 +1,10 @@
 //! To the model server and back. Only a [`Sanitized`] request gets here.
 //!
-//! The protocol to the model server: HTTP/2 with prior knowledge for gRPC (an HTTP/2 request whose content type is `application/grpc`), which cannot live
-//! without it; HTTP/1.1 for everything else, whatever the client spoke, because that is what model servers speak on their HTTP ports and trying HTTP/2
-//! on a server that has none costs a connection and a guess.
+//! The protocol to the model server is the client's, as it would be without us: HTTP/1.1, or HTTP/2 with prior knowledge. A server that speaks no HTTP/2 is asked in
+//! HTTP/1.1 by HTTP/2 clients too, but for gRPC, which cannot live without it.
 
 pub mod hop_by_hop;
+pub mod interim;
 pub mod pool;
 pub mod upgrade;
 
@@ -13,11 +13,17 @@ use std::{rc::Rc, time::Duration};
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, uri::Scheme};
 use steadfast_api::policy::Origin;
 
+use interim::Interim;
+
 use crate::{
     body::{RequestBody, Source},
-    fault::budget::ActiveFault,
+    clock,
+    fault::{budget::ActiveFault, link::Link},
+    half_close::ClientHalf,
     problem::{Dialect, Problem},
+    relay::http2::NO_HTTP2_NS,
     sanitize::{Facts, Sanitized},
+    upstream::Upstream,
     worker::Worker,
 };
 
@@ -51,9 +57,9 @@ impl Answer {
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
     #[error("the model server at {upstream} refused the connection: {why}")]
-    Refused { upstream: std::net::SocketAddr, why: std::io::Error },
+    Refused { upstream: Upstream, why: std::io::Error },
     #[error("no connection to the model server at {upstream} within {after:?}")]
-    ConnectTimeout { upstream: std::net::SocketAddr, after: Duration },
+    ConnectTimeout { upstream: Upstream, after: Duration },
     #[error("all {most} connections to the model server are in use")]
     Exhausted { most: usize },
     #[error("no file descriptor is left for a connection to the model server")]
@@ -89,8 +95,15 @@ impl ForwardError {
 /// Sends `request` on and gives the model server's answer, or ours when it gave none.
 pub async fn forward(worker: Rc<Worker>, request: Sanitized<Request<RequestBody>>) -> Answer {
     let (request, facts) = request.into_parts();
-    match exchange(&worker, request, &facts).await {
+    let client = facts.link.as_ref().filter(|_| !facts.http2).map(Link::half);
+    client.inspect(|client| client.forwarded());
+    match exchange(&worker, request, &facts, client).await {
         Ok(response) => Answer { response, origin: Origin::Upstream, active: None },
+        Err(ForwardError::Broken(_)) if client.is_some_and(ClientHalf::has_ended) => {
+            // The model server takes a client that has ended its half for gone: so do we, and its connection drops this.
+            client.inspect(|client| client.leave());
+            std::future::pending().await
+        }
         Err(error) => {
             // Somebody should look at the model server now rather than at the next poll.
             match error {
@@ -104,19 +117,42 @@ pub async fn forward(worker: Rc<Worker>, request: Sanitized<Request<RequestBody>
     }
 }
 
-async fn exchange(worker: &Rc<Worker>, mut request: Request<RequestBody>, facts: &Facts) -> Result<Response<Source>, ForwardError> {
+async fn exchange(
+    worker: &Rc<Worker>,
+    mut request: Request<RequestBody>,
+    facts: &Facts,
+    client: Option<&ClientHalf>,
+) -> Result<Response<Source>, ForwardError> {
     let grpc = facts.dialect == Dialect::Grpc;
-    let on_client = facts.websocket.then(|| {
-        hop_by_hop::ask_for_websocket(request.headers_mut());
+    let on_client = facts.upgrade.clone().map(|protocols| {
+        hop_by_hop::ask_upgrade(request.headers_mut(), protocols);
         hyper::upgrade::on(&mut request)
     });
+    let pool = &worker.pools[facts.route];
+    let over_http2 = grpc || (facts.http2 && speaks_http2(worker, facts.route).await?);
     if grpc {
         request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if over_http2 {
         with_authority(&mut request);
     }
     let after = worker.shared.config.upstream_timeout;
-    let response =
-        tokio::time::timeout(after, worker.pools[facts.route].send(request, grpc, facts.apart)).await.map_err(|_| ForwardError::Timeout { after })??;
+    let interim = (!over_http2 && client.is_some()).then(|| Interim::of(&mut request, facts.expects));
+    if facts.expects && interim.is_some() {
+        request.headers_mut().insert(header::EXPECT, HeaderValue::from_static("100-continue"));
+    }
+    let sent = pool.send(request, over_http2, facts.apart, client);
+    let sent = tokio::time::timeout(after, async {
+        match interim {
+            Some(interim) => interim.until(sent, facts.link.as_ref().filter(|_| facts.informed)).await,
+            None => sent.await,
+        }
+    });
+    let response = sent.await.map_err(|_| ForwardError::Timeout { after })?;
+    if over_http2 && response.is_err() {
+        pool.forget_http2();
+    }
+    let response = response?;
     let (mut parts, body) = response.into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS
         && let Some(on_client) = on_client
@@ -128,6 +164,18 @@ async fn exchange(worker: &Rc<Worker>, mut request: Request<RequestBody>, facts:
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
     Ok(Response::from_parts(parts, Source::Upstream(body)))
+}
+
+/// Whether `route`'s model server speaks HTTP/2. One that does not is not asked again for a while.
+async fn speaks_http2(worker: &Worker, route: usize) -> Result<bool, ForwardError> {
+    if clock::now_ns() < worker.no_http2[route].get() {
+        return Ok(false);
+    }
+    let speaks = worker.pools[route].speaks_http2().await?;
+    if !speaks {
+        worker.no_http2[route].set(clock::now_ns() + NO_HTTP2_NS);
+    }
+    Ok(speaks)
 }
 
 /// HTTP/2 wants scheme and authority in the target and no `Host`.

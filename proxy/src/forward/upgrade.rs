@@ -1,8 +1,8 @@
-//! WebSocket: after the model server's 101, bytes go both ways untouched until one side closes. A tunnel counts as a connection while draining.
+//! WebSocket and its like: after the model server's 101, bytes go both ways untouched until one side closes. A tunnel counts as a connection while draining.
 
 use std::rc::Rc;
 
-use http::{Response, response::Parts};
+use http::{Response, header, response::Parts};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
@@ -16,8 +16,11 @@ use crate::{
 pub fn join(worker: &Rc<Worker>, mut parts: Parts, body: UpstreamBody, on_client: OnUpgrade) -> Response<Source> {
     let on_upstream = parts.extensions.remove::<OnUpgrade>();
     parts.extensions.clear();
+    let switched_to = parts.headers.remove(header::UPGRADE);
     hop_by_hop::strip(&mut parts.headers);
-    hop_by_hop::ask_for_websocket(&mut parts.headers);
+    if let Some(protocol) = switched_to {
+        hop_by_hop::ask_upgrade(&mut parts.headers, protocol);
+    }
     drop(body);
     if let Some(on_upstream) = on_upstream {
         let guard = worker.connections.enter();

@@ -53,7 +53,7 @@ impl Replayer {
         let version = if manifest.version.is_empty() { String::new() } else { format!("/versions/{}", manifest.version) };
         let path = format!("/v2/models/{}{version}/infer", manifest.model);
         path.parse::<http::Uri>().map_err(|error| format!("model {:?} cannot stand in a path: {error}", manifest.model))?;
-        let host = HeaderValue::try_from(config.upstream().to_string()).map_err(|error| error.to_string())?;
+        let host = HeaderValue::try_from(config.upstream().authority()).map_err(|error| error.to_string())?;
         Ok(Self { checker, engine, path, host, timeout: config.golden_timeout, replays: 0, set })
     }
 

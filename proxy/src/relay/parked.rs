@@ -6,23 +6,21 @@
 
 use std::{cell::RefCell, os::fd::AsRawFd};
 
+use crate::{clock, forward::pool::IDLE_NS_MAX, upstream::Dialled};
 use nix::{
     errno::Errno,
     sys::socket::{MsgFlags, recv},
 };
-use tokio::net::TcpStream;
-
-use crate::{clock, forward::pool::IDLE_NS_MAX};
 
 /// Connections kept on one thread for one route.
 const PARKED_MAX: usize = 256;
 
 /// Most recently used last.
 #[derive(Default)]
-pub struct Parked(RefCell<Vec<(TcpStream, u64)>>);
+pub struct Parked(RefCell<Vec<(Dialled, u64)>>);
 
 impl Parked {
-    pub fn put(&self, stream: TcpStream) {
+    pub fn put(&self, stream: Dialled) {
         let mut parked = self.0.borrow_mut();
         if parked.len() < PARKED_MAX {
             parked.push((stream, clock::now_ns()));
@@ -30,7 +28,7 @@ impl Parked {
     }
 
     /// One that is still good.
-    pub fn take(&self) -> Option<TcpStream> {
+    pub fn take(&self) -> Option<Dialled> {
         let now = clock::now_ns();
         let mut parked = self.0.borrow_mut();
         while let Some((stream, since)) = parked.pop() {
@@ -53,7 +51,7 @@ impl Parked {
 }
 
 /// Neither closed nor has it said anything unasked.
-fn is_quiet(stream: &TcpStream) -> bool {
+fn is_quiet(stream: &Dialled) -> bool {
     let peeked = recv(stream.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
     peeked == Err(Errno::EAGAIN)
 }

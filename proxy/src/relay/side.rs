@@ -6,15 +6,13 @@
 use std::{
     cell::RefCell,
     io,
+    os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes of one read, at first and at most: the larger the read, the fewer system calls a tensor costs.
 const READ_MIN: usize = 16 << 10;
@@ -42,8 +40,8 @@ impl Buffer {
 }
 
 /// See the module.
-pub struct Side {
-    pub stream: TcpStream,
+pub struct Side<S> {
+    pub stream: S,
     owed: Vec<u8>,
     paid: usize,
     /// How much is read from it at once.
@@ -54,8 +52,8 @@ pub struct Side {
     told_end: bool,
 }
 
-impl Side {
-    pub fn new(stream: TcpStream) -> Self {
+impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> Side<S> {
+    pub fn new(stream: S) -> Self {
         Self { stream, owed: Vec::new(), paid: 0, reads: READ_MIN, ended: false, told_end: false }
     }
 

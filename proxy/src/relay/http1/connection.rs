@@ -28,6 +28,7 @@ use crate::{
     measure::request::{Begun, Record},
     problem::Dialect,
     relay::{Client, Exit, bell::Bell, deadline::Deadline, side::Side},
+    upstream::Dialled,
     worker::Worker,
 };
 
@@ -69,14 +70,14 @@ struct Exchange {
     record: Option<Record>,
 }
 
-type Connecting = Pin<Box<dyn Future<Output = Result<TcpStream, ForwardError>>>>;
+type Connecting = Pin<Box<dyn Future<Output = Result<Dialled, ForwardError>>>>;
 
 struct Connection<'a> {
     worker: &'a Rc<Worker>,
     bell: &'a Bell,
     route: usize,
-    client: Side,
-    upstream: Option<Side>,
+    client: Side<TcpStream>,
+    upstream: Option<Side<Dialled>>,
     connecting: Option<Connecting>,
     /// The request that waits for it.
     waiting: Option<Begun>,

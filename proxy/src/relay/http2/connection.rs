@@ -26,6 +26,7 @@ use crate::{
     forward::ForwardError,
     measure::request::Begun,
     relay::{Client, Exit, PREFACE, bell::Bell, deadline::Deadline, is_armed, must_stack, side::Side},
+    upstream::Dialled,
     worker::Worker,
 };
 
@@ -34,18 +35,18 @@ const FIRST_MAX: usize = 64 << 10;
 /// A connection of which one side has ended is over after so long.
 const LINGER: Duration = Duration::from_secs(1);
 /// A server that does not speak HTTP/2 is not tried again for so long.
-const NO_HTTP2_NS: u64 = 60_000_000_000;
+pub const NO_HTTP2_NS: u64 = 60_000_000_000;
 /// Frames may always be as large as this.
 const FRAME_MAX: usize = 16 << 10;
 
-type Connecting = Pin<Box<dyn Future<Output = Result<TcpStream, ForwardError>>>>;
+type Connecting = Pin<Box<dyn Future<Output = Result<Dialled, ForwardError>>>>;
 
 struct Connection<'a> {
     worker: &'a Rc<Worker>,
     bell: &'a Bell,
     route: usize,
-    client: Side,
-    upstream: Option<Side>,
+    client: Side<TcpStream>,
+    upstream: Option<Side<Dialled>>,
     connecting: Option<Connecting>,
     /// All that the client has said, until the server has begun.
     first: Option<Vec<u8>>,
@@ -97,7 +98,7 @@ pub async fn relay(worker: &Rc<Worker>, client: Client, bell: &Bell) -> Exit {
         route,
         client: Side::new(stream),
         upstream: None,
-        connecting: Some(Box::pin(async move { dialling.dial(route).await })),
+        connecting: Some(Box::pin(async move { dialling.dial(route, false).await })),
         first: Some(ahead),
         begins: Vec::new(),
         up: Direction::new(),
@@ -211,7 +212,7 @@ impl Connection<'_> {
         !self.client.ended && (self.closing || (upstream_is_clear && self.first.as_ref().is_none_or(|first| first.len() < FIRST_MAX)))
     }
 
-    fn connected(&mut self, cx: &mut Context<'_>, connected: Result<TcpStream, ForwardError>) -> Step {
+    fn connected(&mut self, cx: &mut Context<'_>, connected: Result<Dialled, ForwardError>) -> Step {
         // The stack finds the same, and says so in the client's terms.
         let stream = connected.map_err(|_| Leave::ToStack)?;
         if must_stack(self.worker) {

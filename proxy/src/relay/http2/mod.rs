@@ -7,7 +7,7 @@
 //! names the last stream, and the connection is closed. A stream that comes even then is refused unseen by the model server (REFUSED_STREAM), which allows the client
 //! to ask again; so no request is lost and none reaches the model server twice. A stream that crosses the arming on its way counts as one that came before it.
 //!
-//! **Servers without HTTP/2.** The stack speaks HTTP/1.1 to the model server for everything but gRPC, and so serves HTTP/2 clients of a server that has none. Until the
+//! **Servers without HTTP/2.** The stack speaks HTTP/1.1 to a model server that speaks no HTTP/2, and so serves HTTP/2 clients of a server that has none. Until the
 //! server has begun with SETTINGS, as §3.4 has it, all that the client has said is kept; a server that begins otherwise has begun no request, and the connection goes
 //! to the stack with all that was kept. Such a server is not tried again for a minute.
 //!
@@ -23,9 +23,11 @@ mod guarded;
 mod hpack;
 mod huffman;
 mod patience;
+mod probe;
 
-pub use connection::relay;
+pub use connection::{NO_HTTP2_NS, relay};
 pub use guarded::{Guarded, Standing};
+pub use probe::speaks_http2;
 
 /// For `fuzzing`.
 pub(crate) use hpack::Decoder;

@@ -125,7 +125,9 @@ impl Connection<'_> {
                     Some(Framing::UntilClose) => exchange.response = Some(Framing::NONE),
                     Some(framing) if framing.is_done() => {}
                     Some(_) => {
-                        exchange.record.iter_mut().for_each(|record| record.cut_by("upstream"));
+                        // A server that breaks off because its client has ended its half does what the client asked for.
+                        let by = if self.client.ended { "client" } else { "upstream" };
+                        exchange.record.iter_mut().for_each(|record| record.cut_by(by));
                         self.exchange = None;
                         self.close(false);
                         return Ok(());

@@ -2,8 +2,6 @@
 
 use std::{rc::Rc, task::Context};
 
-use tokio::net::TcpStream;
-
 use super::{Connection, ENDED, Exchange, Phase, Step, TO_STACK};
 use crate::{
     clock,
@@ -14,6 +12,7 @@ use crate::{
         must_stack,
         side::Side,
     },
+    upstream::Dialled,
 };
 
 impl Connection<'_> {
@@ -84,10 +83,12 @@ impl Connection<'_> {
 
     pub(super) fn connect(&mut self) {
         let (worker, route) = (Rc::clone(self.worker), self.route);
-        self.connecting = Some(Box::pin(async move { worker.dial(route).await }));
+        // What is no HTTP has nobody else who would wait for the model server.
+        let patient = matches!(self.phase, Phase::Tunnel { .. });
+        self.connecting = Some(Box::pin(async move { worker.dial(route, patient).await }));
     }
 
-    pub(super) fn connected(&mut self, cx: &mut Context<'_>, connected: Result<TcpStream, ForwardError>) -> Step {
+    pub(super) fn connected(&mut self, cx: &mut Context<'_>, connected: Result<Dialled, ForwardError>) -> Step {
         let (ahead, begun) = (std::mem::take(&mut self.ahead), self.waiting.take());
         match (connected, self.phase) {
             (Ok(stream), Phase::Tunnel { opaque }) => {
