@@ -1,11 +1,14 @@
 //! Which cluster is asked from outside, and as whom: what `kubectl` understands by `--kubeconfig` and `--context`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
+
+/// An API server that does not answer by then is asked anew: the kernel waits twice as long before each try.
+const CONNECTS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Options of every command that asks a cluster.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -62,8 +65,9 @@ impl Access {
     }
 }
 
-fn made(config: Config) -> Result<Client, NoCluster> {
+fn made(mut config: Config) -> Result<Client, NoCluster> {
     crate::http::provide();
+    config.connect_timeout = Some(CONNECTS_WITHIN);
     Client::try_from(config).map_err(|error| NoCluster(error.to_string()))
 }
 

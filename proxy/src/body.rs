@@ -45,6 +45,10 @@ pub enum RequestBody {
     Client(Incoming, Whole),
     /// The same, not read before it is asked for.
     WhenAsked(Asked, Incoming, Whole),
+    /// Read ahead: what was read, then the rest.
+    Resumed(VecDeque<Result<Frame<Bytes>, hyper::Error>>, Box<Self>),
+    /// The same, and says when it has been given on to its end.
+    Told(Box<Self>, Whole),
     Own(Bytes),
     Empty,
 }
@@ -69,6 +73,17 @@ impl Body for RequestBody {
                 }
                 self.poll_frame(cx)
             }
+            Self::Resumed(read, rest) => match read.pop_front() {
+                Some(frame) => Poll::Ready(Some(frame)),
+                None => Pin::new(&mut **rest).poll_frame(cx),
+            },
+            Self::Told(body, whole) => {
+                let polled = Pin::new(&mut **body).poll_frame(cx);
+                if matches!(polled, Poll::Ready(None)) || body.is_end_stream() {
+                    whole.set();
+                }
+                polled
+            }
             Self::Own(bytes) => {
                 let bytes = std::mem::take(bytes);
                 *self = Self::Empty;
@@ -81,6 +96,8 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Client(incoming, _) | Self::WhenAsked(_, incoming, _) => incoming.is_end_stream(),
+            Self::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),
+            Self::Told(body, _) => body.is_end_stream(),
             Self::Own(bytes) => bytes.is_empty(),
             Self::Empty => true,
         }
@@ -89,6 +106,8 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Client(incoming, _) | Self::WhenAsked(_, incoming, _) => incoming.size_hint(),
+            Self::Resumed(read, rest) => resumed_size(read.iter().filter_map(|frame| frame.as_ref().ok()), &rest.size_hint()),
+            Self::Told(body, _) => body.size_hint(),
             Self::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Empty => SizeHint::with_exact(0),
         }
@@ -119,10 +138,16 @@ impl RequestBody {
         if let Self::WhenAsked(asked, ..) = self { Some(asked.clone()) } else { None }
     }
 
-    /// Where to see that it was read.
-    pub fn whole(&self) -> Whole {
+    /// Where to see that it was given on to its end.
+    pub fn tell_end(&mut self) -> Whole {
         match self {
-            Self::Client(_, whole) | Self::WhenAsked(_, _, whole) => whole.clone(),
+            Self::Client(_, whole) | Self::WhenAsked(_, _, whole) | Self::Told(_, whole) => whole.clone(),
+            Self::Resumed(..) => {
+                // What was read ahead is still to be given on.
+                let whole = Whole::default();
+                *self = Self::Told(Box::new(std::mem::replace(self, Self::Empty)), whole.clone());
+                whole
+            }
             Self::Own(_) | Self::Empty => {
                 let whole = Whole::default();
                 whole.set();
@@ -147,6 +172,17 @@ impl RequestBody {
         };
         tokio::time::timeout(DISCARD_WITHIN, read).await.unwrap_or(false)
     }
+}
+
+/// The size of what was `read` ahead and of the `rest`.
+fn resumed_size<'a>(read: impl Iterator<Item = &'a Frame<Bytes>>, rest: &SizeHint) -> SizeHint {
+    let read: u64 = read.filter_map(Frame::data_ref).map(|bytes| bytes.len() as u64).sum();
+    let mut hint = SizeHint::new();
+    hint.set_lower(read + rest.lower());
+    if let Some(upper) = rest.upper() {
+        hint.set_upper(read + upper);
+    }
+    hint
 }
 
 /// The next frame that says something: HTTP/2 peers may count empty DATA frames as an attack, so none is passed on.
@@ -265,15 +301,7 @@ impl Body for Source {
             Self::Upstream(body) => body.size_hint(),
             Self::Shaped(body) => body.size_hint(),
             Self::Own(bytes) | Self::WithTrailers(bytes, None) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Resumed(read, rest) => {
-                let read: u64 = read.iter().filter_map(|frame| frame.data_ref()).map(|bytes| bytes.len() as u64).sum();
-                let mut hint = SizeHint::new();
-                hint.set_lower(read + rest.size_hint().lower());
-                if let Some(upper) = rest.size_hint().upper() {
-                    hint.set_upper(read + upper);
-                }
-                hint
-            }
+            Self::Resumed(read, rest) => resumed_size(read.iter(), &rest.size_hint()),
             Self::WithTrailers(bytes, Some(_)) => {
                 let mut hint = SizeHint::new();
                 hint.set_lower(bytes.len() as u64);

@@ -4,7 +4,7 @@
 
 use std::{net::IpAddr, ops::Range};
 
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, uri::PathAndQuery};
 use http_body::Body as _;
 use steadfast_api::policy::{FAULT_HEADER, POD_HEADER};
 
@@ -38,6 +38,13 @@ impl Caller {
     }
 }
 
+/// The model that a request names in its body.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamedModel {
+    pub name: Option<String>,
+    pub version: Option<String>,
+}
+
 /// What the layers need to know of a request, found out once.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "facts do not exclude each other")]
@@ -50,6 +57,8 @@ pub struct Facts {
     /// Where the model's name and its version stand in the path.
     model: Option<Range<usize>>,
     version: Option<Range<usize>>,
+    /// The one in the body, where somebody has looked for it.
+    pub named: NamedModel,
     /// The client speaks HTTP/2.
     pub http2: bool,
     /// The client's connection.
@@ -131,6 +140,7 @@ impl Sanitized<Request<RequestBody>> {
             probe,
             model,
             version,
+            named: NamedModel::default(),
             http2,
             link: None,
             apart: false,
@@ -155,6 +165,7 @@ impl Sanitized<Request<RequestBody>> {
             probe,
             model,
             version,
+            named: NamedModel::default(),
             http2: false,
             link: None,
             apart: false,
@@ -184,8 +195,8 @@ impl Sanitized<Request<RequestBody>> {
             method: self.method(),
             path,
             query: self.request.uri().query(),
-            model: self.facts.model.clone().and_then(|at| path.get(at)),
-            version: self.facts.version.clone().and_then(|at| path.get(at)),
+            model: self.facts.model.clone().and_then(|at| path.get(at)).or(self.facts.named.name.as_deref()),
+            version: self.facts.version.clone().and_then(|at| path.get(at)).or(self.facts.named.version.as_deref()),
             grpc,
             headers: self.headers(),
             client: self.facts.caller.address(),
@@ -196,9 +207,14 @@ impl Sanitized<Request<RequestBody>> {
         self.request.headers()
     }
 
-    /// Asks for an answer without content coding, so that it can be changed.
+    pub fn body_mut(&mut self) -> &mut RequestBody {
+        self.request.body_mut()
+    }
+
+    /// Asks for an answer without content coding, in gRPC for messages that are not compressed, so that it can be changed.
     pub fn want_identity(&mut self) {
-        self.request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let name = if self.facts.dialect == Dialect::Grpc { HeaderName::from_static("grpc-accept-encoding") } else { header::ACCEPT_ENCODING };
+        self.request.headers_mut().insert(name, HeaderValue::from_static("identity"));
     }
 
     /// Takes every header away whose name begins so.

@@ -12,6 +12,7 @@ use crate::{
         decide::{self, FaultPlan},
         inject,
         link::Link,
+        model,
     },
     forward::{Answer, forward},
     measure::request::Begun,
@@ -93,9 +94,10 @@ fn decide_faults<S: Stage<(Clean, FaultPlan), Answer>>(worker: Rc<Worker>) -> im
     layer_fn(move |inner: S| {
         let worker = Rc::clone(&worker);
         service_fn(move |request: Clean| {
-            let (inner, plan) = (inner.clone(), decide::decide(&worker, &request));
+            let (inner, worker) = (inner.clone(), Rc::clone(&worker));
             async move {
-                match plan {
+                let request = model::name_model(&worker, request).await;
+                match decide::decide(&worker, &request) {
                     Ok(plan) => inner.oneshot((request, plan)).await,
                     Err(problem) => {
                         let answer = Answer::own(&problem, request.facts.dialect, request.facts.head, Origin::Proxy);

@@ -53,6 +53,8 @@ pub(crate) const AGENT_IMAGE: &str = "steadfast.test/agent:1";
 pub(crate) const PROXY_IMAGE: &str = "steadfast.test/proxy:1";
 /// Nodes of a cluster that these tests start.
 const NODES: &str = "3";
+/// Kubelets renew their leases every ten seconds.
+const HEARD_WITHIN: jiff::SignedDuration = jiff::SignedDuration::from_secs(14);
 /// Until pods that have their image are Ready, on a busy machine.
 pub(crate) const PODS_READY: u64 = 90;
 
@@ -129,7 +131,12 @@ fn enter(wish: Wish) -> Option<Entered> {
     state.waiting.swap_remove(place);
     state.inside.push(wish);
     GATE.changed.notify_all();
-    Some(Entered { wish, cluster, began: Instant::now() })
+    drop(state);
+    let entered = Entered { wish, cluster, began: Instant::now() };
+    if wish == Wish::Alone(Installation::EveryFailure) {
+        cluster.wait_until_every_kubelet_is_heard();
+    }
+    Some(entered)
 }
 
 /// A test that uses the cluster, until it is dropped.
@@ -298,6 +305,22 @@ impl Cluster {
             let within = namespace.map_or_else(|| "--all-namespaces".to_owned(), |name| format!("--namespace={name}"));
             items(self.kubectl(&[&within, "get", kind, "--selector", selector, "-o", "json"]))
         })
+    }
+
+    /// A kubelet whose API server was cut off takes up to a minute to come back by another connection, and its node is lost for that long: to those who come after, too.
+    fn wait_until_every_kubelet_is_heard(&self) {
+        if self.is_elsewhere() {
+            return;
+        }
+        let began = Instant::now();
+        let is_heard = |lease: &Value| {
+            let renewed = lease["spec"]["renewTime"].as_str().and_then(|moment| moment.parse::<jiff::Timestamp>().ok());
+            renewed.is_some_and(|moment| jiff::Timestamp::now().duration_since(moment) < HEARD_WITHIN)
+        };
+        while !self.objects("lease", Some("kube-node-lease"), "").iter().all(is_heard) {
+            assert!(began.elapsed() < Duration::from_secs(90), "a kubelet is not heard after {:?}", began.elapsed());
+            thread::sleep(Duration::from_millis(500));
+        }
     }
 
     /// `kubectl apply` of YAML. The error is kubectl's.

@@ -149,11 +149,17 @@ fn nothing_stays(cluster: &Cluster, system: &str) -> Result<(), String> {
 
 fn state(cluster: &Cluster, system: &str) -> String {
     let ask = |args: &[&str]| cluster.kubectl(args).unwrap_or_else(|why| why);
-    format!(
-        "{}\n{}",
-        ask(&["--namespace", system, "describe", "pods"]),
-        ask(&["--namespace", system, "logs", "--selector", "app.kubernetes.io/name=steadfast", "--tail=60", "--prefix"])
-    )
+    // The most telling first: whoever shows it may cut it off.
+    [
+        &["get", "resiliencetests", "--all-namespaces", "-o", "jsonpath={range .items[*]}{.metadata.name} {.status}{\"\\n\"}{end}"][..],
+        &["--namespace", system, "logs", "--selector", "app.kubernetes.io/name=steadfast", "--tail=20", "--prefix"],
+        &["--namespace", system, "logs", "--selector", "steadfast.dev/part=agent", "--tail=20", "--prefix"],
+        &["--namespace", system, "get", "pods,nodefaults", "-o", "wide"],
+        &["get", "nodes"],
+        &["--namespace", system, "get", "events", "--sort-by=.metadata.creationTimestamp"],
+    ]
+    .map(ask)
+    .join("\n")
 }
 
 impl Installed<'_> {

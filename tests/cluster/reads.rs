@@ -11,7 +11,7 @@ use std::{
 };
 
 /// Kind, its plural, and the path of its group's version.
-const KINDS: [(&str, &str, &str); 17] = [
+const KINDS: [(&str, &str, &str); 18] = [
     ("configmap", "configmaps", "/api/v1"),
     ("event", "events", "/api/v1"),
     ("namespace", "namespaces", "/api/v1"),
@@ -23,6 +23,7 @@ const KINDS: [(&str, &str, &str); 17] = [
     ("deployment", "deployments", "/apis/apps/v1"),
     ("statefulset", "statefulsets", "/apis/apps/v1"),
     ("job", "jobs", "/apis/batch/v1"),
+    ("lease", "leases", "/apis/coordination.k8s.io/v1"),
     ("endpointslice", "endpointslices", "/apis/discovery.k8s.io/v1"),
     ("faultpolicy", "faultpolicies", "/apis/steadfast.dev/v1alpha1"),
     ("goldenset", "goldensets", "/apis/steadfast.dev/v1alpha1"),

@@ -14,8 +14,8 @@
 //! | t11, first correct prediction, t12 | the server wrote its first (right) answer; no golden replays here |
 //!
 //! `STEADFAST_TRUTH=full` (`just truth`, 15 minutes): 50 killed pods and 5 nodes that lose their power, of which the 95th percentile of each mark's error is judged. Else
-//! three killed pods, of which the median is: one of three that came late on a busy machine says nothing. In short form lost nodes are not here: `watches` switches one
-//! off, and asks for t0 and t1 of it.
+//! three killed pods, of which the median is, by four intervals: one of three that came late on a busy machine says nothing. In short form lost nodes are not here: `watches`
+//! switches one off, and asks for t0 and t1 of it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -46,6 +46,9 @@ use crate::{
 
 /// 50 requests a second over three pods: each is asked so often.
 const INTERVAL_MS: f64 = 60.0;
+/// Intervals that a mark may be from the truth in short form: that runs wherever tests do, beside whatever else such a machine does, and finds marks that mean something
+/// else, which are seconds away.
+const SHORT_INTERVALS: f64 = 4.0;
 /// Where a sidecar listens for users, as the kernel writes it.
 const SIDECAR_PORT: &str = ":1054 ";
 const LISTENS: &str = " 0A ";
@@ -271,7 +274,11 @@ impl Table {
             println!("{:<24} {:>5} {:>9.2} {p50:>9.2} {p95:>9.2} {:>9.2}", format!("{mark:?}"), errors.len(), errors[0], errors[errors.len() - 1]);
             // Of a few, one that came late because the machine was busy says nothing: there the median is judged.
             let judged = if full() { p95 } else { far[far.len() / 2] };
-            let allowed = if *mark == Mark::FirstFailure { 5.0 * INTERVAL_MS } else { INTERVAL_MS };
+            let allowed = match (mark, full()) {
+                (Mark::FirstFailure, _) => 5.0 * INTERVAL_MS,
+                (_, true) => INTERVAL_MS,
+                (_, false) => SHORT_INTERVALS * INTERVAL_MS,
+            };
             if *mark != Mark::ContainerStarted && judged > allowed {
                 wrong.push(format!("{mark:?} is {judged:.1} ms from the truth, which is more than {allowed} ms, and a pod is asked every {INTERVAL_MS} ms"));
             }

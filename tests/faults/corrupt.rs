@@ -2,6 +2,7 @@
 
 use http::Request;
 use http_body_util::Full;
+use prost::Message;
 
 use crate::harness::{Server, Sidecar, TRUSTING, ask, client, client_h2, get};
 
@@ -48,6 +49,67 @@ async fn binary_answers_keep_every_length() {
         let is = f32::from_le_bytes(bytes.try_into().unwrap());
         assert!(((is - was).abs() - 0.1 * was.max(1.0)).abs() < 1e-5, "{was} became {is}");
     }
+}
+
+/// `ModelStreamInferResponse` with one tensor.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Streamed {
+    #[prost(string, tag = "1")]
+    error_message: String,
+    #[prost(message, optional, tag = "2")]
+    infer_response: Option<Answer>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Answer {
+    #[prost(string, tag = "1")]
+    model_name: String,
+    #[prost(message, repeated, tag = "5")]
+    outputs: Vec<Output>,
+    #[prost(bytes = "vec", repeated, tag = "6")]
+    raw_output_contents: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Output {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    datatype: String,
+}
+
+fn streamed(values: [i32; 2]) -> Streamed {
+    let outputs = vec![Output { name: "ids".into(), datatype: "INT32".into() }];
+    let raw_output_contents = vec![values.iter().flat_map(|value| value.to_le_bytes()).collect()];
+    Streamed { error_message: String::new(), infer_response: Some(Answer { model_name: "m".into(), outputs, raw_output_contents }) }
+}
+
+fn framed(message: &Streamed, compressed: u8) -> Vec<u8> {
+    let message = message.encode_to_vec();
+    [&[compressed][..], &(message.len() as u32).to_be_bytes(), &message].concat()
+}
+
+#[tokio::test]
+async fn every_message_of_a_grpc_stream_loses_its_values() {
+    let server = Server::start().await;
+    let sidecar = Sidecar::start(server.address, &["--corrupt-max-bytes", "200"]);
+    sidecar.arm(TRUSTING).await;
+    let refused = Streamed { error_message: "no such model".into(), infer_response: None };
+    let large = Streamed { error_message: "x".repeat(300), infer_response: None };
+    let messages = |first, second| [framed(&first, 0), framed(&refused, 0), framed(&streamed([5, 6]), 1), framed(&large, 0), framed(&second, 0)].concat();
+    let call = Request::post(sidecar.url("/inference.GRPCInferenceService/ModelStreamInfer"))
+        .header("content-type", "application/grpc")
+        .header("grpc-accept-encoding", "gzip, identity")
+        .header("steadfast-fault", "corrupt=1;tensors=scale")
+        .body(Full::from(messages(streamed([1, -2]), streamed([300, 4]))))
+        .unwrap();
+    let reply = ask(&client_h2(), call).await;
+    assert_eq!((reply.status, reply.header("steadfast-injected")), (200, "corrupt;magnitude=1;tensors=scale"));
+    assert_eq!(reply.body, messages(streamed([2, -4]), streamed([600, 8])));
+    assert_eq!(server.seen.headers.lock().unwrap()["grpc-accept-encoding"], "identity", "what is compressed cannot be changed");
+    sidecar.metric_reaches("steadfast_faults_injected_total", &[r#"kind="corrupt""#], 1).await;
+    sidecar.metric_reaches("steadfast_corrupt_skipped_total", &[r#"reason="too-large""#], 1).await;
+    sidecar.metric_reaches("steadfast_corrupt_skipped_total", &[r#"reason="content-encoding""#], 1).await;
 }
 
 #[tokio::test]

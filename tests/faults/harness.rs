@@ -109,7 +109,7 @@ async fn answer(seen: Arc<Seen>, request: Request<Incoming>) -> Result<Response<
         *seen.named.lock().unwrap().entry(name.to_str().unwrap().to_owned()).or_default() += 1;
     }
     let response = match path.as_str() {
-        "/echo" => {
+        "/echo" | "/v1/embeddings" | "/inference.GRPCInferenceService/ModelInfer" | "/inference.GRPCInferenceService/ModelStreamInfer" => {
             let content_type = request.headers().get("content-type").cloned();
             let mut response = Response::new(request.into_body().boxed());
             if let Some(content_type) = content_type {

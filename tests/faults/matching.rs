@@ -39,6 +39,37 @@ async fn rules_mean_requests_by_everything_that_can_be_known_of_them() {
 }
 
 #[tokio::test]
+async fn a_model_that_stands_in_the_body_is_meant_as_well() {
+    let server = Server::start().await;
+    let sidecar = Sidecar::start(server.address, &[]);
+    let post =
+        |path: &str, content_type: &str, body: Vec<u8>| Request::post(sidecar.url(path)).header("content-type", content_type).body(Full::from(body)).unwrap();
+    let embed = |body: &str| post("/v1/embeddings", "application/json", body.as_bytes().to_vec());
+    // ModelInferRequest: a name, a version, and 10 KB of input.
+    let infer = |name: &str, version: &str| {
+        let input = vec![7; 10_000];
+        let message = [&[0x0a, name.len() as u8], name.as_bytes(), &[0x12, version.len() as u8], version.as_bytes(), &[0x3a, 0x90, 0x4e], &input].concat();
+        post("/inference.GRPCInferenceService/ModelInfer", "application/grpc", [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat())
+    };
+    sidecar.arm(&policy("rules: [{match: {model: tiny}, faults: [{abort: {httpStatus: 418, grpcCode: 5}}]}]")).await;
+    let behind = format!(r#"{{"input": "{}", "model": "tiny"}}"#, "x".repeat(100_000));
+    for client in [client(), client_h2()] {
+        assert_eq!(ask(&client, embed(&behind)).await.status, 418);
+        for other in [r#"{"input": "the \"model\": tiny", "model": "large"}"#, r#"{"input": "tiny"}"#, "tiny"] {
+            let reply = ask(&client, embed(other)).await;
+            assert_eq!((reply.status, reply.text().as_str()), (200, other), "its body goes up as it came");
+        }
+    }
+    assert_eq!(ask(&client_h2(), infer("tiny", "2")).await.header("grpc-status"), "5");
+    let other = ask(&client_h2(), infer("large", "2")).await;
+    assert!(other.status == 200 && other.body.len() > 10_000 && other.header("grpc-status").is_empty());
+    sidecar.metric_reaches("steadfast_model_unknown_total", &[r#"reason="unreadable""#], 2).await;
+    sidecar.arm(&policy("rules: [{match: {version: '2'}, faults: [{abort: {grpcCode: 6}}]}]")).await;
+    assert_eq!(ask(&client_h2(), infer("any", "2")).await.header("grpc-status"), "6");
+    assert_eq!(ask(&client_h2(), infer("any", "")).await.header("grpc-status"), "");
+}
+
+#[tokio::test]
 async fn what_took_place_is_counted_exactly_and_the_last_hundred_are_shown() {
     let server = Server::start().await;
     let sidecar = Sidecar::start(server.address, &["--threads", "2"]);

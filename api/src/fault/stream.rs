@@ -89,7 +89,7 @@ pub enum StallAt {
     FirstByte,
     /// Between any two pieces as the model server sent them.
     Chunks,
-    /// Between any two events of an event stream; in other answers as `chunks`.
+    /// Between any two events of an event stream or messages of a gRPC call; in other answers as `chunks`.
     Tokens,
 }
 

@@ -8,7 +8,8 @@ use kube::{
     runtime::{
         WatchStreamExt,
         reflector::{self, Lookup, Store},
-        watcher,
+        utils::Backoff,
+        watcher::{self, DefaultBackoff, watcher},
     },
 };
 use serde::de::DeserializeOwned;
@@ -16,8 +17,30 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 /// Objects that a list brings at once.
 const PAGE: u32 = 500;
+/// After so long the API server ends a watch, which then goes on where it was. One that is not ended by then hangs: whoever spoke at its other end may be gone.
+pub const WATCH_SECONDS: u32 = 60;
+/// Of an API server that cannot be asked, longest wait until it is asked again. It was away for a reason, and what is in force waits for its return.
+const AGAIN_AT_MOST: Duration = Duration::from_secs(5);
 /// Of several namespaces, one that cannot be listed by then is not waited for.
 const LISTED_WITHIN: Duration = Duration::from_secs(10);
+
+/// When a watch that failed is begun again: as kube does, but never later than [`AGAIN_AT_MOST`].
+#[derive(Default)]
+pub struct Again(DefaultBackoff);
+
+impl Iterator for Again {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|wait| wait.min(AGAIN_AT_MOST))
+    }
+}
+
+impl Backoff for Again {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
 
 /// A watch. Dropping it ends the watch.
 pub struct Watched<K: Lookup + Clone + 'static>
@@ -41,7 +64,7 @@ where
 
     /// The same of several namespaces, each by an API of its own.
     pub fn within(apis: Vec<Api<K>>, config: watcher::Config, trim: fn(&mut K)) -> Self {
-        let config = config.page_size(PAGE);
+        let config = config.page_size(PAGE).timeout(WATCH_SECONDS);
         Self::of(apis.into_iter().map(|api| watcher(api, config.clone())), trim)
     }
 }
@@ -60,7 +83,7 @@ where
         for events in sources {
             let (store, writer) = reflector::store();
             let what = K::kind(&()).into_owned();
-            let events = events.default_backoff().modify(move |object| {
+            let events = events.backoff(Again::default()).modify(move |object| {
                 object.managed_fields_mut().clear();
                 trim(object);
             });

@@ -15,12 +15,15 @@ use steadfast_api::{
 use tower::{Service, ServiceExt};
 
 use super::{
-    corrupt::answer::{Asked, corrupt_answer},
+    corrupt::{
+        answer::{Asked, corrupt_answer},
+        grpc::MODEL_STREAM_INFER,
+    },
     decide::{FaultPlan, Planned},
     envoy, events,
     link::NoAnswer,
     ring::About,
-    shape::{Shape, Shaped},
+    shape::{Shape, Shaped, Units},
 };
 use crate::{
     body::{RequestBody, Source},
@@ -148,10 +151,24 @@ where
     request.facts.apart = dialect == Dialect::Grpc && !shape.is_empty();
     let path = request.path().to_owned();
     let mut answer = inner.oneshot(request).await?;
+    shape.units = if events::is_event_stream(answer.response.headers()) {
+        Units::Events
+    } else if dialect == Dialect::Grpc {
+        Units::Messages
+    } else {
+        Units::Pieces
+    };
     if let Some(planned) = corrupt {
-        let of_events = matches!(&planned.fault, Fault::Corrupt(corrupt) if corrupt.events.is_some());
-        if of_events && answer.origin == Origin::Upstream && events::is_event_stream(answer.response.headers()) {
-            shape.events = Some(planned);
+        let of_stream = match &planned.fault {
+            Fault::Corrupt(corrupt) => match shape.units {
+                Units::Events => corrupt.events.is_some(),
+                Units::Messages => path == MODEL_STREAM_INFER && corrupt.of_tensors().is_some(),
+                Units::Pieces => false,
+            },
+            _ => false,
+        };
+        if of_stream && answer.origin == Origin::Upstream {
+            shape.corrupt = Some(planned);
         } else {
             answer = corrupt_answer(&told, answer, planned, &Asked { path: &path, dialect, head }, &mut injected).await;
         }
@@ -252,11 +269,10 @@ fn shaped(told: &Told, answer: Answer, shape: Shape, link: Option<super::link::L
     for note in shape.notes() {
         injected.note(format_args!("{note}"));
     }
-    let events = events::is_event_stream(&parts.headers);
-    if events && shape.events.is_some() {
+    if shape.corrupt.is_some() {
         parts.headers.remove(header::CONTENT_LENGTH);
     }
-    let body = Shaped::new(source, shape, told.clone(), link, http2, events);
+    let body = Shaped::new(source, shape, told.clone(), link, http2);
     Answer { response: http::Response::from_parts(parts, Source::Shaped(Box::new(body))), origin, active }
 }
 

@@ -187,6 +187,10 @@ impl CompiledRule {
         })
     }
 
+    pub const fn asks_for_model(&self) -> bool {
+        self.model.is_some() || self.version.is_some()
+    }
+
     pub fn matches(&self, request: &Looked<'_>) -> bool {
         let is = |wanted: &Option<String>, found: Option<&str>| wanted.as_deref().is_none_or(|wanted| found == Some(wanted));
         (self.methods.is_empty() || self.methods.contains(request.method))

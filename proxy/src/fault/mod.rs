@@ -2,7 +2,7 @@
 //!
 //! `policy` and `matching` hold policies as they are armed, `armed` keeps them, `budget` bounds them. `decide` says what falls on a request, from them or from its
 //! `header`; `inject` does it: `corrupt` to values, `shape` (and `events`) to a body on its way, `link` to the connection itself, `memory`, `cpu` and `burners` beside.
-//! `connection` is for what happens before there is a request.
+//! `model` looks into requests for the model that they name, `messages` and `events` cut streams into what they consist of. `connection` is for what happens before there is a request.
 
 pub mod armed;
 pub mod budget;
@@ -20,6 +20,8 @@ pub mod inject;
 pub mod link;
 pub mod matching;
 pub mod memory;
+pub mod messages;
+pub mod model;
 pub mod policy;
 pub mod ring;
 pub mod shape;

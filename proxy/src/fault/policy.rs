@@ -122,6 +122,11 @@ impl CompiledPolicy {
         })
     }
 
+    /// Whether a rule means requests by the model that they name.
+    pub fn asks_for_model(&self) -> bool {
+        self.rules.iter().any(CompiledRule::asks_for_model)
+    }
+
     pub const fn is_expired(&self, now_ns: u64) -> bool {
         now_ns >= self.expires_ns
     }

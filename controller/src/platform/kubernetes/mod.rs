@@ -55,7 +55,11 @@ use self::{
 };
 use super::{Change, InForce, Order, Platform, PlatformError, Pod, Undone};
 use crate::{
-    reconcile::{pods::PodFacts, resilience_schedule::MayBreak, watched::Watched},
+    reconcile::{
+        pods::PodFacts,
+        resilience_schedule::MayBreak,
+        watched::{Again, WATCH_SECONDS, Watched},
+    },
     serve::{ingest::Ingest, policy::PolicyHub},
     words::{NAMES_MAX, some},
 };
@@ -210,7 +214,7 @@ fn labels(selector: &LabelSelector) -> String {
 
 async fn watch_pods(inner: Arc<Inner>, selector: String, listed: tokio::sync::watch::Sender<bool>) {
     let api: Api<Object> = Api::namespaced(inner.client.clone(), &inner.namespace);
-    let mut events = std::pin::pin!(watcher(api, watcher::Config::default().labels(&selector)).default_backoff());
+    let mut events = std::pin::pin!(watcher(api, watcher::Config::default().labels(&selector).timeout(WATCH_SECONDS)).backoff(Again::default()));
     let mut anew: Vec<String> = Vec::new();
     while let Some(event) = events.next().await {
         match event {

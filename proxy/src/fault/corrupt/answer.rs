@@ -6,17 +6,14 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, header};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
-use steadfast_api::{
-    fault::{Fault, TensorChange},
-    policy::Origin,
-};
+use steadfast_api::{fault::Fault, policy::Origin};
 
 use super::{Kind, grpc, values::Change};
 use crate::{
     body::{Source, UpstreamBody},
     fault::{
         decide::Planned,
-        inject::{Injected, Number, Told},
+        inject::{Injected, Told},
     },
     forward::{Answer, ForwardError},
     problem::Dialect,
@@ -34,7 +31,7 @@ pub async fn corrupt_answer(told: &Told, answer: Answer, planned: Planned, asked
     let worker = &told.worker;
     let skipped = |reason: &str| worker.meter.metrics.corrupt_skipped.with_label_values(&[reason]).inc();
     let change = match &planned.fault {
-        Fault::Corrupt(corrupt) => corrupt.of_tensors().map(|how| Change { how, magnitude: corrupt.magnitude.ratio() }),
+        Fault::Corrupt(corrupt) => Change::of(corrupt),
         _ => None,
     };
     let Answer { response, origin, active } = answer;
@@ -50,7 +47,7 @@ pub async fn corrupt_answer(told: &Told, answer: Answer, planned: Planned, asked
     let coded = parts.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
     let kind = match asked.dialect {
         _ if coded => None,
-        // Streams are not gathered: their ends may wait for each other.
+        // Streams are not gathered: their ends may wait for each other. They are changed message by message, on their way (`shape`).
         Dialect::Grpc => (asked.path == grpc::MODEL_INFER).then_some(Kind::Grpc),
         _ => super::kind(&parts.headers),
     };
@@ -85,13 +82,7 @@ pub async fn corrupt_answer(told: &Told, answer: Answer, planned: Planned, asked
         parts.headers.remove(name);
     }
     told.injected(&planned);
-    match change.how {
-        TensorChange::Shift => injected.note(format_args!("corrupt;magnitude={}", Number(change.magnitude))),
-        how => {
-            let name = TensorChange::ALL.iter().find(|(other, _)| *other == how).map_or("", |(_, name)| name);
-            injected.note(format_args!("corrupt;magnitude={};tensors={name}", Number(change.magnitude)));
-        }
-    }
+    injected.note(format_args!("{}", change.note()));
     Answer { active: Some(planned.active), ..whole(parts, own(changed.bytes, trailers)) }
 }
 

@@ -1,5 +1,5 @@
-//! Tensors in gRPC: `inference.ModelInferResponse` of the Open Inference Protocol (grpc_predict_v2.proto). Everything but values stays byte for byte, fields that
-//! are not known here included, so messages are walked and not decoded.
+//! Tensors in gRPC: `inference.ModelInferResponse` and `ModelStreamInferResponse` of the Open Inference Protocol (grpc_predict_v2.proto, and Triton's grpc_service.proto for
+//! streams). Everything but values stays byte for byte, fields that are not known here included, so messages are walked and not decoded.
 
 use rand::Rng;
 
@@ -7,9 +7,17 @@ use super::{
     binary,
     values::{Change, Values, is_real, limits},
 };
+use crate::{fault::model::Said, sanitize::NamedModel};
 
-/// The call whose answers are understood.
+/// The calls whose answers are understood: one message, and a stream of them.
 pub const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+pub const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
+// Fields of ModelInferRequest.
+const MODEL_NAME: u32 = 1;
+const MODEL_VERSION: u32 = 2;
+/// Field of ModelStreamInferResponse.
+const INFER_RESPONSE: u32 = 2;
 
 // Fields of ModelInferResponse.
 const OUTPUTS: u32 = 5;
@@ -31,14 +39,60 @@ const LENGTH_DELIMITED: u8 = 2;
 
 /// A unary answer: one message behind its compression flag and length. `None`: nothing changed, or it is none of these.
 pub fn change(body: &[u8], change: Change, rng: &mut impl Rng) -> Option<Vec<u8>> {
-    let (head, message) = body.split_first_chunk::<5>()?;
-    // Compressed messages are left alone.
-    if head[0] != 0 || u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize != message.len() {
-        return None;
+    framed(&response(message(body)?, change, rng)?)
+}
+
+/// One message of a streamed answer; otherwise as [`change`].
+pub fn change_streamed(body: &[u8], change: Change, rng: &mut impl Rng) -> Option<Vec<u8>> {
+    let streamed = message(body)?;
+    let (mut made, mut changed) = (Vec::with_capacity(streamed.len()), false);
+    for field in fields(streamed)? {
+        match (field.number == INFER_RESPONSE && field.wire == LENGTH_DELIMITED).then(|| response(field.value, change, rng)).flatten() {
+            Some(response) => {
+                changed = true;
+                write_field(INFER_RESPONSE, &response, &mut made);
+            }
+            None => made.extend_from_slice(field.whole),
+        }
     }
-    let message = response(message, change, rng)?;
+    changed.then(|| framed(&made)).flatten()
+}
+
+/// The message behind its compression flag and length; `None`: it is compressed, or not whole.
+fn message(body: &[u8]) -> Option<&[u8]> {
+    let ([flag, length @ ..], message) = body.split_first_chunk::<5>()?;
+    (*flag == 0 && u32::from_be_bytes(*length) as usize == message.len()).then_some(message)
+}
+
+fn framed(message: &[u8]) -> Option<Vec<u8>> {
     let length = u32::try_from(message.len()).ok()?;
-    Some([&[0][..], &length.to_be_bytes(), &message].concat())
+    Some([&[0][..], &length.to_be_bytes(), message].concat())
+}
+
+/// The model that the first bytes of a request name; `ended`: that is all of it.
+pub fn model(body: &[u8], ended: bool) -> Said {
+    let more = if ended { Said::Unreadable } else { Said::More };
+    let Some(([flag, length @ ..], rest)) = body.split_first_chunk::<5>() else { return more };
+    if *flag != 0 {
+        return Said::Unreadable;
+    }
+    let length = u32::from_be_bytes(*length) as usize;
+    let mut rest = rest.get(..length).unwrap_or(rest);
+    let whole = rest.len() == length;
+    let mut model = NamedModel::default();
+    while !rest.is_empty() {
+        let Some((field, after)) = field(rest) else { return if whole { Said::Unreadable } else { more } };
+        let text = (field.wire == LENGTH_DELIMITED).then(|| String::from_utf8_lossy(field.value).into_owned());
+        match field.number {
+            MODEL_NAME => model.name = text,
+            MODEL_VERSION => model.version = text.filter(|version| !version.is_empty()),
+            // Serializers write fields in the order of their numbers.
+            _ if model.name.is_some() => return Said::Model(model),
+            _ => {}
+        }
+        rest = after;
+    }
+    if whole { Said::Model(model) } else { more }
 }
 
 /// A field as it stands in a message.
@@ -70,26 +124,32 @@ fn write_varint(mut value: u64, into: &mut Vec<u8>) {
     into.push(value as u8);
 }
 
+/// The first field, and what is behind it.
+fn field(message: &[u8]) -> Option<(Field<'_>, &[u8])> {
+    let (tag, after) = varint(message)?;
+    let wire = (tag & 7) as u8;
+    let (value, after) = match wire {
+        0 => {
+            let (_, left) = varint(after)?;
+            after.split_at(after.len() - left.len())
+        }
+        1 => after.split_at_checked(8)?,
+        LENGTH_DELIMITED => {
+            let (length, after) = varint(after)?;
+            after.split_at_checked(usize::try_from(length).ok()?)?
+        }
+        5 => after.split_at_checked(4)?,
+        _ => return None,
+    };
+    Some((Field { number: u32::try_from(tag >> 3).ok()?, wire, whole: &message[..message.len() - after.len()], value }, after))
+}
+
 fn fields(message: &[u8]) -> Option<Vec<Field<'_>>> {
     let mut fields = Vec::new();
     let mut rest = message;
     while !rest.is_empty() {
-        let (tag, after) = varint(rest)?;
-        let wire = (tag & 7) as u8;
-        let (value, after) = match wire {
-            0 => {
-                let (_, left) = varint(after)?;
-                after.split_at(after.len() - left.len())
-            }
-            1 => after.split_at_checked(8)?,
-            LENGTH_DELIMITED => {
-                let (length, after) = varint(after)?;
-                after.split_at_checked(usize::try_from(length).ok()?)?
-            }
-            5 => after.split_at_checked(4)?,
-            _ => return None,
-        };
-        fields.push(Field { number: u32::try_from(tag >> 3).ok()?, wire, whole: &rest[..rest.len() - after.len()], value });
+        let (field, after) = field(rest)?;
+        fields.push(field);
         rest = after;
     }
     Some(fields)
@@ -238,7 +298,7 @@ mod tests {
     }
 
     fn framed(message: &[u8]) -> Vec<u8> {
-        [&[0][..], &(message.len() as u32).to_be_bytes(), message].concat()
+        super::framed(message).unwrap()
     }
 
     fn changed(message: &[u8], how: TensorChange) -> Option<Vec<u8>> {
@@ -269,6 +329,31 @@ mod tests {
     }
 
     #[test]
+    fn a_streamed_answer_is_changed_in_its_envelope() {
+        let floats = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        let streamed = |values: &[f32]| [field(INFER_RESPONSE, &tensor("FP32", &field(FP32S, &floats(values)))), field(9, b"unknown")].concat();
+        let scale = Change { how: TensorChange::Scale, magnitude: 0.5 };
+        let mut rng = StdRng::seed_from_u64(1);
+        assert_eq!(change_streamed(&framed(&streamed(&[1.0, 2.0])), scale, &mut rng), Some(framed(&streamed(&[1.5, 3.0]))));
+        assert_eq!(change_streamed(&framed(&field(1, b"an error")), scale, &mut rng), None);
+    }
+
+    #[test]
+    fn the_model_is_read_from_as_little_as_tells_it() {
+        let request = framed(&[field(MODEL_NAME, b"digits"), field(MODEL_VERSION, b"3"), field(3, b"id"), field(7, &[0; 100])].concat());
+        let told = (0..=request.len()).find(|size| matches!(model(&request[..*size], false), Said::Model(_))).unwrap();
+        assert!(told < 25, "{told}");
+        let Said::Model(found) = model(&request[..told], false) else { panic!() };
+        assert_eq!((found.name.as_deref(), found.version.as_deref()), (Some("digits"), Some("3")));
+        let unordered = framed(&[field(7, &[0; 100]), field(MODEL_NAME, b"digits")].concat());
+        assert!(matches!(model(&unordered, true), Said::Model(found) if found.name.as_deref() == Some("digits") && found.version.is_none()));
+        assert!(matches!(model(&framed(b""), true), Said::Model(found) if found == NamedModel::default()));
+        for bad in [&b""[..], b"\0\0\0\0\x05\x0a", b"\x01\0\0\0\0", b"\0\0\0\0\x01\x07"] {
+            assert!(matches!(model(bad, true), Said::Unreadable), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn what_is_no_answer_or_has_no_values_is_left_alone() {
         assert_eq!(changed(&field(1, b"digits"), TensorChange::Shift), None);
         let whole = framed(&tensor("FP32", &field(FP32S, &1.0_f32.to_le_bytes())));
@@ -287,7 +372,10 @@ mod tests {
         fn no_bytes_break_it(body in prop::collection::vec(any::<u8>(), 0..200)) {
             for (how, _) in TensorChange::ALL {
                 let _ = change(&framed(&body), Change { how, magnitude: 0.1 }, &mut StdRng::seed_from_u64(1));
+                let _ = change_streamed(&framed(&body), Change { how, magnitude: 0.1 }, &mut StdRng::seed_from_u64(1));
             }
+            let (whole, cut) = (model(&framed(&body), true), model(&body, false));
+            prop_assert!(!matches!(whole, Said::More) && !matches!((body.is_empty(), cut), (true, Said::Model(_))));
         }
     }
 }

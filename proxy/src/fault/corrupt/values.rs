@@ -1,15 +1,29 @@
 //! A tensor's values, whatever they are written in, and what happens to them. The one place that says what each change means.
 
 use rand::{Rng, RngExt};
-use steadfast_api::fault::TensorChange;
+use steadfast_api::fault::{Corrupt, TensorChange};
 
-use crate::fault::draw;
+use crate::fault::{draw, inject::Number};
 
 /// What happens, and how much.
 #[derive(Clone, Copy, Debug)]
 pub struct Change {
     pub how: TensorChange,
     pub magnitude: f64,
+}
+
+impl Change {
+    /// What `corrupt` says of tensors, if anything.
+    pub fn of(corrupt: &Corrupt) -> Option<Self> {
+        corrupt.of_tensors().map(|how| Self { how, magnitude: corrupt.magnitude.ratio() })
+    }
+
+    /// As `steadfast-injected` names it.
+    pub fn note(self) -> String {
+        let name = TensorChange::ALL.iter().find(|(other, _)| *other == self.how).map_or("", |(_, name)| name);
+        let magnitude = Number(self.magnitude);
+        if self.how == TensorChange::Shift { format!("corrupt;magnitude={magnitude}") } else { format!("corrupt;magnitude={magnitude};tensors={name}") }
+    }
 }
 
 /// The values of one tensor.

@@ -1,13 +1,11 @@
-//! An answer's body on its way through faults: its events changed, its bytes in pieces, paused, slowed down, and cut off.
+//! The body itself.
 //!
-//! Invariants: without a cut or changed events the bytes are the model server's; a pause ends when its policy does, and what is left then passes as it comes;
-//! bytes that stand before a cut have gone out to the kernel when it happens. Nothing is gathered but an event whose end has not come.
+//! Invariants: without a cut or a corrupted stream the bytes are the model server's; a pause ends when its policy does, and what is left then passes as it comes;
+//! bytes that stand before a cut have gone out to the kernel when it happens. Nothing is gathered but an event or a message whose end has not come.
 
 use std::{
     collections::VecDeque,
-    future::poll_fn,
     pin::Pin,
-    rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -20,126 +18,22 @@ use steadfast_api::{
 };
 
 use super::{
-    decide::{FaultPlan, Planned},
-    events::{self, Splitter},
-    inject::Told,
-    link::{Cut, Link},
-    policy::CompiledPolicy,
+    Shape,
+    pause::{Pause, Wait},
+    units::{Corrupted, Cutter, Unit, Units},
 };
 use crate::{
     body::{BodyError, Source},
     clock,
-    worker::Worker,
+    fault::{
+        inject::Told,
+        link::{Cut, Link},
+        policy::CompiledPolicy,
+    },
 };
 
 /// What comes at once of a slowed answer: so many parts of a second.
 const THROTTLE_PARTS: u64 = 50;
-
-/// What is to be done to a body.
-#[derive(Default)]
-pub struct Shape {
-    pub stall: Option<Planned>,
-    pub slice: Option<Planned>,
-    pub throttle: Option<Planned>,
-    pub reset: Option<Planned>,
-    pub truncate: Option<Planned>,
-    /// Corrupt, where it means events.
-    pub events: Option<Planned>,
-}
-
-impl Shape {
-    /// Takes its part of a plan; what has to happen before there is an answer is gone from it already, and `events` shows with the answer.
-    pub fn take(plan: &mut FaultPlan) -> Self {
-        Self {
-            stall: plan.take(FaultKind::Stall),
-            slice: plan.take(FaultKind::Slice),
-            throttle: plan.take(FaultKind::Throttle),
-            reset: plan.take(FaultKind::Reset),
-            truncate: plan.take(FaultKind::Truncate),
-            events: None,
-        }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.each().is_empty()
-    }
-
-    fn each(&self) -> Vec<&Planned> {
-        [&self.stall, &self.slice, &self.throttle, &self.reset, &self.truncate, &self.events].into_iter().flatten().collect()
-    }
-
-    /// As `steadfast-injected` names it.
-    pub fn notes(&self) -> Vec<String> {
-        let note = |planned: &&Planned| match &planned.fault {
-            Fault::Stall(stall) => format!("stall;ms={};at={}", stall.duration.get().as_millis(), name(&StallAt::ALL, stall.at)),
-            Fault::Slice(slice) => format!("slice;bytes={};pause={}", slice.bytes.get(), slice.pause.get().as_millis()),
-            Fault::Throttle(throttle) => format!("throttle;bps={}", throttle.bytes_per_second.get()),
-            Fault::Reset(reset) => format!("reset;after={}", reset.after_bytes.unwrap_or_default().get()),
-            Fault::Truncate(truncate) => format!("truncate;after={}", truncate.after_bytes.get()),
-            Fault::Corrupt(corrupt) => {
-                corrupt.events.map_or_else(String::new, |change| format!("corrupt;events={}", name(&steadfast_api::fault::EventChange::ALL, change)))
-            }
-            _ => String::new(),
-        };
-        self.each().iter().map(note).collect()
-    }
-
-    /// Bytes that pass before the answer is cut off, and the fault that does it. Of two the nearer one.
-    fn cut(&self) -> Option<(u64, &Planned)> {
-        [&self.reset, &self.truncate].into_iter().flatten().map(|planned| (limit(&planned.fault), planned)).min_by_key(|(limit, _)| *limit)
-    }
-
-    fn take_cut(&mut self, kind: FaultKind) -> Option<Planned> {
-        if kind == FaultKind::Reset { self.reset.take() } else { self.truncate.take() }
-    }
-}
-
-fn name<T: PartialEq>(all: &[(T, &'static str)], one: T) -> &'static str {
-    all.iter().find(|(value, _)| *value == one).map_or("", |(_, name)| name)
-}
-
-const fn limit(fault: &Fault) -> u64 {
-    match fault {
-        Fault::Reset(reset) => match reset.after_bytes {
-            Some(bytes) => bytes.get(),
-            None => 0,
-        },
-        Fault::Truncate(truncate) => truncate.after_bytes.get(),
-        _ => u64::MAX,
-    }
-}
-
-type Wait = Pin<Box<dyn Future<Output = ()>>>;
-
-/// Something to wait for before bytes go out.
-struct Pause {
-    policy: Arc<CompiledPolicy>,
-    deadline_ns: u64,
-    /// What was sent before has to go out first, so that what follows goes out on its own.
-    after: Option<(Link, u64)>,
-}
-
-impl Pause {
-    /// Ends with its policy.
-    fn begin(self, worker: &Rc<Worker>) -> Wait {
-        let worker = Rc::clone(worker);
-        Box::pin(async move {
-            let pause = async {
-                if let Some((link, since)) = self.after {
-                    poll_fn(|cx| link.poll_flushed(since, cx)).await;
-                }
-                // Too many at once: then there is no pause.
-                if let Some(sleep) = worker.timer.sleep_until(self.deadline_ns) {
-                    sleep.await;
-                }
-            };
-            tokio::select! {
-                () = pause => {}
-                () = self.policy.over() => {}
-            }
-        })
-    }
-}
 
 /// A body that passes through faults.
 pub struct Shaped {
@@ -148,9 +42,9 @@ pub struct Shaped {
     told: Told,
     link: Option<Link>,
     http2: bool,
-    splitter: Option<Splitter>,
-    /// What came and has not been sent, in the units that stalls lie between.
-    units: VecDeque<Bytes>,
+    cutter: Cutter,
+    /// What came and has not been sent, in the units that stalls lie between; true: it goes on with the one before.
+    units: VecDeque<(Bytes, bool)>,
     /// The unit that is being sent.
     unit: Bytes,
     trailers: Option<Frame<Bytes>>,
@@ -171,17 +65,17 @@ pub struct Shaped {
 }
 
 impl Shaped {
-    /// `events`: the body is an event stream.
-    pub fn new(source: Source, shape: Shape, told: Told, link: Option<Link>, http2: bool, events: bool) -> Self {
+    pub fn new(source: Source, shape: Shape, told: Told, link: Option<Link>, http2: bool) -> Self {
         let tokens = shape.stall.as_ref().is_some_and(|planned| matches!(&planned.fault, Fault::Stall(stall) if stall.at == StallAt::Tokens));
-        let splitter = (events && (tokens || shape.events.is_some())).then(Splitter::default);
+        let units = if tokens || shape.corrupt.is_some() { shape.units } else { Units::Pieces };
+        let cutter = Cutter::new(units, told.worker.shared.config.corrupt_max_bytes);
         Self {
             source,
             shape,
             told,
             link,
             http2,
-            splitter,
+            cutter,
             units: VecDeque::new(),
             unit: Bytes::new(),
             trailers: None,
@@ -209,7 +103,7 @@ impl Shaped {
             FaultKind::Throttle => &self.shape.throttle,
             FaultKind::Reset => &self.shape.reset,
             FaultKind::Truncate => &self.shape.truncate,
-            _ => &self.shape.events,
+            _ => &self.shape.corrupt,
         };
         if let Some(planned) = planned {
             self.told.injected(planned);
@@ -219,7 +113,7 @@ impl Shaped {
     /// Lets go of what belongs to policies that are in force no more.
     fn forget_what_is_over(&mut self) {
         let shape = &mut self.shape;
-        for planned in [&mut shape.stall, &mut shape.slice, &mut shape.throttle, &mut shape.reset, &mut shape.truncate, &mut shape.events] {
+        for planned in [&mut shape.stall, &mut shape.slice, &mut shape.throttle, &mut shape.reset, &mut shape.truncate, &mut shape.corrupt] {
             if planned.as_ref().is_some_and(|planned| planned.policy.is_over()) {
                 *planned = None;
             }
@@ -228,31 +122,26 @@ impl Shaped {
 
     /// Takes in what came.
     fn take_in(&mut self, bytes: Bytes) {
-        let events = match &mut self.splitter {
-            Some(splitter) => splitter.push(&bytes),
-            None => vec![bytes],
-        };
-        self.change(events);
+        for unit in self.cutter.push(bytes) {
+            self.change(unit);
+        }
     }
 
-    fn change(&mut self, events: Vec<Bytes>) {
-        for event in events {
-            let changed = match self.shape.events.as_ref().map(|planned| &planned.fault) {
-                Some(Fault::Corrupt(corrupt)) => {
-                    let worker = Rc::clone(&self.told.worker);
-                    let mut rng = worker.rng.borrow_mut();
-                    corrupt.events.and_then(|change| events::change(&event, change, corrupt.event_share, &mut *rng))
-                }
-                _ => None,
-            };
-            match changed {
-                Some(changed) => {
-                    self.tell(FaultKind::Corrupt);
-                    self.units.extend(changed);
-                }
-                None => self.units.push_back(event),
+    fn change(&mut self, unit: Unit) {
+        let corrupted = match self.shape.corrupt.as_ref().map(|planned| &planned.fault) {
+            Some(Fault::Corrupt(corrupt)) => self.cutter.corrupt(&unit, corrupt, &mut *self.told.worker.rng.borrow_mut()),
+            _ => Corrupted::Same,
+        };
+        match corrupted {
+            Corrupted::Changed(changed) => {
+                self.tell(FaultKind::Corrupt);
+                self.units.extend(changed.into_iter().map(|unit| (unit, false)));
+                return;
             }
+            Corrupted::Skipped(reason) => self.told.worker.meter.metrics.corrupt_skipped.with_label_values(&[reason]).inc(),
+            Corrupted::Same => {}
         }
+        self.units.push_back((unit.bytes, unit.goes_on));
     }
 
     /// What has to be waited for before the next byte of `unit`; `inside`: it is not its first.
@@ -365,8 +254,8 @@ impl Body for Shaped {
             }
             this.forget_what_is_over();
             if this.unit.is_empty() {
-                if let Some(unit) = this.units.pop_front() {
-                    (this.unit, this.begun) = (unit, false);
+                if let Some((unit, goes_on)) = this.units.pop_front() {
+                    (this.unit, this.begun) = (unit, goes_on);
                     continue;
                 }
                 if this.ended {
@@ -383,9 +272,9 @@ impl Body for Shaped {
                         None => this.ended = true,
                     }
                     if this.ended
-                        && let Some(rest) = this.splitter.as_mut().and_then(Splitter::finish)
+                        && let Some(rest) = this.cutter.finish()
                     {
-                        this.change(vec![rest]);
+                        this.change(rest);
                     }
                     continue;
                 }
