@@ -68,3 +68,7 @@ watched-pods:
 # Write deploy/manifests/ anew after a change in deploy/chart (Helm: `tests/cluster/cluster build` makes one).
 manifests:
     STEADFAST_WRITE_MANIFESTS=1 STEADFAST_REQUIRE_HELM=1 cargo test -q --test chart plain_manifests
+
+# Everything that reads bytes which others made, fuzzed for ten minutes each (`cargo install cargo-fuzz`, a nightly compiler). Two and a half hours.
+fuzz seconds="600":
+    fuzz/run {{seconds}}

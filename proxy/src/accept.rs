@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::{
     config::UNSPECIFIED,
+    descriptors,
     drain::{Phase, reached},
     fault::connection,
     hold::held_down,
@@ -25,6 +26,9 @@ use crate::{
 
 /// Connections that the kernel keeps for us.
 const BACKLOG: u32 = 1024;
+/// Who finds no descriptor left does not look again for so long; meanwhile clients wait in the kernel's queue.
+const SHORT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
+
 /// One bound socket for each of `threads`, all on one port; port 0 becomes whichever is free. `[::]` takes both families, or IPv4 where there is no other.
 pub fn bind(address: SocketAddr, threads: usize) -> io::Result<(SocketAddr, Vec<TcpSocket>)> {
     match bind_one(address, threads) {
@@ -76,6 +80,9 @@ pub async fn accept(worker: Rc<Worker>, mut listener: TcpListener, route: usize)
     let mut refused = worker.shared.store.refuse.subscribe();
     let last = loop {
         let next = async {
+            if worker.connections.get() >= most {
+                worker.meter.exceeded("connections");
+            }
             worker.connections.below(most).await;
             listener.accept().await
         };
@@ -102,9 +109,14 @@ pub async fn accept(worker: Rc<Worker>, mut listener: TcpListener, route: usize)
                     }
                 }
                 // Out of descriptors or the client gave up; neither is a reason to stop, and the first needs a moment.
+                Err(error) if descriptors::are_exhausted(&error) => {
+                    worker.meter.exceeded("descriptors");
+                    worker.spare();
+                    tokio::time::sleep(SHORT_OF_DESCRIPTORS).await;
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    tracing::debug!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             },
             () = reached(&mut leaving, Phase::Leaving) => break Some(listener),

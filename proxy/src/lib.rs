@@ -18,9 +18,12 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod descriptors;
 pub mod drain;
 pub mod fault;
 pub mod forward;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod golden;
 pub mod half_close;
 pub mod hold;

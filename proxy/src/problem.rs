@@ -85,7 +85,7 @@ impl Problem {
 }
 
 impl Problem {
-    fn grpc_code(&self) -> u16 {
+    pub fn grpc_code(&self) -> u16 {
         self.grpc_code.unwrap_or_else(|| grpc_code(self.status))
     }
 

@@ -27,6 +27,7 @@ use crate::{
         connection,
         report::{self, Evidence},
     },
+    descriptors,
     drain::Phase,
     forward::pool::Pool,
     golden, ready,
@@ -67,7 +68,8 @@ pub fn run(args: Args) -> Result<(), RunError> {
     // A program that has set up logging already keeps its own.
     let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).try_init();
     clock::since_start_ns();
-    let config = Config::new(args, |name| std::env::var(name).ok())?;
+    let mut config = Config::new(args, |name| std::env::var(name).ok())?;
+    config.max_connections = descriptors::connections(config.max_connections);
     let policy = config.policy.as_ref().map(read_policy).transpose()?;
     let sets = config.golden.iter().map(|directory| golden::load(directory)).collect::<Result<Vec<_>, _>>()?;
     let listen = |what, address, why| RunError::Listen { what, address, why };

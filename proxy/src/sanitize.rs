@@ -291,6 +291,7 @@ fn one_authority(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<Opt
         return Err("several Host headers: send one");
     }
     match (uri.authority(), host) {
+        (Some(_), _) if uri.scheme().is_none() && version <= Version::HTTP_11 => Err("the target is neither a path nor a whole URL"),
         // What stands in the request line or in `:authority` decides.
         (Some(authority), _) => HeaderValue::from_str(authority.as_str()).map(Some).map_err(|_| "the authority cannot stand in a Host header"),
         (None, Some(_)) => Ok(None),
@@ -324,7 +325,7 @@ mod tests {
 
     #[test]
     fn an_ambiguous_request_is_refused() {
-        for (headers, uri) in [(&[][..], "/"), (&[("host", "a"), ("host", "b")], "/")] {
+        for (headers, uri) in [(&[][..], "/"), (&[("host", "a"), ("host", "b")], "/"), (&[("host", "a:1")], "a:1")] {
             assert_eq!(request(Version::HTTP_11, uri, headers).err().unwrap().problem.status, 400);
         }
         let connect = Request::builder().method("CONNECT").uri("a:80").body(RequestBody::Empty).unwrap();

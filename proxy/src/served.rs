@@ -3,7 +3,8 @@
 //! HTTP/1 goes back between two messages: when the last request was read to its end and its answer was written to its end, and neither side has said that the connection
 //! ends, hyper is asked to stop, does so without a word to the client, and gives its buffer back: whatever stands in it is the beginning of a request that nobody has seen.
 //!
-//! Limits: no head is larger than [`HEAD_MAX`]; a client that does not send a whole one within `header_timeout` is disconnected.
+//! Limits: no head is larger than [`HEAD_MAX`] or has more than [`FIELDS_MAX`] fields (431); a client that does not send a whole one within `header_timeout` is disconnected
+//! (408, if it has begun).
 
 use std::{
     cell::Cell,
@@ -18,13 +19,9 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, Request, Response, Version, header};
+use http::{HeaderMap, Method, Request, Response, Version, header};
 use http_body::{Body, Frame, SizeHint};
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
+use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use steadfast_api::policy::INJECTED_HEADER;
 use tokio::{
@@ -42,8 +39,12 @@ use crate::{
     hold::held_down,
     relay::{
         Client,
-        http1::head::{FIELDS_MAX, HEAD_MAX},
-        http2::LatePong,
+        http1::{
+            Guarded,
+            head::{FIELDS_MAX, HEAD_MAX},
+            too_slow,
+        },
+        http2::{self, Standing},
         is_armed, must_stack,
     },
     stack,
@@ -70,7 +71,7 @@ pub async fn http1(worker: &Rc<Worker>, client: Client) -> Option<Client> {
     });
     let given = Given::new(stream, ahead, link).ends_in_halves();
     let keep_open = Arc::clone(&given.keep_open);
-    let connection = http1::Builder::new()
+    let connection = conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(worker.shared.config.header_timeout)
         // A client that has ended its half may wait for its answer; one that is gone is found out by `half_close`.
@@ -79,7 +80,7 @@ pub async fn http1(worker: &Rc<Worker>, client: Client) -> Option<Client> {
         .max_headers(FIELDS_MAX)
         // Answers pass as they are.
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(given), service)
+        .serve_connection(TokioIo::new(Guarded::new(given, Arc::clone(&at.switched))), service)
         .with_upgrades();
     let mut connection = Box::pin(connection);
     let (mut leaving, mut gone) = (worker.drain.subscribe(), worker.drain.subscribe());
@@ -98,6 +99,18 @@ pub async fn http1(worker: &Rc<Worker>, client: Client) -> Option<Client> {
                 Some(Ok(())) => break,
                 Some(Err(error)) => {
                     tracing::debug!(%peer, %error, "client connection ended");
+                    if error.is_timeout() {
+                        let half = Pin::into_inner(connection).into_parts().filter(|parts| !parts.read_buf.is_empty());
+                        worker.meter.exceeded(if half.is_some() { "head-time" } else { "idle-time" });
+                        if let Some(stream) = half.and_then(|parts| parts.io.into_inner().into_inner().socket.stream.take()) {
+                            // One that does not take it at once is too slow for that, too.
+                            let _ = stream.try_write(&too_slow(worker.shared.config.header_timeout));
+                        }
+                    } else if error.is_parse_too_large() {
+                        worker.meter.exceeded("head-size");
+                    } else if error.is_parse() {
+                        worker.meter.metrics.malformed.inc();
+                    }
                     return None;
                 }
                 None => {
@@ -119,7 +132,7 @@ pub async fn http1(worker: &Rc<Worker>, client: Client) -> Option<Client> {
         return None;
     }
     let parts = Pin::into_inner(connection).into_parts()?;
-    let mut given = parts.io.into_inner();
+    let mut given = parts.io.into_inner().into_inner();
     let stream = given.socket.stream.take()?;
     let ahead = [&parts.read_buf[..], &given.ahead[..]].concat();
     worker.meter.metrics.moved.with_label_values(&["relay"]).inc();
@@ -129,22 +142,22 @@ pub async fn http1(worker: &Rc<Worker>, client: Client) -> Option<Client> {
 /// Serves `client`'s HTTP/2 connection until it ends; with `go_when_disarmed` its client is asked to come by another one when nothing is armed any more.
 pub async fn http2(worker: &Rc<Worker>, client: Client, go_when_disarmed: bool) {
     let Client { stream, ahead, peer, route } = client;
-    // Whether the client has been told to go.
-    let going = Arc::<AtomicBool>::default();
+    let standing = Arc::<Standing>::default();
     // Told when a request has come.
     let streams = Rc::new(Notify::new());
     let link = Link::default();
-    let (stack, told) = (stack::stack(Rc::clone(worker), peer, route, link.clone()), Rc::clone(&streams));
+    let (stack, told, answering) = (stack::stack(Rc::clone(worker), peer, route, link.clone()), Rc::clone(&streams), Arc::clone(&standing));
     let service = service_fn(move |request: Request<Incoming>| {
         told.notify_one();
-        let answer = stack.clone().oneshot(request.map(|incoming| RequestBody::client(incoming).0));
+        let (answer, answering) = (stack.clone().oneshot(request.map(|incoming| RequestBody::client(incoming).0)), Arc::clone(&answering));
         async move {
             let Ok(response) = answer.await;
+            answering.answered.fetch_add(1, Ordering::AcqRel);
             // An answer that a fault keeps back ends its stream here.
             NoAnswer::heed(response)
         }
     });
-    let connection = http2::Builder::new(LocalExec)
+    let connection = conn::http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
         .keep_alive_interval(std::time::Duration::from_secs(30))
         .max_concurrent_streams(STREAMS_MAX)
@@ -152,7 +165,7 @@ pub async fn http2(worker: &Rc<Worker>, client: Client, go_when_disarmed: bool) 
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(LatePong::new(Given::new(stream, ahead, link), Arc::clone(&going))), service);
+        .serve_connection(TokioIo::new(http2::Guarded::new(Given::new(stream, ahead, link), Arc::clone(&standing))), service);
     let mut connection = Box::pin(connection);
     let (mut parting, mut leaving, mut gone) = (worker.drain.subscribe(), worker.drain.subscribe(), worker.drain.subscribe());
     let mut held = worker.held.subscribe();
@@ -179,22 +192,25 @@ pub async fn http2(worker: &Rc<Worker>, client: Client, go_when_disarmed: bool) 
                 if let Err(error) = ended {
                     tracing::debug!(%peer, %error, "client connection ended");
                 }
+                if let Some(flood) = standing.flood() {
+                    worker.meter.exceeded(flood.name());
+                }
                 return;
             }
             () = &mut part, if !parted => {
                 parted = true;
-                going.store(true, Ordering::Release);
+                standing.going.store(true, Ordering::Release);
                 connection.as_mut().graceful_shutdown();
             }
             () = &mut disarmed, if !parted => {
                 parted = true;
-                going.store(true, Ordering::Release);
+                standing.going.store(true, Ordering::Release);
                 worker.meter.metrics.moved.with_label_values(&["relay"]).inc();
                 connection.as_mut().graceful_shutdown();
             }
             () = reached(&mut leaving, Phase::Leaving), if !left => {
                 (parted, left) = (true, true);
-                going.store(true, Ordering::Release);
+                standing.going.store(true, Ordering::Release);
                 connection.as_mut().graceful_shutdown();
             }
             () = reached(&mut gone, Phase::Gone) => return,
@@ -209,6 +225,8 @@ struct Place {
     answering: Cell<bool>,
     /// The last request's.
     whole: std::cell::RefCell<Option<Whole>>,
+    /// Another protocol was agreed on.
+    switched: Arc<AtomicBool>,
     /// Client or model server have said that the connection ends, or the client asks the sidecar itself and may do so again.
     stays: Cell<bool>,
 }
@@ -228,7 +246,9 @@ impl Answering {
         half.held();
         let asks_us = request.headers().keys().any(|name| name.as_str().starts_with("steadfast-"));
         at.answering.set(true);
-        at.stays.set(asks_us || request.version() != Version::HTTP_11 || says_close(request.headers()));
+        // Of a connection that was asked to become another hyper gives nothing back.
+        let switches = request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
+        at.stays.set(asks_us || switches || request.version() != Version::HTTP_11 || says_close(request.headers()));
         let (parts, incoming) = request.into_parts();
         let (body, whole) = RequestBody::client(incoming);
         at.whole.replace(Some(whole));
@@ -236,7 +256,11 @@ impl Answering {
     }
 
     fn with(self, response: Response<ResponseBody>) -> Response<AnswerBody> {
-        if says_close(response.headers()) || response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+        let switched = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
+        if switched {
+            self.0.switched.store(true, Ordering::Release);
+        }
+        if says_close(response.headers()) || switched {
             self.0.stays.set(true);
         }
         if response.headers().contains_key(INJECTED_HEADER) {

@@ -19,10 +19,14 @@ use crate::{
     control::report::Evidence,
     drain::{Drain, Phase},
     fault::{armed::Store, timer::Timer},
-    forward::pool::{Pool, Reached},
+    forward::{
+        ForwardError,
+        pool::{Pool, Reached},
+    },
     hold::Hold,
     measure::{Meter, Metrics, window::Window},
     relay::{bell::Bells, parked::Parked, side::Buffer},
+    upstream::Dialled,
 };
 
 /// Spawns on the thread's own [`tokio::task::LocalSet`].
@@ -164,6 +168,28 @@ impl Worker {
         let own = Rc::clone(&worker);
         tokio::task::spawn_local(async move { tokio::join!(own.drain.follow(&own.shared.drain), own.held.follow(&own.shared.store.hold), own.ring()) });
         Ok(worker)
+    }
+
+    /// Gives back the descriptors of connections to the model server that nobody uses.
+    pub fn spare(&self) {
+        self.pools.iter().for_each(Pool::spare);
+        self.parked.iter().for_each(Parked::clear);
+    }
+
+    /// A connection to the model server for the relay. Where no descriptor is left for it, those of idle ones are given back first.
+    /// `patient`: a model server that has not been there yet is waited for.
+    pub async fn dial(&self, route: usize, patient: bool) -> Result<Dialled, ForwardError> {
+        let pool = &self.pools[route];
+        match if patient { pool.dial_patiently().await } else { pool.dial().await } {
+            Err(ForwardError::Descriptors) => {
+                self.meter.exceeded("descriptors");
+                self.spare();
+                // hyper closes its own when it is next polled.
+                tokio::task::yield_now().await;
+                pool.dial().await
+            }
+            dialled => dialled,
+        }
     }
 
     /// Rings the bells at every change that relayed connections must know of, for as long as it is polled.

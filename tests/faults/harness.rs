@@ -233,7 +233,18 @@ impl Sidecar {
     }
 
     pub(crate) fn start_bare(flags: &[&str], token: &str) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_steadfast"))
+        Self::run(Command::new(env!("CARGO_BIN_EXE_steadfast")), flags, token)
+    }
+
+    /// With no more than so many file descriptors.
+    pub(crate) fn start_with_descriptors(most: u32, upstream: SocketAddr, flags: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_steadfast")]);
+        Self::run(command, &[&["--upstream", &upstream.to_string()], flags].concat(), "")
+    }
+
+    fn run(mut command: Command, flags: &[&str], token: &str) -> Self {
+        let mut child = command
             .arg("proxy")
             .args(if flags.contains(&"--threads") { &[][..] } else { &["--threads", "1"] })
             .args(flags)
@@ -261,6 +272,16 @@ impl Sidecar {
 
     pub(crate) fn terminate(&self) {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+    }
+
+    /// What the kernel says that it has: kilobytes of memory, and CPU time.
+    pub(crate) fn usage(&self) -> (u64, Duration) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok()).unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let ticks: u64 = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+        // The kernel tells it in hundredths of a second.
+        (memory, Duration::from_millis(ticks * 10))
     }
 
     /// Exit status, waited for.

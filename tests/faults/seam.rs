@@ -17,7 +17,7 @@ use http_body_util::Full;
 use crate::harness::{Http, PATIENCE, Server, Sidecar, ask, client, client_h2, get, try_ask};
 
 /// A policy that could touch every request and touches none of the load's.
-const WAITING: &str = r"
+pub(crate) const WAITING: &str = r"
 name: waiting
 spec:
   expiresAfter: 1h

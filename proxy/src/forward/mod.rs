@@ -62,6 +62,8 @@ pub enum ForwardError {
     ConnectTimeout { upstream: Upstream, after: Duration },
     #[error("all {most} connections to the model server are in use")]
     Exhausted { most: usize },
+    #[error("no file descriptor is left for a connection to the model server")]
+    Descriptors,
     #[error("the model server sent no response within {after:?}")]
     Timeout { after: Duration },
     #[error("the model server's connection failed before it had answered: {0}")]
@@ -80,7 +82,7 @@ impl ForwardError {
     pub fn problem(&self) -> Problem {
         let (status, kind, title) = match self {
             Self::Refused { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream-refused", "Model server not there"),
-            Self::Exhausted { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream-exhausted", "Model server busy"),
+            Self::Exhausted { .. } | Self::Descriptors => (StatusCode::SERVICE_UNAVAILABLE, "upstream-exhausted", "Model server busy"),
             Self::ConnectTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "upstream-connect-timeout", "Model server not reached in time"),
             Self::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "upstream-timeout", "Model server did not answer in time"),
             Self::Broken(_) | Self::Ended => (StatusCode::BAD_GATEWAY, "upstream-broken", "Model server broke off"),
@@ -104,8 +106,10 @@ pub async fn forward(worker: Rc<Worker>, request: Sanitized<Request<RequestBody>
         }
         Err(error) => {
             // Somebody should look at the model server now rather than at the next poll.
-            if !matches!(error, ForwardError::Client(_)) {
-                worker.shared.suspect.notify_one();
+            match error {
+                ForwardError::Client(_) => {}
+                ForwardError::Descriptors => worker.meter.exceeded("descriptors"),
+                _ => worker.shared.suspect.notify_one(),
             }
             tracing::debug!(%error, "no answer from the model server");
             Answer::own(&error.problem(), facts.dialect, facts.head, Origin::Proxy)

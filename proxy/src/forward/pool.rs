@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::ForwardError;
 use crate::{
     body::{RequestBody, UpstreamBody},
-    clock,
+    clock, descriptors,
     half_close::{ClientHalf, Ending, ServerHalf},
     relay::http2::speaks_http2,
     upstream::{Dialled, Upstream},
@@ -232,6 +232,11 @@ impl Pool {
         self.0.idle.borrow_mut().retain(|(sender, since)| !sender.sender.is_closed() && now - since < IDLE_NS_MAX);
     }
 
+    /// Drops connections that nobody uses.
+    pub fn spare(&self) {
+        self.0.idle.borrow_mut().clear();
+    }
+
     fn take(&self) -> Option<Sender> {
         let now = clock::now_ns();
         let mut idle = self.0.idle.borrow_mut();
@@ -252,10 +257,11 @@ impl Pool {
 
     /// A connection of its own, for the relay.
     pub async fn dial(&self) -> Result<Dialled, ForwardError> {
-        let after = self.0.connect_timeout;
-        let connected = timeout(after, self.0.upstream.connect()).await;
-        let connected = connected.map_err(|_| ForwardError::ConnectTimeout { upstream: self.0.upstream.clone(), after })?;
-        let stream = connected.map_err(|why| ForwardError::Refused { upstream: self.0.upstream.clone(), why })?;
+        let (upstream, after) = (&self.0.upstream, self.0.connect_timeout);
+        let connected = timeout(after, upstream.connect()).await.map_err(|_| ForwardError::ConnectTimeout { upstream: upstream.clone(), after })?;
+        let stream = connected.map_err(|why| {
+            if descriptors::are_exhausted(&why) { ForwardError::Descriptors } else { ForwardError::Refused { upstream: upstream.clone(), why } }
+        })?;
         self.0.reached.set();
         Ok(stream)
     }

@@ -46,6 +46,8 @@ pub struct Metrics {
     pub opaque_connections: IntCounter,
     pub opaque_bytes: IntCounter,
     pub cancelled: IntCounter,
+    pub limits: IntCounterVec,
+    pub malformed: IntCounter,
     pub truncated: IntCounterVec,
     pub injected: IntCounterVec,
     pub over_budget: IntCounterVec,
@@ -122,6 +124,15 @@ impl Metrics {
             opaque_connections: counter("steadfast_opaque_connections_total", "Connections on which something passed that the sidecar does not understand."),
             opaque_bytes: counter("steadfast_opaque_bytes_total", "Bytes that passed, either way, without being understood."),
             cancelled: counter("steadfast_requests_cancelled_total", "Requests whose client left before the response began."),
+            limits: counters(
+                "steadfast_limits_exceeded_total",
+                "Connections and requests that were ended or kept waiting because they went beyond a limit.",
+                &["limit"],
+            ),
+            malformed: counter(
+                "steadfast_requests_malformed_total",
+                "Requests that are not HTTP/1 as the standard has it, and were answered with 400 unseen by the model server.",
+            ),
             registry: registry.clone(),
             described: Arc::default(),
             duration,
@@ -192,6 +203,11 @@ impl Meter {
         let name = self.label(policy);
         self.metrics.injected.with_label_values(&[&*name, kind.name()]).inc();
         self.window.borrow_mut().injected(&name, kind);
+    }
+
+    /// Something went beyond `limit`, which is one of the words of `docs/limits.md`.
+    pub fn exceeded(&self, limit: &'static str) {
+        self.metrics.limits.with_label_values(&[limit]).inc();
     }
 
     /// Faults that the budget refused.

@@ -18,6 +18,7 @@
 //! left is parked for the next client. Within a message an end on either side is the other side's end at once.
 
 pub mod bell;
+pub mod deadline;
 pub mod http1;
 pub mod http2;
 pub mod parked;
@@ -106,28 +107,34 @@ pub async fn sniff(worker: &Worker, client: &mut Client, bell: &Bell) -> Option<
                 return Poll::Ready(Some(protocol));
             }
         }
-        within.as_mut().poll(cx).map(|()| None)
+        within.as_mut().poll(cx).map(|()| {
+            if !leaving {
+                worker.meter.exceeded(if client.ahead.is_empty() { "idle-time" } else { "head-time" });
+            }
+            None
+        })
     })
     .await
 }
 
 /// What `bytes` begin, once that is certain.
-fn protocol(bytes: &[u8]) -> Option<Protocol> {
+pub(crate) fn protocol(bytes: &[u8]) -> Option<Protocol> {
     if PREFACE.starts_with(bytes) || bytes.starts_with(PREFACE) {
         return (bytes.len() >= PREFACE.len()).then_some(Protocol::Http2);
     }
     // Empty lines before a request are passed over (RFC 9112 §2.2).
     let start = bytes.iter().position(|byte| !b"\r\n".contains(byte));
-    let Some(start) = start else { return (bytes.len() > METHOD_MAX).then_some(Protocol::Opaque) };
+    // However they are cut: what is too many of them in pieces is too many at once.
+    let Some(start) = start.filter(|start| *start <= METHOD_MAX) else { return (bytes.len() > METHOD_MAX).then_some(Protocol::Opaque) };
     let word = &bytes[start..];
     match word.iter().position(|byte| !is_token(*byte)) {
-        Some(end) if end > 0 && end <= METHOD_MAX && word[end] == b' ' => Some(Protocol::Http1),
+        Some(end) if end > 0 && end <= METHOD_MAX && b" \t".contains(&word[end]) => Some(Protocol::Http1),
         None if word.len() <= METHOD_MAX => None,
         _ => Some(Protocol::Opaque),
     }
 }
 
-fn is_token(byte: u8) -> bool {
+pub(crate) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
@@ -156,7 +163,9 @@ mod tests {
             (&[0x16, 0x03, 0x01], Some(Protocol::Opaque)),
             (b"\0", Some(Protocol::Opaque)),
             (b" GET /", Some(Protocol::Opaque)),
-            (b"GET\t/", Some(Protocol::Opaque)),
+            // Refused there.
+            (b"GET\t/", Some(Protocol::Http1)),
+            (b"GET\0/", Some(Protocol::Opaque)),
             (&[b'x'; 33], Some(Protocol::Opaque)),
         ] {
             assert_eq!(protocol(bytes), expected, "{bytes:?}");

@@ -39,6 +39,10 @@ impl Parked {
         None
     }
 
+    pub fn clear(&self) {
+        self.0.borrow_mut().clear();
+    }
+
     /// Drops what is too old. Call it now and then.
     pub fn sweep(&self) {
         let now = clock::now_ns();

@@ -1,8 +1,11 @@
-//! Where a chunked body ends (RFC 9112 §7.1). Strict: a line ends with CRLF, a size is one to sixteen hexadecimal digits, and extensions and trailers are
-//! bounded, because what is read in two ways here is a request smuggled there.
+//! Where a chunked body ends (RFC 9112 §7.1). Strict: a line ends with CRLF, a size is one to sixteen hexadecimal digits, a trailer is a field, and extensions and trailers
+//! are bounded, because what is read in two ways here is a request smuggled there. Nothing is taken that the stack would refuse.
 
-/// Bytes of one chunk's extensions, or of all trailers together.
-const LINE_MAX: u32 = 16 << 10;
+use super::head::FIELDS_MAX;
+use crate::relay::is_token;
+
+/// Bytes of all extensions, and of all trailers.
+const EXTRA_MAX: u32 = 16 << 10;
 
 /// Not a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,78 +13,101 @@ pub struct Malformed;
 
 /// Reads along.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Chunked {
+pub struct Chunked {
+    at: At,
+    /// Bytes of extensions so far.
+    extensions: u32,
+    /// Bytes of trailers so far, and lines.
+    trailers: u32,
+    fields: u16,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum At {
     #[default]
     Begin,
     Size {
         size: u64,
         digits: u8,
     },
-    /// White space or extensions behind the size.
-    Extension {
-        size: u64,
-        seen: u32,
-    },
+    /// White space behind the size.
+    Space(u64),
+    Extension(u64),
     SizeLf(u64),
     Data(u64),
     DataCr,
     DataLf,
     /// At the start of a line behind the last chunk.
-    Line {
-        seen: u32,
-    },
-    Trailer {
-        seen: u32,
-    },
-    TrailerLf {
-        seen: u32,
-    },
+    Line,
+    Name,
+    Value,
+    ValueLf,
     LastLf,
     End,
 }
 
 impl Chunked {
     pub fn is_end(self) -> bool {
-        self == Self::End
+        self.at == At::End
     }
 
     /// Reads `bytes` along to the body's end, if it is there. How many of them belong to the body.
     pub fn take(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         let mut at = 0;
         while at < bytes.len() && !self.is_end() {
-            if let Self::Data(left) = *self {
+            if let At::Data(left) = self.at {
                 let here = left.min((bytes.len() - at) as u64);
                 at += here as usize;
-                *self = if here == left { Self::DataCr } else { Self::Data(left - here) };
+                self.at = if here == left { At::DataCr } else { At::Data(left - here) };
             } else {
-                *self = self.after(bytes[at])?;
+                self.at = self.after(bytes[at])?;
                 at += 1;
             }
         }
         Ok(at)
     }
 
-    fn after(self, byte: u8) -> Result<Self, Malformed> {
+    fn after(&mut self, byte: u8) -> Result<At, Malformed> {
         let digit = || char::from(byte).to_digit(16).map(u64::from).ok_or(Malformed);
-        let more = |seen: u32| if seen < LINE_MAX { Ok(seen + 1) } else { Err(Malformed) };
-        Ok(match (self, byte) {
-            (Self::Begin, _) => Self::Size { size: digit()?, digits: 1 },
-            (Self::Size { size, .. } | Self::Extension { size, .. }, b'\r') => Self::SizeLf(size),
-            (Self::Size { size, .. }, b';' | b' ' | b'\t') => Self::Extension { size, seen: 0 },
-            (Self::Size { size, digits }, _) if digits < 16 => Self::Size { size: size << 4 | digit()?, digits: digits + 1 },
-            (Self::Extension { .. } | Self::Trailer { .. }, b'\n' | b'\0') | (Self::Line { .. }, b'\n' | b' ' | b'\t' | b':') => return Err(Malformed),
-            (Self::Extension { size, seen }, _) => Self::Extension { size, seen: more(seen)? },
-            (Self::SizeLf(0), b'\n') => Self::Line { seen: 0 },
-            (Self::SizeLf(size), b'\n') => Self::Data(size),
-            (Self::DataCr, b'\r') => Self::DataLf,
-            (Self::DataLf, b'\n') => Self::Begin,
-            (Self::Line { .. }, b'\r') => Self::LastLf,
-            (Self::Trailer { seen }, b'\r') => Self::TrailerLf { seen },
-            (Self::Line { seen } | Self::Trailer { seen }, _) => Self::Trailer { seen: more(seen)? },
-            (Self::TrailerLf { seen }, b'\n') => Self::Line { seen },
-            (Self::LastLf, b'\n') => Self::End,
+        Ok(match (self.at, byte) {
+            (At::Begin, _) => At::Size { size: digit()?, digits: 1 },
+            (At::Size { size, .. } | At::Space(size) | At::Extension(size), b'\r') => At::SizeLf(size),
+            (At::Size { size, .. } | At::Space(size), b' ' | b'\t') => At::Space(size),
+            (At::Size { size, .. } | At::Space(size), b';') => At::Extension(size),
+            (At::Size { size, digits }, _) if digits < 16 => At::Size { size: size << 4 | digit()?, digits: digits + 1 },
+            (At::Extension(size), _) if byte != b'\n' && byte != b'\0' => {
+                self.extensions += 1;
+                if self.extensions >= EXTRA_MAX {
+                    return Err(Malformed);
+                }
+                At::Extension(size)
+            }
+            (At::SizeLf(0), b'\n') => At::Line,
+            (At::SizeLf(size), b'\n') => At::Data(size),
+            (At::DataCr, b'\r') => At::DataLf,
+            (At::DataLf, b'\n') => At::Begin,
+            (At::Line, b'\r') => At::LastLf,
+            (At::Line, _) => {
+                self.fields += 1;
+                if usize::from(self.fields) > FIELDS_MAX || !is_token(byte) {
+                    return Err(Malformed);
+                }
+                self.trailer(At::Name)?
+            }
+            (At::Name, b':') => self.trailer(At::Value)?,
+            (At::Name, _) if is_token(byte) => self.trailer(At::Name)?,
+            (At::Value, b'\r') => self.trailer(At::ValueLf)?,
+            (At::Value, b'\t' | b' '..=b'~' | 0x80..) => self.trailer(At::Value)?,
+            (At::ValueLf, b'\n') => self.trailer(At::Line)?,
+            (At::LastLf, b'\n') => At::End,
             _ => return Err(Malformed),
         })
+    }
+
+    fn trailer(&mut self, at: At) -> Result<At, Malformed> {
+        self.trailers += 1;
+        // With the two bytes of the last line.
+        if self.trailers + 2 < EXTRA_MAX { Ok(at) } else { Err(Malformed) }
     }
 }
 
@@ -121,11 +147,21 @@ mod tests {
             " 5\r\n",
             "5\r\r\n",
             "0\r\n: 1\r\n\r\n",
+            "5 5\r\n",
+            "5 x\r\n",
+            "0\r\nx : 1\r\n\r\n",
+            "0\r\nx\r\n\r\n",
+            "0\r\nx: \u{1}\r\n\r\n",
         ] {
             assert_eq!(Chunked::default().take(body.as_bytes()), Err(Malformed), "{body:?}");
         }
         let long = format!("5;{}", "x".repeat(20_000));
         assert_eq!(Chunked::default().take(long.as_bytes()), Err(Malformed), "bounded");
+        let many = format!("1;{}\r\nx\r\n", "x".repeat(1000)).repeat(20);
+        assert_eq!(Chunked::default().take(many.as_bytes()), Err(Malformed), "bounded over all chunks");
+        for trailers in [format!("x: {}\r\n", "y".repeat(20_000)), "x: 1\r\n".repeat(FIELDS_MAX + 1)] {
+            assert_eq!(Chunked::default().take(format!("0\r\n{trailers}").as_bytes()), Err(Malformed), "bounded");
+        }
     }
 
     proptest! {

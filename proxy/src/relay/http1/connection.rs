@@ -6,6 +6,9 @@
 //! An answer of our own (the model server broke off, took too long) ends the connection.
 
 mod answer;
+mod request;
+
+pub use answer::too_slow;
 
 use std::{
     future::poll_fn,
@@ -15,16 +18,16 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::TcpStream, time::Sleep};
+use tokio::net::TcpStream;
 
-use super::head::{self, Framing, HEAD_MAX, Read, RequestHead};
+use super::head::{Framing, HEAD_MAX, RequestHead};
 use crate::{
     clock,
     drain::Phase as Drain,
-    forward::{ForwardError, pool::IDLE_NS_MAX},
+    forward::ForwardError,
     measure::request::{Begun, Record},
     problem::Dialect,
-    relay::{Client, Exit, bell::Bell, must_stack, side::Side},
+    relay::{Client, Exit, bell::Bell, deadline::Deadline, side::Side},
     upstream::Dialled,
     worker::Worker,
 };
@@ -86,8 +89,7 @@ struct Connection<'a> {
     partial: Vec<u8>,
     phase: Phase,
     exchange: Option<Exchange>,
-    deadline_ns: u64,
-    sleep: Option<Pin<Box<Sleep>>>,
+    deadline: Deadline,
 }
 
 /// Why a connection leaves the relay, found out somewhere inside.
@@ -111,7 +113,6 @@ pub async fn opaque(worker: &Rc<Worker>, client: Client, bell: &Bell) {
 
 async fn run(worker: &Rc<Worker>, client: Client, bell: &Bell, phase: Phase) -> Exit {
     let Client { stream, ahead, peer, route } = client;
-    let idle_ns = clock::ns(worker.shared.config.header_timeout);
     let mut connection = Connection {
         worker,
         bell,
@@ -125,9 +126,9 @@ async fn run(worker: &Rc<Worker>, client: Client, bell: &Bell, phase: Phase) -> 
         partial: Vec::new(),
         phase,
         exchange: None,
-        deadline_ns: clock::now_ns() + idle_ns,
-        sleep: None,
+        deadline: Deadline::default(),
     };
+    connection.deadline.set_after(worker.shared.config.header_timeout);
     let mut ahead = Some(ahead);
     let left = poll_fn(|cx| {
         let mut buffer = worker.buffer.take();
@@ -189,7 +190,7 @@ impl Connection<'_> {
                 Err(leave) => return Poll::Ready(leave),
             }
         }
-        match self.poll_deadline(cx) {
+        match self.time_is_up(cx) {
             Ok(false) => Poll::Pending,
             // Something was said to the client: its socket must be asked again before anybody waits.
             Ok(true) => self.poll(cx, buffer),
@@ -311,7 +312,7 @@ impl Connection<'_> {
         }
         self.phase = Phase::Boundary;
         self.used_ns = clock::now_ns();
-        self.deadline_ns = self.used_ns + clock::ns(self.worker.shared.config.header_timeout);
+        self.deadline.set(self.used_ns + clock::ns(self.worker.shared.config.header_timeout));
         if self.ahead.is_empty() {
             return if self.worker.drain.has_reached(Drain::Leaving) { Err(ENDED) } else { Ok(()) };
         }
@@ -323,153 +324,7 @@ impl Connection<'_> {
     fn close(&mut self, linger: bool) {
         self.phase = Phase::Closing { linger };
         self.upstream = None;
-        self.deadline_ns = clock::now_ns() + clock::ns(LINGER);
-    }
-
-    fn client_said(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
-        match self.phase {
-            Phase::Boundary if self.ahead.is_empty() => self.at_boundary(cx, bytes),
-            Phase::Boundary => {
-                self.ahead.extend_from_slice(bytes);
-                let ahead = std::mem::take(&mut self.ahead);
-                self.at_boundary(cx, &ahead)
-            }
-            Phase::Connecting => Err(ENDED),
-            Phase::Exchange => {
-                let Some(exchange) = &mut self.exchange else { return Err(ENDED) };
-                if exchange.request.is_done() {
-                    self.ahead.extend_from_slice(bytes);
-                    return Ok(());
-                }
-                let Ok(size) = exchange.request.take(bytes) else {
-                    let answered = exchange.response.is_some();
-                    return if answered { Err(ENDED) } else { self.answer(cx, &ForwardError::Malformed) };
-                };
-                let deaf = exchange.deaf;
-                self.ahead.extend_from_slice(&bytes[size..]);
-                if !deaf {
-                    self.tell_upstream(cx, &bytes[..size]);
-                }
-                Ok(())
-            }
-            Phase::Tunnel { opaque } => {
-                self.count(opaque, bytes);
-                self.tell_upstream(cx, bytes);
-                Ok(())
-            }
-            Phase::Closing { .. } => Ok(()),
-        }
-    }
-
-    /// `bytes` begin where a request begins.
-    fn at_boundary(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
-        let head = match head::request(bytes) {
-            Read::Whole(head) if !must_stack(self.worker) => head,
-            Read::Whole(_) | Read::Odd => {
-                self.ahead = bytes.to_vec();
-                return Err(TO_STACK);
-            }
-            Read::Partial => {
-                self.ahead = bytes.to_vec();
-                return Ok(());
-            }
-        };
-        let begun = Begun::new(self.worker);
-        if self.upstream.is_some() && begun.since_ns() - self.used_ns >= IDLE_NS_MAX {
-            self.upstream = None;
-        }
-        if self.upstream.is_none() {
-            self.upstream = self.worker.parked[self.route].take().map(Side::new);
-        }
-        if self.upstream.is_some() {
-            return self.send_request(cx, &head, bytes, begun);
-        }
-        self.waiting = Some(begun);
-        self.ahead = bytes.to_vec();
-        self.phase = Phase::Connecting;
-        self.connect();
-        Ok(())
-    }
-
-    fn connect(&mut self) {
-        let pool = self.worker.pools[self.route].clone();
-        // What is no HTTP has nobody else who would wait for the model server.
-        let patient = matches!(self.phase, Phase::Tunnel { .. });
-        self.connecting = Some(Box::pin(async move { if patient { pool.dial_patiently().await } else { pool.dial().await } }));
-    }
-
-    fn connected(&mut self, cx: &mut Context<'_>, connected: Result<Dialled, ForwardError>) -> Step {
-        let (ahead, begun) = (std::mem::take(&mut self.ahead), self.waiting.take());
-        match (connected, self.phase) {
-            (Ok(stream), Phase::Tunnel { opaque }) => {
-                self.upstream = Some(Side::new(stream));
-                self.count(opaque, &ahead);
-                self.tell_upstream(cx, &ahead);
-                Ok(())
-            }
-            (Ok(stream), _) => {
-                self.upstream = Some(Side::new(stream));
-                self.used_ns = clock::now_ns();
-                match (head::request(&ahead), begun) {
-                    (Read::Whole(head), Some(begun)) if !must_stack(self.worker) => self.send_request(cx, &head, &ahead, begun),
-                    (_, begun) => self.give_up(ahead, begun),
-                }
-            }
-            (Err(_), Phase::Tunnel { .. }) => {
-                self.worker.shared.suspect.notify_one();
-                Err(ENDED)
-            }
-            (Err(error @ ForwardError::ConnectTimeout { .. }), _) => {
-                let (Read::Whole(head), Some(begun)) = (head::request(&ahead), begun) else { return Err(ENDED) };
-                self.exchange = Some(Exchange::new(&head, Framing::NONE, begun));
-                self.ahead = ahead;
-                self.answer(cx, &error)
-            }
-            // The stack finds the same, and says so in the client's terms.
-            (Err(_), _) => self.give_up(ahead, begun),
-        }
-    }
-
-    /// Leaves a request, of which nothing has gone up, to the stack.
-    fn give_up(&mut self, ahead: Vec<u8>, begun: Option<Begun>) -> Step {
-        begun.into_iter().for_each(Begun::left_to_others);
-        self.phase = Phase::Boundary;
-        self.ahead = ahead;
-        Err(TO_STACK)
-    }
-
-    fn send_request(&mut self, cx: &mut Context<'_>, head: &RequestHead, bytes: &[u8], begun: Begun) -> Step {
-        let mut framing = head.framing;
-        let (_, body) = bytes.split_at(head.size);
-        let Ok(size) = framing.take(body) else {
-            return self.give_up(bytes.to_vec(), Some(begun));
-        };
-        self.phase = Phase::Exchange;
-        self.deadline_ns = begun.since_ns() + clock::ns(self.worker.shared.config.upstream_timeout);
-        self.exchange = Some(Exchange::new(head, framing, begun));
-        let (now, later) = bytes.split_at(head.size + size);
-        self.ahead.extend_from_slice(later);
-        self.tell_upstream(cx, now);
-        Ok(())
-    }
-
-    fn tell_upstream(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
-        let Some(upstream) = &mut self.upstream else { return };
-        match upstream.send(cx, bytes) {
-            Ok(true) => {}
-            Ok(false) => self.client.read_less(),
-            Err(_) => self.upstream_is_deaf(),
-        }
-    }
-
-    /// It takes nothing more, and may have said why: what it says is still passed on.
-    fn upstream_is_deaf(&mut self) {
-        if let Some(upstream) = &mut self.upstream {
-            upstream.forget();
-        }
-        if let Some(exchange) = &mut self.exchange {
-            exchange.deaf = true;
-        }
+        self.deadline.set_after(LINGER);
     }
 
     fn tell_client(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
@@ -492,38 +347,29 @@ impl Connection<'_> {
     }
 
     /// Whether time was up and something was said about it.
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Result<bool, Leave> {
+    fn time_is_up(&mut self, cx: &mut Context<'_>) -> Result<bool, Leave> {
         let waits = match self.phase {
             Phase::Boundary | Phase::Closing { .. } => true,
             Phase::Exchange => self.exchange.as_ref().is_some_and(|exchange| exchange.response.is_none()),
             // A dial has a deadline of its own, and a tunnel none.
             Phase::Connecting | Phase::Tunnel { .. } => false,
         };
-        if !waits {
+        if !waits || !self.deadline.is_over(cx) {
             return Ok(false);
         }
-        loop {
-            let due = clock::instant(self.deadline_ns).into();
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
-            // One that is set too early finds out when it wakes; setting it anew for each message would cost more.
-            if sleep.deadline() > due + Duration::from_millis(1) {
-                sleep.as_mut().reset(due);
-            }
-            if sleep.as_mut().poll(cx).is_pending() {
-                return Ok(false);
-            }
-            if clock::now_ns() < self.deadline_ns {
-                sleep.as_mut().reset(due);
-                continue;
-            }
-            return match self.phase {
-                Phase::Exchange => {
-                    let after = self.worker.shared.config.upstream_timeout;
-                    self.answer(cx, &ForwardError::Timeout { after }).map(|()| true)
-                }
-                _ => Err(ENDED),
-            };
+        if self.phase == Phase::Exchange {
+            let after = self.worker.shared.config.upstream_timeout;
+            return self.answer(cx, &ForwardError::Timeout { after }).map(|()| true);
         }
+        if self.phase == Phase::Boundary {
+            let half = !self.ahead.is_empty();
+            self.worker.meter.exceeded(if half { "head-time" } else { "idle-time" });
+            if half {
+                self.close(true);
+                return self.tell_client(cx, &too_slow(self.worker.shared.config.header_timeout)).map(|()| true);
+            }
+        }
+        Err(ENDED)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a head says about where its message ends, and whether the relay may pass it: read along, never changed.
 //!
-//! A request that could be read in two ways is nobody's but the stack's, which refuses it or gives it one meaning; so relay and stack give one answer to it.
+//! A request that could be read in two ways is refused, by the stack, whoever has met it ([`Guarded`](super::Guarded)); one that has a meaning which the relay should not decide on
+//! is the stack's. So relay and stack give one answer to it.
 
 use std::mem::MaybeUninit;
 
@@ -53,6 +54,8 @@ impl Framing {
 pub enum Read<T> {
     Whole(T),
     Partial,
+    /// Longer than it may be, or with more fields.
+    Long,
     /// Not understood.
     Odd,
 }
@@ -71,39 +74,53 @@ pub struct RequestHead {
     pub persistent: bool,
     /// Its path belongs to the Open Inference Protocol.
     pub oip: bool,
+    /// It has one length and one meaning, but that is for the stack to find: it asks the sidecar itself, or says twice what is to be said once.
+    pub stack: bool,
 }
 
-/// Reads a request's head at the start of `bytes`. Whatever is not plainly one message to one host is [`Read::Odd`].
+/// Reads a request's head at the start of `bytes`. Whatever is not plainly one message is [`Read::Odd`].
 pub fn request(bytes: &[u8]) -> Read<RequestHead> {
     let mut fields = [MaybeUninit::uninit(); FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
     let size = match ParserConfig::default().parse_request_with_uninit_headers(&mut parsed, bytes, &mut fields) {
         Ok(Status::Complete(size)) => size,
         Ok(Status::Partial) if bytes.len() < HEAD_MAX => return Read::Partial,
-        Ok(Status::Partial) | Err(_) => return Read::Odd,
+        Ok(Status::Partial) | Err(httparse::Error::TooManyHeaders) => return Read::Long,
+        Err(_) => return Read::Odd,
     };
+    if size > HEAD_MAX {
+        return Read::Long;
+    }
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else { return Read::Odd };
     read_request(method, target, minor, parsed.headers, &bytes[..size]).map_or(Read::Odd, Read::Whole)
 }
 
 fn read_request(method: &str, target: &str, minor: u8, fields: &[Header<'_>], head: &[u8]) -> Option<RequestHead> {
-    if method == "CONNECT" || size_exceeded(head) || !ends_lines_with_crlf(head) {
+    if !ends_lines_with_crlf(head) {
         return None;
     }
     let (mut host, mut length, mut chunked, mut upgrade) = (None, None, false, false);
+    // A tunnel is refused in words.
+    let mut stack = method == "CONNECT";
     let mut persistent = minor == 1;
     for Header { name, value } in fields {
         match name.len() {
-            4 if name.eq_ignore_ascii_case("host") && host.replace(*value).is_some() => return None,
+            4 if name.eq_ignore_ascii_case("host") => stack |= host.replace(*value).is_some(),
             7 if name.eq_ignore_ascii_case("upgrade") => {
                 // Behind this nobody would look into the connection any more; the stack goes on as if it had not been asked.
-                if tokens(value).any(|token| token.eq_ignore_ascii_case(b"h2c")) {
-                    return None;
-                }
+                stack |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"h2c"));
                 upgrade = true;
             }
             10 if name.eq_ignore_ascii_case("connection") => persistent = persists(value, persistent),
-            14 if name.eq_ignore_ascii_case("content-length") && length.replace(number(value)?).is_some() => return None,
+            14 if name.eq_ignore_ascii_case("content-length") => {
+                let number = number(value)?;
+                if let Some(before) = length.replace(number) {
+                    if before != number {
+                        return None;
+                    }
+                    stack = true;
+                }
+            }
             17 if name.eq_ignore_ascii_case("transfer-encoding") => {
                 if chunked || minor == 0 || !value.eq_ignore_ascii_case(b"chunked") {
                     return None;
@@ -111,7 +128,7 @@ fn read_request(method: &str, target: &str, minor: u8, fields: &[Header<'_>], he
                 chunked = true;
             }
             // What the sidecar is asked itself, it answers in the stack: which pod it is, a fault. The model server sees neither.
-            11.. if name.as_bytes()[..10].eq_ignore_ascii_case(b"steadfast-") => return None,
+            11.. if name.as_bytes()[..10].eq_ignore_ascii_case(b"steadfast-") => stack = true,
             _ => {}
         }
     }
@@ -122,19 +139,20 @@ fn read_request(method: &str, target: &str, minor: u8, fields: &[Header<'_>], he
             // An absolute target and a Host that disagree are two hosts.
             let rest = &target[at + 3..];
             let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-            if host != Some(authority.as_bytes()) {
-                return None;
-            }
+            stack |= host != Some(authority.as_bytes());
             path
         }
+        _ if method == "CONNECT" => target,
+        // Neither a path nor a URL.
         _ => return None,
     };
-    if (minor == 1 && host.is_none()) || (chunked && length.is_some()) {
+    stack |= minor == 1 && host.is_none();
+    if chunked && length.is_some() {
         return None;
     }
     let framing = if chunked { Framing::Chunked(Chunked::default()) } else { Framing::Length(length.unwrap_or(0)) };
     let oip = path == "/v2" || path.starts_with("/v2/") || path.starts_with("/v2?");
-    Some(RequestHead { size: head.len(), framing, head: method == "HEAD", upgrade, persistent, oip })
+    Some(RequestHead { size: head.len(), framing, head: method == "HEAD", upgrade, persistent, oip, stack })
 }
 
 /// What the relay needs to know of a response.
@@ -194,10 +212,6 @@ pub fn response(bytes: &[u8], head: bool) -> Read<ResponseHead> {
     Read::Whole(ResponseHead { size, status, framing, persistent })
 }
 
-fn size_exceeded(head: &[u8]) -> bool {
-    head.len() > HEAD_MAX
-}
-
 /// A lone LF is a line's end to some and not to others. A lone CR the parser has refused already.
 #[expect(clippy::naive_bytecount, reason = "heads are short")]
 fn ends_lines_with_crlf(head: &[u8]) -> bool {
@@ -254,14 +268,27 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_not_the_relays() {
+    fn what_has_one_meaning_that_the_relay_should_not_decide_on_is_the_stacks() {
         for head in [
             "GET / HTTP/1.1\r\n\r\n",
             "GET / HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n",
             "GET http://a/ HTTP/1.1\r\nhost: b\r\n\r\n",
-            "GET a HTTP/1.1\r\nhost: b\r\n\r\n",
             "CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n",
             "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\n",
+            "GET / HTTP/1.1\r\nhost: a\r\nupgrade: x, h2c\r\n\r\n",
+            "GET / HTTP/1.1\r\nhost: a\r\nSteadfast-Pod: ?1\r\n\r\n",
+        ] {
+            let read = whole(request(head.as_bytes()));
+            assert!(read.stack && read.size == head.len(), "{head:?}");
+        }
+        assert!(!whole(request(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")).stack);
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_nobodys() {
+        for head in [
+            "GET a HTTP/1.1\r\nhost: b\r\n\r\n",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
             "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1, 1\r\n\r\n",
             "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +1\r\n\r\n",
             "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9999999999999999999\r\n\r\n",
@@ -277,13 +304,12 @@ mod tests {
             "GET / HTTP/1.1\r\nhost: a\rx: y\r\n\r\n",
             "GET / HTTP/1.1\r\nhost: a\r\nx: \0\r\n\r\n",
             "GET / HTTP/2.0\r\nhost: a\r\n\r\n",
-            "GET / HTTP/1.1\r\nhost: a\r\nupgrade: x, h2c\r\n\r\n",
-            "GET / HTTP/1.1\r\nhost: a\r\nSteadfast-Pod: ?1\r\n\r\n",
         ] {
             assert_eq!(request(head.as_bytes()), Read::Odd, "{head:?}");
         }
         assert_eq!(request(b"GET / HTTP/1.1\r\nhost: "), Read::Partial);
-        assert_eq!(request(&[b"GET / HTTP/1.1\r\nx: ".as_slice(), &vec![b'x'; HEAD_MAX]].concat()), Read::Odd, "bounded");
+        assert_eq!(request(&[b"GET / HTTP/1.1\r\nx: ".as_slice(), &vec![b'x'; HEAD_MAX]].concat()), Read::Long, "bounded");
+        assert_eq!(request(format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(FIELDS_MAX + 1)).as_bytes()), Read::Long, "bounded");
     }
 
     #[test]

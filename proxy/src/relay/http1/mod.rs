@@ -2,6 +2,8 @@
 
 mod chunked;
 mod connection;
+mod guarded;
 pub mod head;
 
-pub use connection::{opaque, relay};
+pub use connection::{opaque, relay, too_slow};
+pub use guarded::Guarded;

@@ -1,89 +1,43 @@
 //! One HTTP/2 connection on the relay. See the room's documentation for how it is left.
 
+mod frames;
+mod going;
+mod streams;
+
 use std::{
     collections::HashMap,
     future::poll_fn,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use steadfast_api::policy::{Origin, POD_HEADER};
-use tokio::{net::TcpStream, time::Sleep};
+use tokio::net::TcpStream;
 
+use self::{frames::Direction, going::Going, streams::Stream};
 use super::{
-    frame::{self, Event, Frame, Malformed, Reader, flag, kind},
-    hpack::{self, Decoder, Said},
+    frame::{Frame, flag, kind},
+    patience::Patience,
 };
 use crate::{
     clock,
     drain::Phase as Drain,
     forward::ForwardError,
-    measure::request::{Begun, Record},
-    relay::{Client, Exit, PREFACE, bell::Bell, is_armed, must_stack, side::Side},
+    measure::request::Begun,
+    relay::{Client, Exit, PREFACE, bell::Bell, deadline::Deadline, is_armed, must_stack, side::Side},
     upstream::Dialled,
     worker::Worker,
 };
 
 /// Bytes of a client that are kept until its server has shown that it speaks HTTP/2.
 const FIRST_MAX: usize = 64 << 10;
-/// Streams whose answers are followed; a connection with more is not understood.
-const STREAMS_MAX: usize = 10_000;
-/// Ours among PINGs.
-const PING: [u8; 8] = *b"steadfst";
-/// A client that has not answered PING by then speaks no HTTP/2: it is refused more streams as if it had.
-const ANSWERS_WITHIN_NS: u64 = 30_000_000_000;
-/// A client that has heard has begun nothing new for so long before it is taken at its word.
-const QUIET_NS: u64 = 100_000_000;
 /// A connection of which one side has ended is over after so long.
-const LINGER_NS: u64 = 1_000_000_000;
+const LINGER: Duration = Duration::from_secs(1);
 /// A server that does not speak HTTP/2 is not tried again for so long.
 pub const NO_HTTP2_NS: u64 = 60_000_000_000;
 /// Frames may always be as large as this.
 const FRAME_MAX: usize = 16 << 10;
-
-/// How far the client has been told to leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Going {
-    Stays,
-    /// GOAWAY is on its way.
-    Told,
-    /// It has answered the PING behind it. Streams that it had begun before may stand in its own queue behind that answer, so they are still relayed.
-    Heard,
-    /// Streams from now on are refused.
-    Refused,
-}
-
-/// What happens to the bytes of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Passes,
-    /// Kept until it is whole.
-    Waits,
-    Dropped,
-}
-
-struct Stream {
-    begun: Option<Begun>,
-    record: Option<Record>,
-    asks_pod: bool,
-    /// The request has ended.
-    asked: bool,
-}
-
-struct Direction {
-    reader: Reader,
-    decoder: Decoder,
-    way: Way,
-    /// The header block ends its stream's side.
-    ends_stream: bool,
-}
-
-impl Direction {
-    fn new() -> Self {
-        Self { reader: Reader::default(), decoder: Decoder::default(), way: Way::Passes, ends_stream: false }
-    }
-}
 
 type Connecting = Pin<Box<dyn Future<Output = Result<Dialled, ForwardError>>>>;
 
@@ -107,13 +61,18 @@ struct Connection<'a> {
     going: Going,
     /// Header blocks were kept from the server: its table is not the client's any more.
     kept_blocks: bool,
-    /// For the client, as soon as a frame may stand there.
+    /// For the client and for the server, as soon as a frame may stand there.
     inject: Vec<u8>,
+    inject_up: Vec<u8>,
+    patience: Patience,
     /// Nothing is understood any more.
     opaque: bool,
     closing: bool,
-    deadline_ns: Option<u64>,
-    sleep: Option<Pin<Box<Sleep>>>,
+    deadline: Deadline,
+    /// When the first stream that waits for its answer has waited for too long, or earlier.
+    answers: Deadline,
+    /// When a client that was told to go must have gone.
+    go_by: Deadline,
 }
 
 /// Why a connection leaves the relay.
@@ -132,14 +91,14 @@ pub async fn relay(worker: &Rc<Worker>, client: Client, bell: &Bell) -> Exit {
     if must_stack(worker) || clock::now_ns() < worker.no_http2[route].get() {
         return Exit::Stack(Client { stream, ahead, peer, route });
     }
-    let pool = worker.pools[route].clone();
+    let dialling = Rc::clone(worker);
     let mut connection = Connection {
         worker,
         bell,
         route,
         client: Side::new(stream),
         upstream: None,
-        connecting: Some(Box::pin(async move { pool.dial().await })),
+        connecting: Some(Box::pin(async move { dialling.dial(route, false).await })),
         first: Some(ahead),
         begins: Vec::new(),
         up: Direction::new(),
@@ -150,10 +109,13 @@ pub async fn relay(worker: &Rc<Worker>, client: Client, bell: &Bell) -> Exit {
         going: Going::Stays,
         kept_blocks: false,
         inject: Vec::new(),
+        inject_up: Vec::new(),
+        patience: Patience::default(),
         opaque: false,
         closing: false,
-        deadline_ns: None,
-        sleep: None,
+        deadline: Deadline::default(),
+        answers: Deadline::default(),
+        go_by: Deadline::default(),
     };
     connection.client.watch();
     let left = poll_fn(|cx| {
@@ -185,12 +147,18 @@ impl Connection<'_> {
         loop {
             match self.step(cx, buffer) {
                 Ok(true) => {}
-                Ok(false) if self.poll_deadline(cx) => {
+                Ok(false) if self.deadline.is_over(cx) => {
                     if self.closing || self.client.ended {
                         return Poll::Ready(Leave::Ended);
                     }
                     self.time_is_up();
                 }
+                Ok(false) if self.answers.is_over(cx) => {
+                    if let Err(leave) = self.time_out(cx) {
+                        return Poll::Ready(leave);
+                    }
+                }
+                Ok(false) if self.go_by.is_over(cx) => self.has_not_gone(),
                 Ok(false) => return Poll::Pending,
                 Err(leave) => return Poll::Ready(leave),
             }
@@ -274,12 +242,17 @@ impl Connection<'_> {
         {
             upstream.end(cx);
         }
-        if self.going == Going::Heard && self.deadline_ns.is_none() && self.streams.is_empty() {
+        if self.going == Going::Heard && !self.deadline.is_set() && self.streams.is_empty() {
             self.begin_quiet();
         }
         if !self.inject.is_empty() && self.first.is_none() && self.down.reader.is_between_frames() {
             let inject = std::mem::take(&mut self.inject);
             self.tell_client(cx, &inject)?;
+            return Ok(true);
+        }
+        if !self.inject_up.is_empty() && self.up.reader.is_between_frames() {
+            let inject = std::mem::take(&mut self.inject_up);
+            self.tell_upstream(cx, &inject);
             return Ok(true);
         }
         if self.going == Going::Refused && self.streams.is_empty() && self.inject.is_empty() {
@@ -292,40 +265,9 @@ impl Connection<'_> {
     fn close(&mut self) {
         self.closing = true;
         self.upstream = None;
-        self.deadline_ns = Some(clock::now_ns() + LINGER_NS);
-    }
-
-    /// Announces the end, once, and not before the server has begun.
-    fn tell_to_go(&mut self) {
-        if self.going == Going::Stays && self.first.is_none() && !self.opaque && !self.closing {
-            self.going = Going::Told;
-            self.inject.extend(frame::go_soon());
-            self.inject.extend(frame::ping(PING));
-            self.deadline_ns = Some(clock::now_ns() + ANSWERS_WITHIN_NS);
-            self.worker.meter.metrics.moved.with_label_values(&["stack"]).inc();
-        }
-    }
-
-    /// The client knows that it is to go.
-    fn heard(&mut self) {
-        self.going = Going::Heard;
-        self.begin_quiet();
-    }
-
-    fn begin_quiet(&mut self) {
-        self.deadline_ns = Some(clock::now_ns() + QUIET_NS);
-    }
-
-    /// Time is up for what was waited for.
-    fn time_is_up(&mut self) {
-        if self.going == Going::Heard && !self.streams.is_empty() {
-            // They may take as long as they like; the last of them begins the wait anew.
-            return;
-        }
-        if matches!(self.going, Going::Told | Going::Heard) {
-            self.going = Going::Refused;
-            self.inject.extend(frame::go_away(self.last));
-        }
+        self.answers.clear();
+        self.go_by.clear();
+        self.deadline.set_after(LINGER);
     }
 
     fn client_said(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
@@ -339,13 +281,13 @@ impl Connection<'_> {
         let held = self.up.reader.held();
         self.tell_upstream(cx, &held);
         // Its streams are given up with it; the server is told at once and has a moment to say something about it.
-        self.deadline_ns = Some(clock::now_ns() + LINGER_NS);
+        self.deadline.set_after(LINGER);
     }
 
     fn upstream_said(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Step {
         if self.client.ended {
             // As long as the server goes on, so does its client's half of a connection.
-            self.deadline_ns = Some(clock::now_ns() + LINGER_NS);
+            self.deadline.set_after(LINGER);
         }
         if self.first.is_none() {
             return self.walk(cx, false, bytes);
@@ -403,228 +345,5 @@ impl Connection<'_> {
             return Ok(());
         }
         self.tell_client(cx, bytes)
-    }
-
-    fn direction(&mut self, up: bool) -> &mut Direction {
-        if up { &mut self.up } else { &mut self.down }
-    }
-
-    /// Passes `bytes` on, in as few pieces as can be, and reads them along.
-    fn walk(&mut self, cx: &mut Context<'_>, up: bool, bytes: &[u8]) -> Step {
-        if self.opaque {
-            self.worker.meter.metrics.opaque_bytes.inc_by(bytes.len() as u64);
-            return self.give(cx, up, bytes);
-        }
-        // Bytes from `run` to `at` are to be passed on.
-        let (mut at, mut run) = (0, 0);
-        loop {
-            let before = self.direction(up).reader.held();
-            let next = self.direction(up).reader.next(&bytes[at..]);
-            let Ok((size, event)) = next else { return self.not_understood(cx, up, &before, &bytes[run..]) };
-            match event {
-                Event::Begins => {
-                    let way = self.begins(up)?;
-                    self.direction(up).way = way;
-                    if way == Way::Passes {
-                        self.give(cx, up, &before)?;
-                    } else {
-                        self.give(cx, up, &bytes[run..at])?;
-                        run = at + size;
-                    }
-                }
-                Event::Payload(_) if self.direction(up).way != Way::Passes => run = at + size,
-                Event::Payload(_) => {}
-                Event::Ends => {
-                    let Ok(replaced) = self.ends(up) else { return self.not_understood(cx, up, &[], &bytes[run..]) };
-                    self.give(cx, up, &replaced)?;
-                    let direction = self.direction(up);
-                    direction.reader.done();
-                    if !up && !self.inject.is_empty() && self.down.reader.is_between_frames() {
-                        self.tell_client(cx, &bytes[run..at])?;
-                        run = at;
-                        let inject = std::mem::take(&mut self.inject);
-                        self.tell_client(cx, &inject)?;
-                    }
-                }
-                Event::Dry { held } => return self.give(cx, up, &bytes[run..at + size - held]),
-            }
-            at += size;
-        }
-    }
-
-    /// What becomes of the frame that has begun.
-    fn begins(&mut self, up: bool) -> Result<Way, Leave> {
-        let Some(frame) = self.direction(up).reader.frame else { return Ok(Way::Passes) };
-        if frame.kind == kind::CONTINUATION {
-            let dropped = self.direction(up).way == Way::Dropped;
-            return Ok(if dropped { Way::Dropped } else { Way::Passes });
-        }
-        if frame.kind == kind::HEADERS {
-            self.direction(up).ends_stream = frame.has(flag::END_STREAM);
-        }
-        if !up {
-            let named = frame.kind == kind::HEADERS && self.streams.get(&frame.stream).is_some_and(|stream| stream.asks_pod && stream.record.is_none());
-            let whole = frame.has(flag::END_HEADERS) && !frame.has(flag::PADDED);
-            return Ok(if named && whole { Way::Waits } else { Way::Passes });
-        }
-        if frame.kind == kind::HEADERS && frame.stream > self.seen {
-            self.seen = frame.stream;
-            if self.going == Going::Refused {
-                self.kept_blocks = true;
-                self.inject.extend(frame::refuse(frame.stream));
-                return Ok(Way::Dropped);
-            }
-            if must_stack(self.worker) {
-                self.tell_to_go();
-            }
-            self.last = frame.stream;
-            let begun = Some(Begun::new(self.worker));
-            self.streams.insert(frame.stream, Stream { begun, record: None, asks_pod: false, asked: false });
-        }
-        Ok(match frame.kind {
-            _ if self.going == Going::Refused && frame.stream > self.last => Way::Dropped,
-            // Its block cannot be read by a server that has missed others. The client was told to go and did not.
-            kind::HEADERS if self.kept_blocks => return Err(Leave::Ended),
-            kind::PING if frame.has(flag::ACK) && frame.size == PING.len() && self.going == Going::Told => Way::Waits,
-            _ => Way::Passes,
-        })
-    }
-
-    /// The frame is whole. What is passed on in its stead if it has waited; malformed: it cannot be read.
-    fn ends(&mut self, up: bool) -> Result<Vec<u8>, Malformed> {
-        let direction = self.direction(up);
-        let Some(frame) = direction.reader.frame else { return Ok(Vec::new()) };
-        let way = direction.way;
-        if way == Way::Dropped {
-            return Ok(Vec::new());
-        }
-        let mut replaced = Vec::new();
-        if way == Way::Waits {
-            if frame.kind == kind::PING {
-                if direction.reader.payload == PING {
-                    self.heard();
-                    return Ok(replaced);
-                }
-            } else if let Some(field) = hpack::never_indexed(POD_HEADER, &self.worker.shared.config.pod.name)
-                && frame.size + field.len() <= FRAME_MAX
-            {
-                replaced = [&Frame { size: frame.size + field.len(), ..frame }.write()[..], &self.down.reader.payload, &field].concat();
-            }
-            if replaced.is_empty() {
-                let reader = &self.direction(up).reader;
-                replaced = [&reader.head()[..], &reader.payload].concat();
-            }
-        }
-        let direction = self.direction(up);
-        if frame.has_block() {
-            if direction.reader.in_block.is_none() {
-                let said = direction.decoder.read(&direction.reader.block).map_err(|_| Malformed)?;
-                let ends_stream = direction.ends_stream;
-                match (up, frame.kind) {
-                    (_, kind::PUSH_PROMISE) => {}
-                    (true, _) => self.asked(frame.stream, said, ends_stream),
-                    (false, _) => self.answered(frame.stream, said, ends_stream),
-                }
-            }
-        } else if frame.kind == kind::DATA && frame.has(flag::END_STREAM) {
-            if up {
-                self.asked(frame.stream, Said::default(), true);
-            } else {
-                self.answered(frame.stream, Said::default(), true);
-            }
-        } else if frame.kind == kind::RST_STREAM
-            && let Some(stream) = self.streams.remove(&frame.stream)
-            && !up
-        {
-            stream.broke_off(false);
-        }
-        if self.streams.len() > STREAMS_MAX { Err(Malformed) } else { Ok(replaced) }
-    }
-
-    /// The client has said something on `id`.
-    fn asked(&mut self, id: u32, said: Said, ends: bool) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.asks_pod |= said.asks_pod;
-        stream.asked |= ends;
-        if stream.asked && stream.is_answered() {
-            self.streams.remove(&id);
-        }
-    }
-
-    /// The server has said something on `id`.
-    fn answered(&mut self, id: u32, said: Said, ends: bool) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if let Some(status) = said.status.filter(|status| *status >= 200)
-            && let Some(begun) = stream.begun.take()
-        {
-            stream.record = Some(begun.relayed(Origin::Upstream, status));
-        }
-        if let (Some(code), Some(record)) = (said.grpc_status, &stream.record) {
-            record.grpc(code);
-        }
-        if ends {
-            if let Some(mut record) = stream.record.take() {
-                record.finish();
-            }
-            if stream.asked {
-                self.streams.remove(&id);
-            }
-        }
-    }
-
-    /// From here on the bytes are the two sides' own business: first those that were kept, then `bytes`.
-    fn not_understood(&mut self, cx: &mut Context<'_>, up: bool, before: &[u8], bytes: &[u8]) -> Step {
-        let metrics = &self.worker.meter.metrics;
-        metrics.opaque_connections.inc();
-        metrics.opaque_bytes.inc_by(bytes.len() as u64);
-        self.opaque = true;
-        (self.going, self.deadline_ns) = (Going::Stays, None);
-        for (_, stream) in self.streams.drain() {
-            stream.begun.into_iter().for_each(Begun::left_to_others);
-            stream.record.into_iter().for_each(|mut record| record.cut_by("upstream"));
-        }
-        let direction = self.direction(up);
-        let waited = match (direction.way, direction.reader.frame) {
-            (Way::Waits, Some(_)) => [&direction.reader.head()[..], &direction.reader.payload].concat(),
-            _ => before.to_vec(),
-        };
-        let other = self.direction(!up);
-        let held = match (other.way, other.reader.frame) {
-            (Way::Waits, Some(_)) => [&other.reader.head()[..], &other.reader.payload].concat(),
-            _ => other.reader.held(),
-        };
-        (self.up, self.down) = (Direction::new(), Direction::new());
-        self.give(cx, up, &waited)?;
-        self.give(cx, up, bytes)?;
-        self.give(cx, !up, &held)
-    }
-
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(deadline_ns) = self.deadline_ns else { return false };
-        let due = clock::instant(deadline_ns).into();
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
-        if sleep.deadline() != due {
-            sleep.as_mut().reset(due);
-        }
-        let over = sleep.as_mut().poll(cx).is_ready();
-        if over {
-            self.deadline_ns = None;
-        }
-        over
-    }
-}
-
-impl Stream {
-    fn is_answered(&self) -> bool {
-        self.begun.is_none() && self.record.is_none()
-    }
-
-    /// The server has given it up: without an answer that is what the stack calls a broken one. If the client `left` first, it was the client's doing.
-    fn broke_off(self, left: bool) {
-        if left {
-            return;
-        }
-        self.begun.into_iter().for_each(|begun| begun.relayed(Origin::Upstream, 502).finish());
-        self.record.into_iter().for_each(|mut record| record.cut_by("upstream"));
     }
 }

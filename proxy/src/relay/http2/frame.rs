@@ -1,11 +1,13 @@
 //! HTTP/2's frame layer (RFC 9113 §4), read along: where a frame begins and ends, in pieces of any size.
 
+use Unread::{Malformed, TooLong};
+
 /// Bytes of a frame's head.
 pub const HEAD: usize = 9;
 /// Bytes of one header block that are kept to be read.
 const BLOCK_MAX: usize = 64 << 10;
 /// The largest stream there is.
-const LAST: u32 = (1 << 31) - 1;
+pub const LAST: u32 = (1 << 31) - 1;
 
 pub mod kind {
     pub const DATA: u8 = 0;
@@ -18,6 +20,15 @@ pub mod kind {
     pub const CONTINUATION: u8 = 9;
 }
 
+/// Errors (RFC 9113 §7).
+pub mod code {
+    pub const NO_ERROR: u32 = 0;
+    /// It was not begun, and can safely be asked again.
+    pub const REFUSED_STREAM: u32 = 7;
+    pub const CANCEL: u32 = 8;
+    pub const ENHANCE_YOUR_CALM: u32 = 11;
+}
+
 pub mod flag {
     pub const END_STREAM: u8 = 1;
     pub const ACK: u8 = 1;
@@ -26,9 +37,14 @@ pub mod flag {
     pub const PRIORITY: u8 = 0x20;
 }
 
-/// Not HTTP/2, or more of it than is kept.
+/// What is not read on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Malformed;
+pub enum Unread {
+    /// Not HTTP/2.
+    Malformed,
+    /// A header block that is longer than is kept.
+    TooLong,
+}
 
 /// A frame's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +70,11 @@ impl Frame {
         matches!(self.kind, kind::HEADERS | kind::PUSH_PROMISE | kind::CONTINUATION)
     }
 
+    /// PING and RST_STREAM as they should be: their payloads are kept.
+    fn is_small(&self) -> bool {
+        self.size <= 8 && matches!(self.kind, kind::PING | kind::RST_STREAM)
+    }
+
     pub fn write(&self) -> [u8; HEAD] {
         let [_, a, b, c] = (self.size as u32).to_be_bytes();
         let [s0, s1, s2, s3] = self.stream.to_be_bytes();
@@ -61,7 +82,7 @@ impl Frame {
     }
 
     /// The part of `payload` that is a header block's.
-    pub fn block<'a>(&self, payload: &'a [u8]) -> Result<&'a [u8], Malformed> {
+    pub fn block<'a>(&self, payload: &'a [u8]) -> Result<&'a [u8], Unread> {
         let (mut from, mut to) = (0, payload.len());
         if self.kind != kind::CONTINUATION {
             if self.has(flag::PADDED) {
@@ -78,24 +99,28 @@ impl Frame {
     }
 }
 
-/// GOAWAY without an error: streams up to `last` are served, later ones were not begun.
-pub fn go_away(last: u32) -> Vec<u8> {
+/// GOAWAY: streams up to `last` are served, later ones were not begun.
+pub fn go_away(last: u32, code: u32) -> Vec<u8> {
     let head = Frame { size: 8, kind: kind::GOAWAY, flags: 0, stream: 0 }.write();
-    [&head[..], &last.to_be_bytes(), &[0; 4]].concat()
+    [&head[..], &last.to_be_bytes(), &code.to_be_bytes()].concat()
 }
 
 /// GOAWAY that only announces the end: no stream is refused by it.
 pub fn go_soon() -> Vec<u8> {
-    go_away(LAST)
+    go_away(LAST, code::NO_ERROR)
 }
 
 pub fn ping(payload: [u8; 8]) -> Vec<u8> {
     [&Frame { size: 8, kind: kind::PING, flags: 0, stream: 0 }.write()[..], &payload].concat()
 }
 
-/// RST_STREAM with REFUSED_STREAM: it was not begun, and can safely be asked again.
-pub fn refuse(stream: u32) -> Vec<u8> {
-    [&Frame { size: 4, kind: kind::RST_STREAM, flags: 0, stream }.write()[..], &7_u32.to_be_bytes()].concat()
+pub fn reset(stream: u32, code: u32) -> Vec<u8> {
+    [&Frame { size: 4, kind: kind::RST_STREAM, flags: 0, stream }.write()[..], &code.to_be_bytes()].concat()
+}
+
+/// SETTINGS that leave everything as it is.
+pub fn settings() -> [u8; HEAD] {
+    Frame { size: 0, kind: kind::SETTINGS, flags: 0, stream: 0 }.write()
 }
 
 /// Where one direction has got to.
@@ -145,7 +170,7 @@ impl Reader {
     }
 
     /// The next thing in `bytes`, and how many bytes it took.
-    pub fn next(&mut self, bytes: &[u8]) -> Result<(usize, Event), Malformed> {
+    pub fn next(&mut self, bytes: &[u8]) -> Result<(usize, Event), Unread> {
         if let Some(frame) = self.frame {
             if self.left == 0 {
                 self.ends(frame)?;
@@ -156,9 +181,9 @@ impl Reader {
             }
             let size = self.left.min(bytes.len());
             self.left -= size;
-            if frame.has_block() || frame.kind == kind::PING {
+            if frame.has_block() || frame.is_small() {
                 if self.payload.len() + size > BLOCK_MAX {
-                    return Err(Malformed);
+                    return Err(TooLong);
                 }
                 self.payload.extend_from_slice(&bytes[..size]);
             }
@@ -191,11 +216,11 @@ impl Reader {
     }
 
     /// The frame's last byte has come. Its header block, if it is whole, stands in [`Reader::block`].
-    fn ends(&mut self, frame: Frame) -> Result<(), Malformed> {
+    fn ends(&mut self, frame: Frame) -> Result<(), Unread> {
         if frame.has_block() {
             let part = frame.block(&self.payload)?;
             if self.block.len() + part.len() > BLOCK_MAX {
-                return Err(Malformed);
+                return Err(TooLong);
             }
             self.block.extend_from_slice(part);
             if frame.has(flag::END_HEADERS) {
@@ -220,7 +245,7 @@ mod tests {
 
     use super::*;
 
-    fn frames(bytes: &[u8], cut: usize) -> Result<Vec<(Frame, Vec<u8>)>, Malformed> {
+    fn frames(bytes: &[u8], cut: usize) -> Result<Vec<(Frame, Vec<u8>)>, Unread> {
         let (mut reader, mut found) = (Reader::default(), Vec::new());
         for mut piece in bytes.chunks(cut.max(1)) {
             loop {
@@ -256,7 +281,7 @@ mod tests {
         let data = Frame { size: 0, kind: kind::DATA, flags: 0, stream: 1 }.write();
         assert_eq!(frames(&[open, data].concat(), 100), Err(Malformed));
         let more = [&Frame { size: 16_000, kind: kind::CONTINUATION, flags: 0, stream: 1 }.write()[..], &[0; 16_000]].concat();
-        assert_eq!(frames(&[&open[..], &more.repeat(5)].concat(), 1000), Err(Malformed));
+        assert_eq!(frames(&[&open[..], &more.repeat(5)].concat(), 1000), Err(TooLong));
     }
 
     proptest! {

@@ -23,6 +23,7 @@ pub enum Name {
     GrpcStatus,
     /// `steadfast-pod`.
     Pod,
+    ContentType,
     Other,
 }
 
@@ -33,6 +34,10 @@ pub struct Said {
     pub grpc_status: Option<u16>,
     /// Asks which pod this is.
     pub asks_pod: bool,
+    /// Its content type is gRPC's.
+    pub grpc: bool,
+    /// Of all its fields, as the standard counts it (§4.1).
+    pub size: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +66,10 @@ const STATIC_NAMES: [u8; 61] = [
     10, 7, 7, 5, 5, 7, 7, 7, 7, 7, 7, 7, 7, 7, 14, 15, 15, 13, 6, 27, 3, 5, 13, 13, 19, 16, 16, 14, 16, 13, 12, 6, 4, 4, 6, 7, 4, 4, 8, 17,
     13, 8, 19, 13, 4, 8, 12, 18, 19, 5, 7, 7, 11, 6, 10, 25, 17, 10, 4, 3, 16,
 ];
+/// Lengths of the static table's values, as far as there are any.
+#[rustfmt::skip]
+const STATIC_VALUES: [u8; 16] = [0, 3, 4, 1, 11, 4, 5, 3, 3, 3, 3, 3, 3, 3, 0, 13];
+const STATIC_CONTENT_TYPE: usize = 31;
 /// `:status` in the static table.
 const STATIC_STATUS: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
 
@@ -100,8 +109,10 @@ impl Decoder {
                 Name::Status => said.status = field.value,
                 Name::GrpcStatus => said.grpc_status = Some(field.value.unwrap_or(u16::MAX)),
                 Name::Pod => said.asks_pod = field.value == Some(1),
+                Name::ContentType => said.grpc = field.value == Some(1),
                 Name::Other => {}
             }
+            said.size = said.size.saturating_add(field.size);
         }
         Ok(said)
     }
@@ -110,8 +121,12 @@ impl Decoder {
         match index {
             0 => Err(Malformed),
             8..=14 => Ok(Field { name: Name::Status, value: Some(STATIC_STATUS[index - 8]), name_size: 7, size: 42 }),
-            // Its value is of no interest, nor is its size: what is indexed is not inserted again.
-            1..=61 => Ok(Field { name: Name::Other, value: None, name_size: STATIC_NAMES[index - 1].into(), size: 0 }),
+            1..=61 => {
+                let name = if index == STATIC_CONTENT_TYPE { Name::ContentType } else { Name::Other };
+                let name_size = usize::from(STATIC_NAMES[index - 1]);
+                let value_size = STATIC_VALUES.get(index - 1).copied().map_or(0, usize::from);
+                Ok(Field { name, value: None, name_size, size: name_size + value_size + 32 })
+            }
             _ => self.table.get(index - 62).copied().ok_or(Malformed),
         }
     }
@@ -124,6 +139,7 @@ impl Decoder {
                 b"grpc-status" => Name::GrpcStatus,
                 b"steadfast-pod" => Name::Pod,
                 b":status" => Name::Status,
+                b"content-type" => Name::ContentType,
                 _ => Name::Other,
             };
             (name, self.scratch.len())
@@ -135,6 +151,7 @@ impl Decoder {
         let value = match name {
             Name::Other => None,
             Name::Pod => (self.scratch == b"?1").then_some(1),
+            Name::ContentType => self.scratch.starts_with(b"application/grpc").then_some(1),
             Name::Status | Name::GrpcStatus => std::str::from_utf8(&self.scratch).ok().and_then(|text| text.parse().ok()),
         };
         Ok(Field { name, value, name_size, size: name_size + self.scratch.len() + 32 })
@@ -193,10 +210,15 @@ fn string(block: &mut &[u8], plain: &mut Vec<u8>) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// A field that changes no table: any block may have it at its end.
+/// A field that changes no table: any block may have it at its end. `None`: it is longer than anything of ours is.
 pub fn never_indexed(name: &str, value: &str) -> Option<Vec<u8>> {
     let (name_size, size) = (u8::try_from(name.len()).ok().filter(|size| *size < 127)?, u8::try_from(value.len()).ok().filter(|size| *size < 127)?);
     Some([&[0x10, name_size], name.as_bytes(), &[size], value.as_bytes()].concat())
+}
+
+/// `:status`, likewise.
+pub fn status(status: u16) -> Vec<u8> {
+    [&[0x18, 3], status.to_string().as_bytes()].concat()
 }
 
 #[cfg(test)]
@@ -238,8 +260,11 @@ mod tests {
         let literal = [b"\x40\x0bgrpc-status\x0214".as_slice(), b"\x00\x0dsteadfast-pod\x02?1"].concat();
         let said = decoder.read(&literal).unwrap();
         assert_eq!((said.grpc_status, said.asks_pod), (Some(14), true));
-        assert_eq!(decoder.read(&[0xbe]).unwrap(), Said { grpc_status: Some(14), ..Said::default() });
+        assert_eq!(decoder.read(&[0xbe]).unwrap(), Said { grpc_status: Some(14), size: 45, ..Said::default() });
         assert_eq!(decoder.read(b"\x08\x03503").unwrap().status, Some(503), "an indexed name");
+        let typed = [b"\x5f\x16application/grpc+proto".as_slice(), b"\x83\xbe"].concat();
+        assert_eq!(decoder.read(&typed).unwrap(), Said { grpc: true, size: 2 * (12 + 22 + 32) + 7 + 4 + 32, ..Said::default() });
+        assert_eq!(decoder.read(&status(504)).unwrap().status, Some(504));
         let own = never_indexed("steadfast-pod", "?1").unwrap();
         let before = decoder.size;
         assert!(decoder.read(&own).unwrap().asks_pod && decoder.size == before);

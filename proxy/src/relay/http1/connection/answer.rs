@@ -1,8 +1,9 @@
 //! The way down: the model server's answer, or ours in its stead.
 
-use std::task::Context;
+use std::{task::Context, time::Duration};
 
 use bytes::Bytes;
+use http::StatusCode;
 use steadfast_api::policy::Origin;
 
 use super::{Connection, ENDED, Phase, Step};
@@ -10,6 +11,7 @@ use crate::{
     drain::Phase as Drain,
     forward::ForwardError,
     measure::request::{Begun, Record},
+    problem::{Dialect, Problem},
     relay::http1::head::{self, Framing, Read},
 };
 
@@ -43,7 +45,7 @@ impl Connection<'_> {
         while exchange.response.is_none() {
             let head = match head::response(&bytes[read..], exchange.head) {
                 Read::Whole(head) if head.status != 101 || exchange.upgrade => head,
-                Read::Whole(_) | Read::Odd => return self.not_understood(cx, bytes),
+                Read::Whole(_) | Read::Long | Read::Odd => return self.not_understood(cx, bytes),
                 Read::Partial => {
                     self.partial = bytes[read..].to_vec();
                     return self.tell_client(cx, &bytes[..read]);
@@ -153,6 +155,13 @@ impl Connection<'_> {
         exchange.begun.into_iter().for_each(|begun| begun.relayed(Origin::Proxy, problem.status.as_u16()).finish());
         sent
     }
+}
+
+/// To a client that has begun a request's head and not ended it.
+pub fn too_slow(within: Duration) -> Vec<u8> {
+    let detail = format!("no whole request head came within {within:?}");
+    let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "Request took too long", detail);
+    written(&problem.response(Dialect::Http, Origin::Proxy), false)
 }
 
 /// The answer as it goes over the wire; it is the connection's last.

@@ -1,13 +1,18 @@
-//! The same patience for the stack: hyper takes a client's answer to its last PING as a promise that nothing is on its way any more, and refuses what comes behind it.
-//! But libraries answer a PING before they send what stands in their queue. So once the client has been told to go, its answers to PINGs reach hyper a moment later
-//! than what it has sent behind them.
+//! A client's HTTP/2 connection as hyper reads it.
+//!
+//! **Late answers to PINGs.** hyper takes a client's answer to its last PING as a promise that nothing is on its way any more, and refuses what comes behind it. But
+//! libraries answer a PING before they send what stands in their queue. So once the client has been told to go, its answers to PINGs reach hyper a moment later than what
+//! it has sent behind them.
+//!
+//! **Floods.** The client has as much [`Patience`] as on the relay. When it is used up hyper is given a frame that cannot be, to which it says GOAWAY and ends.
 
 use std::{
+    collections::VecDeque,
     io,
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -18,16 +23,42 @@ use tokio::{
     time::Sleep,
 };
 
-use super::frame::{Event, Reader, flag, kind};
-use crate::relay::PREFACE;
+use super::{
+    frame::{Event, Frame, Reader, flag, kind},
+    patience::{Flood, Patience},
+};
+use crate::{clock, relay::PREFACE};
 
 const LATER: Duration = Duration::from_millis(100);
+/// More streams than hyper has open at once.
+const BEGUN_MAX: usize = 512;
+/// A PING of a stream.
+const IMPOSSIBLE: Frame = Frame { size: 8, kind: kind::PING, flags: 0, stream: 1 };
+
+/// What the two ends of a connection's way through hyper tell each other.
+#[derive(Debug, Default)]
+pub struct Standing {
+    /// The client has been told to go.
+    pub going: AtomicBool,
+    /// Answers that have begun, and that its patience has not heard of.
+    pub answered: AtomicU32,
+    flood: OnceLock<Flood>,
+}
+
+impl Standing {
+    /// For what the client was ended.
+    pub fn flood(&self) -> Option<Flood> {
+        self.flood.get().copied()
+    }
+}
 
 /// A client's HTTP/2 connection, from its first byte on.
-pub struct LatePong<S> {
+pub struct Guarded<S> {
     stream: S,
-    /// Whether the client has been told to go.
-    going: Arc<AtomicBool>,
+    standing: Arc<Standing>,
+    patience: Patience,
+    /// The streams that it began last, and when.
+    begun: VecDeque<(u32, u64)>,
     preface: usize,
     reader: Reader,
     /// The frame that is being read waits.
@@ -40,12 +71,40 @@ pub struct LatePong<S> {
     odd: bool,
 }
 
-impl<S> LatePong<S> {
-    pub fn new(stream: S, going: Arc<AtomicBool>) -> Self {
-        Self { stream, going, preface: 0, reader: Reader::default(), waits: false, out: Vec::new(), given: 0, late: None, odd: false }
+impl<S> Guarded<S> {
+    pub fn new(stream: S, standing: Arc<Standing>) -> Self {
+        Self {
+            stream,
+            standing,
+            patience: Patience::default(),
+            begun: VecDeque::new(),
+            preface: 0,
+            reader: Reader::default(),
+            waits: false,
+            out: Vec::new(),
+            given: 0,
+            late: None,
+            odd: false,
+        }
+    }
+
+    /// Whether the client's frame is borne.
+    fn bears(&mut self, frame: &Frame) -> Result<(), Flood> {
+        if frame.kind == kind::HEADERS {
+            if self.begun.len() >= BEGUN_MAX {
+                self.begun.pop_front();
+            }
+            self.begun.push_back((frame.stream, clock::now_ns()));
+        }
+        let begun = &self.begun;
+        let waited = || begun.iter().rev().find(|(stream, _)| *stream == frame.stream).map(|(_, since_ns)| clock::now_ns() - since_ns);
+        self.patience.client(frame, waited)
     }
 
     fn take(&mut self, bytes: &[u8]) {
+        if self.standing.flood().is_some() {
+            return;
+        }
         let preface = bytes.len().min(PREFACE.len() - self.preface);
         self.preface += preface;
         self.out.extend_from_slice(&bytes[..preface]);
@@ -60,8 +119,15 @@ impl<S> LatePong<S> {
             let piece = &bytes[at..at + size];
             match event {
                 Event::Begins => {
+                    self.patience.answered(self.standing.answered.swap(0, Ordering::AcqRel));
+                    if let Some(Err(flood)) = self.reader.frame.map(|frame| self.bears(&frame)) {
+                        let _ = self.standing.flood.set(flood);
+                        self.out.extend_from_slice(&IMPOSSIBLE.write());
+                        self.out.extend_from_slice(&[0; 8]);
+                        return;
+                    }
                     let pong = self.reader.frame.is_some_and(|frame| frame.kind == kind::PING && frame.has(flag::ACK) && frame.size == 8);
-                    self.waits = pong && self.late.is_none() && self.going.load(Ordering::Acquire);
+                    self.waits = pong && self.late.is_none() && self.standing.going.load(Ordering::Acquire);
                     if !self.waits {
                         self.out.extend_from_slice(&self.reader.head());
                     }
@@ -83,7 +149,7 @@ impl<S> LatePong<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for LatePong<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             let this = &mut *self;
@@ -114,7 +180,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for LatePong<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for LatePong<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buffer)
     }
@@ -140,7 +206,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for LatePong<S> {
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    use super::{super::frame::Frame, *};
+    use super::*;
 
     #[tokio::test]
     async fn an_answer_to_a_ping_comes_behind_what_follows_it_and_only_when_the_client_is_to_go() {
@@ -150,7 +216,7 @@ mod tests {
         for (going, expected) in [(false, sent.clone()), (true, [&PREFACE[..], &other, &other, &pong].concat())] {
             for piece in [1, 5, 100] {
                 let (mut client, ours) = tokio::io::duplex(1000);
-                let mut late = LatePong::new(ours, Arc::new(AtomicBool::new(going)));
+                let mut guarded = Guarded::new(ours, Arc::new(Standing { going: AtomicBool::new(going), ..Standing::default() }));
                 let mut got = vec![0; sent.len()];
                 let sending = async {
                     for piece in sent.chunks(piece) {
@@ -158,7 +224,7 @@ mod tests {
                         tokio::task::yield_now().await;
                     }
                 };
-                let (read, ()) = tokio::join!(late.read_exact(&mut got), sending);
+                let (read, ()) = tokio::join!(guarded.read_exact(&mut got), sending);
                 read.unwrap();
                 assert_eq!(got, expected, "going: {going}, in pieces of {piece}");
             }
@@ -168,12 +234,26 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_http2_passes_as_it_is() {
         let (mut client, ours) = tokio::io::duplex(1000);
-        let mut late = LatePong::new(ours, Arc::default());
+        let mut guarded = Guarded::new(ours, Arc::default());
         let sent = [&PREFACE[..], &Frame { size: 0, kind: kind::CONTINUATION, flags: 0, stream: 1 }.write(), b"and more"].concat();
         client.write_all(&sent).await.unwrap();
         drop(client);
         let mut got = Vec::new();
-        late.read_to_end(&mut got).await.unwrap();
+        guarded.read_to_end(&mut got).await.unwrap();
         assert_eq!(got, sent);
+    }
+
+    #[tokio::test]
+    async fn a_flood_ends_in_a_frame_that_cannot_be_and_nothing_behind_it() {
+        let (mut client, ours) = tokio::io::duplex(1 << 20);
+        let standing = Arc::<Standing>::default();
+        let mut guarded = Guarded::new(ours, Arc::clone(&standing));
+        let ping = [&Frame { size: 8, kind: kind::PING, flags: 0, stream: 0 }.write()[..], &[7; 8]].concat();
+        client.write_all(&[&PREFACE[..], &ping.repeat(15_000)].concat()).await.unwrap();
+        drop(client);
+        let mut got = Vec::new();
+        guarded.read_to_end(&mut got).await.unwrap();
+        assert!(standing.flood() == Some(Flood::Frames) && got.ends_with(&[&IMPOSSIBLE.write()[..], &[0; 8]].concat()));
+        assert!((10_000..12_000).contains(&(got.len() / ping.len())), "{}", got.len());
     }
 }
