@@ -47,6 +47,8 @@ pub enum RequestBody {
     WhenAsked(Asked, Incoming, Whole),
     /// Read ahead: what was read, then the rest.
     Resumed(VecDeque<Result<Frame<Bytes>, hyper::Error>>, Box<Self>),
+    /// The same, and says when it has been given on to its end.
+    Told(Box<Self>, Whole),
     Own(Bytes),
     Empty,
 }
@@ -64,16 +66,23 @@ impl Body for RequestBody {
                 }
                 polled
             }
-            Self::Resumed(read, rest) => match read.pop_front() {
-                Some(frame) => Poll::Ready(Some(frame)),
-                None => Pin::new(&mut **rest).poll_frame(cx),
-            },
             Self::WhenAsked(asked, ..) => {
                 std::task::ready!(asked.poll(cx));
                 if let Self::WhenAsked(_, incoming, whole) = std::mem::replace(&mut *self, Self::Empty) {
                     *self = Self::Client(incoming, whole);
                 }
                 self.poll_frame(cx)
+            }
+            Self::Resumed(read, rest) => match read.pop_front() {
+                Some(frame) => Poll::Ready(Some(frame)),
+                None => Pin::new(&mut **rest).poll_frame(cx),
+            },
+            Self::Told(body, whole) => {
+                let polled = Pin::new(&mut **body).poll_frame(cx);
+                if matches!(polled, Poll::Ready(None)) || body.is_end_stream() {
+                    whole.set();
+                }
+                polled
             }
             Self::Own(bytes) => {
                 let bytes = std::mem::take(bytes);
@@ -88,6 +97,7 @@ impl Body for RequestBody {
         match self {
             Self::Client(incoming, _) | Self::WhenAsked(_, incoming, _) => incoming.is_end_stream(),
             Self::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),
+            Self::Told(body, _) => body.is_end_stream(),
             Self::Own(bytes) => bytes.is_empty(),
             Self::Empty => true,
         }
@@ -97,6 +107,7 @@ impl Body for RequestBody {
         match self {
             Self::Client(incoming, _) | Self::WhenAsked(_, incoming, _) => incoming.size_hint(),
             Self::Resumed(read, rest) => resumed_size(read.iter().filter_map(|frame| frame.as_ref().ok()), &rest.size_hint()),
+            Self::Told(body, _) => body.size_hint(),
             Self::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Empty => SizeHint::with_exact(0),
         }
@@ -127,11 +138,16 @@ impl RequestBody {
         if let Self::WhenAsked(asked, ..) = self { Some(asked.clone()) } else { None }
     }
 
-    /// Where to see that it was read.
-    pub fn whole(&self) -> Whole {
+    /// Where to see that it was given on to its end.
+    pub fn tell_end(&mut self) -> Whole {
         match self {
-            Self::Client(_, whole) | Self::WhenAsked(_, _, whole) => whole.clone(),
-            Self::Resumed(_, rest) => rest.whole(),
+            Self::Client(_, whole) | Self::WhenAsked(_, _, whole) | Self::Told(_, whole) => whole.clone(),
+            Self::Resumed(..) => {
+                // What was read ahead is still to be given on.
+                let whole = Whole::default();
+                *self = Self::Told(Box::new(std::mem::replace(self, Self::Empty)), whole.clone());
+                whole
+            }
             Self::Own(_) | Self::Empty => {
                 let whole = Whole::default();
                 whole.set();

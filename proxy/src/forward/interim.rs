@@ -2,7 +2,6 @@
 //! else is passed on as it is, for a proxy must.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -87,29 +86,34 @@ impl Interim {
         Self { heads, asked }
     }
 
-    /// Passes them on until `answer` is there.
-    pub async fn until<T>(mut self, answer: impl Future<Output = T>, link: Option<&Link>) -> T {
-        let mut answer = std::pin::pin!(answer);
-        let unasked = sleep(ASKED_WITHIN);
-        let mut unasked = std::pin::pin!(unasked);
-        let mut waits = self.asked.is_some();
-        std::future::poll_fn(|cx| {
-            while let Poll::Ready(Some(head)) = self.heads.poll_recv(cx) {
-                link.inspect(|link| link.inform(&head));
-            }
-            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
-                // The answer may have come in the same moment as what was said before it.
-                while let Ok(head) = self.heads.try_recv() {
-                    link.inspect(|link| link.inform(&head));
-                }
-                return Poll::Ready(answer);
-            }
-            if waits && Pin::new(&mut unasked).as_mut().poll(cx).is_ready() {
-                waits = false;
-                self.asked.iter().for_each(Asked::ask);
-            }
-            Poll::Pending
-        })
-        .await
+    fn pass_on(&mut self, cx: &mut Context<'_>, link: Option<&Link>) {
+        while let Poll::Ready(Some(head)) = self.heads.poll_recv(cx) {
+            link.inspect(|link| link.inform(&head));
+        }
     }
+}
+
+/// Waits for `answer`, and passes on by `link` what is said before it.
+pub async fn until<T>(answer: impl Future<Output = T>, mut interim: Option<Interim>, link: Option<&Link>) -> T {
+    let mut answer = std::pin::pin!(answer);
+    let asked = interim.as_ref().and_then(|interim| interim.asked.clone());
+    let mut unasked = asked.is_some().then(|| Box::pin(sleep(ASKED_WITHIN)));
+    std::future::poll_fn(|cx| {
+        if let Some(interim) = &mut interim {
+            interim.pass_on(cx, link);
+        }
+        if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+            // It may have come in the same moment as what was said before it.
+            if let Some(interim) = &mut interim {
+                interim.pass_on(cx, link);
+            }
+            return Poll::Ready(answer);
+        }
+        if unasked.as_mut().is_some_and(|unasked| unasked.as_mut().poll(cx).is_ready()) {
+            unasked = None;
+            asked.iter().for_each(Asked::ask);
+        }
+        Poll::Pending
+    })
+    .await
 }

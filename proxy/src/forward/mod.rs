@@ -129,7 +129,7 @@ async fn exchange(
         hyper::upgrade::on(&mut request)
     });
     let pool = &worker.pools[facts.route];
-    let over_http2 = grpc || (facts.http2 && speaks_http2(worker, facts.route).await?);
+    let over_http2 = grpc || (facts.http2 && Box::pin(speaks_http2(worker, facts.route)).await?);
     if grpc {
         request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -137,18 +137,16 @@ async fn exchange(
         with_authority(&mut request);
     }
     let after = worker.shared.config.upstream_timeout;
-    let interim = (!over_http2 && client.is_some()).then(|| Interim::of(&mut request, facts.expects));
-    if facts.expects && interim.is_some() {
+    // One that was read already, because a rule looks into it, waits for nobody.
+    let expects = facts.expects && matches!(request.body(), RequestBody::Client(..));
+    let interim = (!over_http2 && client.is_some()).then(|| Interim::of(&mut request, expects));
+    if expects && interim.is_some() {
         request.headers_mut().insert(header::EXPECT, HeaderValue::from_static("100-continue"));
     }
     let sent = pool.send(request, over_http2, facts.apart, client);
-    let sent = tokio::time::timeout(after, async {
-        match interim {
-            Some(interim) => interim.until(sent, facts.link.as_ref().filter(|_| facts.informed)).await,
-            None => sent.await,
-        }
-    });
-    let response = sent.await.map_err(|_| ForwardError::Timeout { after })?;
+    let sent = interim::until(sent, interim, facts.link.as_ref().filter(|_| facts.informed));
+    let sent = tokio::time::timeout(after, sent).await;
+    let response = sent.map_err(|_| ForwardError::Timeout { after })?;
     if over_http2 && response.is_err() {
         pool.forget_http2();
     }

@@ -166,7 +166,7 @@ impl Pool {
                 Some(sender) => sender,
                 None => self.connect().await?,
             };
-            sender.half.begins(request.body().whole());
+            sender.half.begins(request.body_mut().tell_end());
             let asked = request.body().asked();
             if let Some(client) = client {
                 client.forwarded_by(sender.half.clone());
@@ -296,7 +296,7 @@ impl Pool {
             return Err(ForwardError::Exhausted { most: self.0.most });
         }
         let open = Open::new(&self.0);
-        let stream = self.dial_patiently().await?;
+        let stream = Box::pin(self.dial_patiently()).await?;
         Self::handshake(stream, open).await
     }
 
@@ -339,7 +339,7 @@ impl Pool {
 
     /// A new HTTP/2 connection, which ends when nobody asks by it any more.
     async fn open_h2(&self, window: u32) -> Result<http2::SendRequest<RequestBody>, ForwardError> {
-        let stream = self.dial_patiently().await?;
+        let stream = Box::pin(self.dial_patiently()).await?;
         let (sender, connection) = http2::Builder::new(LocalExec)
             .timer(TokioTimer::new())
             // A model server that died without a word is noticed while streams wait for it.
