@@ -93,10 +93,12 @@ fn measure<S: Stage<Clean, Answer>>(worker: Rc<Worker>) -> impl Layer<S, Service
 fn decide_faults<S: Stage<(Clean, FaultPlan), Answer>>(worker: Rc<Worker>) -> impl Layer<S, Service = impl Stage<Clean, Answer>> {
     layer_fn(move |inner: S| {
         let worker = Rc::clone(&worker);
-        service_fn(move |request: Clean| {
+        service_fn(move |mut request: Clean| {
             let (inner, worker) = (inner.clone(), Rc::clone(&worker));
             async move {
-                let request = model::name_model(&worker, request).await;
+                if let Some(read) = model::in_body(&worker, &request) {
+                    Box::pin(model::name(&worker, &mut request, read)).await;
+                }
                 match decide::decide(&worker, &request) {
                     Ok(plan) => inner.oneshot((request, plan)).await,
                     Err(problem) => {
