@@ -19,7 +19,7 @@ pub fn connections(asked: usize) -> usize {
     let limit = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
     let enough_for = usize::try_from(within(limit)).unwrap_or(usize::MAX);
     if enough_for < asked {
-        tracing::warn!(asked, enough_for, descriptors = limit, "fewer connections than --max-connections: file descriptors are not enough for more");
+        tracing::info!(asked, enough_for, descriptors = limit, "fewer connections than --max-connections: file descriptors are not enough for more");
     }
     asked.min(enough_for)
 }
