@@ -32,10 +32,10 @@ struct Client {
 /// With whom the client's request is.
 #[derive(Debug, Default)]
 enum At {
-    /// There is none.
+    /// There is none, or it is on its way.
     #[default]
     Nobody,
-    /// Held up by a fault, or not looked at yet.
+    /// Held up by a fault.
     Us,
     /// With the model server, by this connection as soon as there is one.
     Server(Option<ServerHalf>),
@@ -46,7 +46,7 @@ impl ClientHalf {
         *self.0.at.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
 
-    /// A request, or the answer to it, is in our hands.
+    /// A fault may hold the request up, or the answer to it.
     pub fn held(&self) {
         self.set(At::Us);
     }

@@ -103,7 +103,7 @@ pub async fn http1(worker: &Rc<Worker>, client: Client) -> Option<Client> {
                     if error.is_timeout() {
                         let half = Pin::into_inner(connection).into_parts().filter(|parts| !parts.read_buf.is_empty());
                         worker.meter.exceeded(if half.is_some() { "head-time" } else { "idle-time" });
-                        if let Some(stream) = half.and_then(|parts| parts.io.into_inner().into_inner().socket.stream.take()) {
+                        if let Some(stream) = half.and_then(|parts| parts.io.into_inner().into_parts().0.socket.stream.take()) {
                             // One that does not take it at once is too slow for that, too.
                             let _ = stream.try_write(&too_slow(worker.shared.config.header_timeout));
                         }
@@ -133,9 +133,9 @@ pub async fn http1(worker: &Rc<Worker>, client: Client) -> Option<Client> {
         return None;
     }
     let parts = Pin::into_inner(connection).into_parts()?;
-    let mut given = parts.io.into_inner().into_inner();
+    let (mut given, kept) = parts.io.into_inner().into_parts();
     let stream = given.socket.stream.take()?;
-    let ahead = [&parts.read_buf[..], &given.ahead[..]].concat();
+    let ahead = [&parts.read_buf[..], &kept[..], &given.ahead[..]].concat();
     worker.meter.metrics.moved.with_label_values(&["relay"]).inc();
     Some(Client { stream, ahead, peer, route })
 }
@@ -244,7 +244,6 @@ struct Answering(Rc<Place>, ClientHalf);
 
 impl Answering {
     fn begin(at: &Rc<Place>, half: &ClientHalf, request: Request<Incoming>) -> (Request<RequestBody>, Self) {
-        half.held();
         let asks_us = request.headers().keys().any(|name| name.as_str().starts_with("steadfast-"));
         at.answering.set(true);
         // Of a connection that was asked to become another hyper gives nothing back.

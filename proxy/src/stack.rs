@@ -120,6 +120,10 @@ fn inject_faults<S: Stage<Clean, Answer>>(worker: Rc<Worker>) -> impl Layer<S, S
                 if plan.is_empty() {
                     return inner.oneshot(request).await;
                 }
+                if let Some(link) = &request.facts.link {
+                    // Until it goes up, nobody but us could find out that its client is gone.
+                    link.half().held();
+                }
                 inject::inject(&worker, request, plan, inner).await
             }
         })

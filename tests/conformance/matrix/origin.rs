@@ -221,6 +221,13 @@ fn answer(connection: &mut Connection, request: &Request, left: &Left) -> io::Re
             connection.answer("heard the end")?;
             return Ok(false);
         }
+        // The same, behind a body.
+        "/v1/completions" => {
+            let (body, ..) = connection.body(request).ok_or_else(gone)?;
+            connection.until_client_ends();
+            connection.answer(&format!("{} bytes, and then the end", body.len()))?;
+            return Ok(false);
+        }
         "/slow" => {
             left.waiting.fetch_add(1, Ordering::AcqRel);
             connection.until_client_ends();

@@ -70,12 +70,17 @@ pub(super) struct Sidecar {
 impl Sidecar {
     /// `upstream` as the flag takes it.
     pub(super) fn before(upstream: &str, armed: bool, flags: &[&str]) -> Self {
+        Self::armed_with(upstream, armed.then_some(ELSEWHERE), flags)
+    }
+
+    pub(super) fn armed_with(upstream: &str, policy: Option<&str>, flags: &[&str]) -> Self {
+        let text = policy;
         let folder = tempfile::tempdir().unwrap();
         let policy = folder.path().join("policy.yaml");
-        std::fs::write(&policy, ELSEWHERE).unwrap();
+        std::fs::write(&policy, text.unwrap_or_default()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_steadfast"));
         command.args(["proxy", "--threads", "1", "--upstream", upstream]).args(flags);
-        if armed {
+        if text.is_some() {
             command.arg("--policy").arg(&policy);
         }
         let (process, line) = Process::telling(&mut command);

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     origin::Origin,
-    peers::{PATIENCE, Pod},
+    peers::{PATIENCE, Pod, Sidecar},
     table::Table,
 };
 
@@ -170,4 +170,31 @@ fn messages_by_hand_get_the_answers_that_they_get_without_us() {
     });
     pod.engines_were_used();
     table.must_be_on_the_page();
+}
+
+/// A rule that looks into the body has it read before it goes up; the client's end must not go up before it.
+#[test]
+fn a_client_ends_its_half_behind_a_body_that_a_rule_has_read() {
+    let origin = Origin::start();
+    let policy = "name: other-model
+spec:
+  expiresAfter: 1h
+  budget: {concurrent: 10, share: 100%}
+  rules: [{match: {model: other}, faults: [{abort: {httpStatus: 503}}]}]
+";
+    let sidecar = Sidecar::armed_with(&origin.address.to_string(), Some(policy), &["--ready-tcp"]);
+    for size in [10, 500_000] {
+        let body = format!("{{\"model\":\"mine\",\"prompt\":\"{}\"}}", "x".repeat(size));
+        let head = format!("POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        // Twice: the second time by a connection to the server that is open already, if there is one.
+        for _ in 0..2 {
+            let mut stream = connect(sidecar.data);
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.write_all(body.as_bytes()).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let answer = hear(stream);
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&format!("{} bytes, and then the end", body.len())), "{answer}");
+        }
+    }
+    assert_eq!(sidecar.metric("steadfast_requests_total", r#"origin="upstream""#), 4);
 }

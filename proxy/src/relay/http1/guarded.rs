@@ -25,6 +25,8 @@ enum Place {
     /// In a head, of which so much has come.
     Head(Vec<u8>),
     Body(Framing),
+    /// Behind a request for another protocol, where nobody knows yet what begins.
+    Asked,
     /// What comes now hyper need not see, but for so much of what cannot be.
     Over(&'static [u8]),
 }
@@ -33,6 +35,10 @@ enum Place {
 pub struct Guarded<S> {
     stream: S,
     place: Place,
+    /// The request asks for another protocol.
+    asks: bool,
+    /// What came behind such a request. hyper reads on when it has been answered, and not before.
+    kept: Vec<u8>,
     /// Another protocol was agreed on.
     switched: Arc<AtomicBool>,
 }
@@ -40,11 +46,12 @@ pub struct Guarded<S> {
 impl<S> Guarded<S> {
     /// `switched`: true from when another protocol is agreed on.
     pub fn new(stream: S, switched: Arc<AtomicBool>) -> Self {
-        Self { stream, place: Place::Head(Vec::new()), switched }
+        Self { stream, place: Place::Head(Vec::new()), asks: false, kept: Vec::new(), switched }
     }
 
-    pub fn into_inner(self) -> S {
-        self.stream
+    /// The stream, and what was read of it and not given on.
+    pub fn into_parts(self) -> (S, Vec<u8>) {
+        (self.stream, self.kept)
     }
 
     /// Looks at what has come. How much of it hyper may have.
@@ -64,6 +71,7 @@ impl<S> Guarded<S> {
                     match read {
                         Read::Whole(found) => {
                             at += found.size - before;
+                            self.asks = found.upgrade;
                             self.place = Place::Body(found.framing);
                         }
                         Read::Partial => {
@@ -90,10 +98,10 @@ impl<S> Guarded<S> {
                     };
                     at += size;
                 }
-                Place::Over(_) => return at,
+                Place::Asked | Place::Over(_) => return at,
             }
             if matches!(&self.place, Place::Body(framing) if framing.is_done()) {
-                self.place = Place::Head(Vec::new());
+                self.place = if self.asks { Place::Asked } else { Place::Head(Vec::new()) };
             }
         }
         at
@@ -102,15 +110,32 @@ impl<S> Guarded<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.switched.load(Ordering::Acquire) {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let before = buffer.filled().len();
+        let switched = self.switched.load(Ordering::Acquire);
+        if matches!(self.place, Place::Asked) && !switched {
+            // It was answered in HTTP, so HTTP goes on.
+            self.place = Place::Head(Vec::new());
         }
         if !matches!(self.place, Place::Over(_)) {
-            let before = buffer.filled().len();
-            ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+            if self.kept.is_empty() {
+                ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+            } else {
+                let size = self.kept.len().min(buffer.remaining());
+                buffer.put_slice(&self.kept[..size]);
+                self.kept.drain(..size);
+            }
             let size = buffer.filled().len() - before;
+            if switched {
+                return Poll::Ready(Ok(()));
+            }
             let allowed = self.look(&buffer.filled()[before..]);
             if allowed == size {
+                return Poll::Ready(Ok(()));
+            }
+            if matches!(self.place, Place::Asked) {
+                let behind = [&buffer.filled()[before + allowed..], &self.kept[..]].concat();
+                self.kept = behind;
+                buffer.set_filled(before + allowed);
                 return Poll::Ready(Ok(()));
             }
             buffer.set_filled(before + allowed);
@@ -176,7 +201,7 @@ mod tests {
             for bad in [&bad[..], chunk] {
                 let got = through(&[good, bad].concat(), piece).await;
                 let got = got.strip_suffix(IMPOSSIBLE).expect("what cannot be");
-                assert!(got.starts_with(good) && [good, bad].concat().starts_with(got) && got.len() < good.len() + bad.len() - 10, "{}", got.escape_ascii());
+                assert!(got.starts_with(good) && [good, bad].concat().starts_with(got) && got.len() < good.len() + bad.len() - 8, "{}", got.escape_ascii());
             }
         }
     }
@@ -202,5 +227,27 @@ mod tests {
         client.write_all(b"\0\x01\n\n").await.unwrap();
         guarded.read_buf(&mut got).await.unwrap();
         assert!(got.ends_with(b"\0\x01\n\n"));
+    }
+
+    #[tokio::test]
+    async fn what_comes_behind_the_question_for_another_protocol_waits_for_the_answer() {
+        let asks = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
+        for (switches, behind, seen) in [
+            (true, &b"\0\x01\n\n"[..], &b"\0\x01\n\n"[..]),
+            (false, b"GET /2 HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /2 HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (false, b"\0\x01\n\n", IMPOSSIBLE),
+        ] {
+            let (mut client, ours) = tokio::io::duplex(1000);
+            let switched = Arc::<AtomicBool>::default();
+            let mut guarded = Guarded::new(ours, Arc::clone(&switched));
+            client.write_all(&[asks, behind].concat()).await.unwrap();
+            drop(client);
+            let mut got = Vec::new();
+            guarded.read_buf(&mut got).await.unwrap();
+            assert_eq!(got, asks);
+            switched.store(switches, Ordering::Release);
+            guarded.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got[asks.len()..], *seen, "{switches}");
+        }
     }
 }
