@@ -42,9 +42,12 @@ pub(crate) async fn rows(places: &Places, busy: Option<SocketAddr>, load: Load, 
 }
 
 /// Percentage points between what was asked and what was burned.
-async fn off(share: f64, core: usize, length: Duration) -> Result<f64, Failure> {
-    let mut burn =
-        Burn::start(&Target { load: share, threads: 1, pin: vec![core], duration: length }).map_err(|error| Failure::Other(format!("a CPU burn: {error}")))?;
+async fn off(share: f64, cores: Cores, length: Duration) -> Result<f64, Failure> {
+    // It takes no core that this thread may not use.
+    stay_on(&[cores.proxy, cores.load])?;
+    let burn = Burn::start(&Target { load: share, threads: 1, pin: vec![cores.proxy], duration: length });
+    stay_on(&[cores.load])?;
+    let mut burn = burn.map_err(|error| Failure::Other(format!("a CPU burn: {error}")))?;
     sleep(length).await;
     Ok((burn.join().achieved - share).abs() * 100.0)
 }

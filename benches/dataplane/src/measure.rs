@@ -22,6 +22,8 @@ pub(crate) struct Pace {
 
 /// Connections of [`MEMORY`].
 const HELD: usize = 2_000;
+/// Nobody is starting any more by then.
+const SETTLES: Duration = Duration::from_secs(2);
 /// Connections by which evenly paced requests go, at half load.
 const PACED: usize = 64;
 const US: f64 = 1e6;
@@ -114,7 +116,7 @@ pub(crate) async fn memory(peers: &[Peer], places: &Places, pace: Pace) -> Resul
     let (mut idle, mut held, mut each) = (None::<Samples>, None::<Samples>, None::<Samples>);
     for _ in 0..pace.rounds.min(3) {
         let started = start(peers, Way::Http1, places)?;
-        sleep(Duration::from_secs(1)).await;
+        sleep(SETTLES).await;
         let new = || Samples::new(&started);
         let (idle, held, each) = (idle.get_or_insert_with(new), held.get_or_insert_with(new), each.get_or_insert_with(new));
         for (peer, running) in &started {

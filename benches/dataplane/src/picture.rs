@@ -54,3 +54,21 @@ pub(crate) fn draw(rows: &[Row]) -> String {
     out.push_str("</svg>\n");
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Samples;
+
+    #[test]
+    fn rows_of_cpu_time_alone_are_drawn_each_peer_at_its_share_of_a_copy() {
+        let mut samples = Samples::of(&[Peer::Sidecar, Peer::Copy]);
+        samples.add(Peer::Sidecar, 22.0, None);
+        samples.add(Peer::Copy, 11.0, None);
+        let drawn = draw(&[samples.row("a", "one & all", "CPU µs per request", &[]), samples.row("b", "another", "MB", &[])]);
+        assert!(drawn.contains("one &amp; all") && !drawn.contains("another"), "{drawn}");
+        for times in [1.0, 2.0] {
+            assert!(drawn.contains(&format!("<circle cx=\"{:.1}\" cy=\"{TOP}\"", x(times))), "{times} in {drawn}");
+        }
+    }
+}

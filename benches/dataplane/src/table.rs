@@ -1,6 +1,11 @@
 //! Figures for people and programs: medians with their spread, whether goals hold, a table and JSON.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -150,14 +155,15 @@ pub(crate) fn markdown(rows: &[Row]) -> String {
     }
     text.push_str(" Goal |\n|---|");
     text.push_str(&"---|".repeat(PEERS.len() + 1));
-    let mut missing: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    // By what is missing and in which rows: who.
+    let mut missing: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
     for row in rows {
         let _ = write!(text, "\n| {}, {} |", row.title, row.unit);
         for peer in PEERS {
             let cell = row.cell(peer);
             let _ = write!(text, " {} |", cell.map_or("–".to_owned(), Cell::text));
             if let Some(why) = cell.and_then(|cell| cell.why_not.as_ref()) {
-                missing.entry(format!("{}: {why}", peer.name())).or_default().push(&row.title);
+                missing.entry((why, &row.group)).or_default().insert(peer.name());
             }
         }
         let goals: Vec<_> = row
@@ -172,8 +178,8 @@ pub(crate) fn markdown(rows: &[Row]) -> String {
         let _ = write!(text, " {} |", goals.join("; "));
     }
     text.push('\n');
-    for (why, rows) in missing {
-        let _ = write!(text, "\n- {why} ({})", rows.join("; "));
+    for ((why, group), peers) in missing {
+        let _ = write!(text, "\n- {group}: {} – {why}", peers.into_iter().collect::<Vec<_>>().join(", "));
     }
     text
 }
@@ -212,7 +218,7 @@ mod tests {
         assert_eq!(row.missed().len(), 2);
         let text = markdown(&[row]);
         for part in
-            ["| GET, µs | 11.5 (10.0…30.0) | 10.0 |", "≤ 1.1 × TCP copy: **1.15, missed**", "≥ 3.0 × less than Envoy: not told", "- Envoy: not here (GET)"]
+            ["| GET, µs | 11.5 (10.0…30.0) | 10.0 |", "≤ 1.1 × TCP copy: **1.15, missed**", "≥ 3.0 × less than Envoy: not told", "- g: Envoy – not here"]
         {
             assert!(text.contains(part), "{part} in {text}");
         }
