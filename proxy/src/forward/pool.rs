@@ -79,21 +79,19 @@ impl Pool {
 
     /// Sends `request` and waits for the head of its response. `apart`: by an HTTP/2 connection of its own, since its answer will be held up.
     pub async fn send(&self, mut request: Request<RequestBody>, over_h2: bool, apart: bool) -> Result<Response<UpstreamBody>, ForwardError> {
+        // What most requests do not need stands in boxes, so that they do not carry its room from layer to layer.
         if over_h2 && apart {
-            let mut sender = self.open_h2(WINDOW_APART).await?;
-            sender.ready().await.map_err(ForwardError::Broken)?;
-            let sent = sender.try_send_request(request).await;
-            return sent.map(|response| response.map(|body| UpstreamBody::new(body, None))).map_err(|error| failed(error.into_error()));
+            return Box::pin(self.send_apart(request)).await;
         }
         if over_h2 {
-            return self.send_h2(request).await;
+            return Box::pin(self.send_h2(request)).await;
         }
         loop {
             let idle = self.take();
             let used_before = idle.is_some();
             let mut sender = match idle {
                 Some(sender) => sender,
-                None => self.connect().await?,
+                None => Box::pin(self.connect()).await?,
             };
             match sender.try_send_request(request).await {
                 Ok(response) => {
@@ -106,13 +104,20 @@ impl Pool {
         }
     }
 
+    async fn send_apart(&self, request: Request<RequestBody>) -> Result<Response<UpstreamBody>, ForwardError> {
+        let mut sender = self.open_h2(WINDOW_APART).await?;
+        sender.ready().await.map_err(ForwardError::Broken)?;
+        let sent = sender.try_send_request(request).await;
+        sent.map(|response| response.map(|body| UpstreamBody::new(body, None))).map_err(|error| failed(error.into_error()))
+    }
+
     async fn send_h2(&self, mut request: Request<RequestBody>) -> Result<Response<UpstreamBody>, ForwardError> {
         loop {
             let shared = self.0.h2.borrow().clone().filter(|sender| !sender.is_closed());
             let used_before = shared.is_some();
             let mut sender = match shared {
                 Some(sender) => sender,
-                None => self.connect_h2().await?,
+                None => Box::pin(self.connect_h2()).await?,
             };
             if sender.ready().await.is_err() {
                 self.0.h2.borrow_mut().take();
