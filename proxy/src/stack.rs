@@ -82,7 +82,11 @@ fn measure<S: Stage<Clean, Answer>>(worker: Rc<Worker>) -> impl Layer<S, Service
                         answer
                     }
                     Ok(request) => inner.oneshot(request).await?,
-                    Err(refusal) => Answer::own(&refusal.problem, refusal.dialect, refusal.head, Origin::Proxy).without_reading(*refusal.unread).await,
+                    // In boxes, here and below, is what few requests meet: a future is as large as the largest that it may wait for, and is moved from layer to layer.
+                    Err(refusal) => {
+                        let answer = Answer::own(&refusal.problem, refusal.dialect, refusal.head, Origin::Proxy);
+                        Box::pin(answer.without_reading(*refusal.unread)).await
+                    }
                 };
                 Ok(begun.answer(answer))
             }
@@ -103,7 +107,7 @@ fn decide_faults<S: Stage<(Clean, FaultPlan), Answer>>(worker: Rc<Worker>) -> im
                     Ok(plan) => inner.oneshot((request, plan)).await,
                     Err(problem) => {
                         let answer = Answer::own(&problem, request.facts.dialect, request.facts.head, Origin::Proxy);
-                        Ok(answer.without_reading(request.into_parts().0.into_body()).await)
+                        Ok(Box::pin(answer.without_reading(request.into_parts().0.into_body())).await)
                     }
                 }
             }
@@ -124,7 +128,7 @@ fn inject_faults<S: Stage<Clean, Answer>>(worker: Rc<Worker>) -> impl Layer<S, S
                     // Until it goes up, nobody but us could find out that its client is gone.
                     link.half().held();
                 }
-                inject::inject(&worker, request, plan, inner).await
+                Box::pin(inject::inject(&worker, request, plan, inner)).await
             }
         })
     })
