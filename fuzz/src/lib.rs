@@ -16,8 +16,11 @@ use steadfast_golden_sets::{oip, onnx, set::archive};
 use steadfast_proxy::fuzzing::{self, Framing, Hpack, Protocol, Read, Splitter};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// Takes any bytes, and panics where it does not hold.
+pub type Property = fn(&[u8]);
+
 /// Every property with its name, which is also that of its target and of its folder of seeds.
-pub const PROPERTIES: [(&str, fn(&[u8])); 13] = [
+pub const PROPERTIES: [(&str, Property); 13] = [
     ("sniff", sniff),
     ("http1", http1),
     ("http1_as_hyper", http1_as_hyper),
@@ -118,7 +121,7 @@ pub fn http1_as_hyper(data: &[u8]) {
         runtime.block_on(async {
             let (mut client, server) = tokio::io::duplex(data.len() + (1 << 16));
             let service = service_fn(async |request: Request<Incoming>| {
-                let body = request.into_body().collect().await.ok().map(|body| body.to_bytes());
+                let body = request.into_body().collect().await.ok().map(http_body_util::Collected::to_bytes);
                 theirs.borrow_mut().push(body);
                 Ok::<_, std::convert::Infallible>(Response::new(String::new()))
             });

@@ -61,7 +61,9 @@ fn what_is_fuzzed_holds_for_seeds_and_for_what_becomes_of_them() {
                 resume_unwind(broken);
             }
         };
-        seeds.iter().for_each(|seed| check(seed));
+        for seed in &seeds {
+            check(seed);
+        }
         let (begun, mut times) = (Instant::now(), 0_u64);
         while begun.elapsed() < EACH {
             check(&changed(&mut rng, &seeds));

@@ -129,7 +129,7 @@ async fn http1(mut stream: TcpStream, mut bytes: Vec<u8>) {
             let head: Vec<u8> = bytes.drain(..end + 4).collect();
             let answer = match &head[..] {
                 head if head.starts_with(b"GET /wait") => continue,
-                head if head.starts_with(b"GET /big") => [&b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n"[..], &[0; 1_000_000]].concat(),
+                head if head.starts_with(b"GET /big") => [&b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n"[..], &vec![0; 1_000_000]].concat(),
                 _ => b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec(),
             };
             if stream.write_all(&answer).await.is_err() {

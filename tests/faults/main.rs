@@ -20,3 +20,4 @@ mod ready;
 mod relay;
 mod seam;
 mod smuggling;
+mod usage;

@@ -214,7 +214,7 @@ impl Strict {
         if words.len() != 3 || !["HTTP/1.1", "HTTP/1.0"].contains(&words[2]) || text.replace("\r\n", "").contains(['\r', '\n', '\0']) {
             odd("a request line");
         }
-        let fields: Vec<_> = lines.map(|line| line.split_once(':').unwrap_or_else(|| (line, ""))).collect();
+        let fields: Vec<_> = lines.map(|line| line.split_once(':').unwrap_or((line, ""))).collect();
         let of = |name: &str| fields.iter().filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).collect::<Vec<_>>();
         if fields.iter().any(|(name, _)| name.is_empty() || name.contains([' ', '\t'])) {
             odd("a field");

@@ -94,10 +94,9 @@ impl Chunked {
                 }
                 self.trailer(At::Name)?
             }
-            (At::Name, b':') => self.trailer(At::Value)?,
             (At::Name, _) if is_token(byte) => self.trailer(At::Name)?,
             (At::Value, b'\r') => self.trailer(At::ValueLf)?,
-            (At::Value, b'\t' | b' '..=b'~' | 0x80..) => self.trailer(At::Value)?,
+            (At::Name, b':') | (At::Value, b'\t' | b' '..=b'~' | 0x80..) => self.trailer(At::Value)?,
             (At::ValueLf, b'\n') => self.trailer(At::Line)?,
             (At::LastLf, b'\n') => At::End,
             _ => return Err(Malformed),
