@@ -80,7 +80,7 @@ fn triton_is_the_same() {
     let (http, grpc) = (free_port(), free_port());
     let mut command = std::process::Command::new(python);
     command.arg(folder().join("triton_server.py")).args([http.to_string(), grpc.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
-    let pod = Pod::at(http, Process::start(&mut command));
+    let pod = Pod::at(http, Process::start(&mut command).asked_to_end());
     wait_until_ready(pod.server);
     let mut table = Table::of("curl, h2load and grpcio, and Triton");
     oip(&mut table, &pod, "double");
