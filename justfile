@@ -61,6 +61,10 @@ statistics:
 scale:
     cargo run --release -p steadfast-bench-scale
 
+# What the sidecar costs beside a TCP copy, haproxy, nginx, Envoy and pingora: CPU per request, latency, memory. A quarter of an hour on an idle machine with two cores; `--quick`: two minutes.
+dataplane *ARGS:
+    benches/dataplane/run {{ARGS}}
+
 # What 5,000 pods of others cost the controller, on a real cluster on this machine (root). Two minutes.
 watched-pods:
     STEADFAST_SCALE=full cargo test --test cluster -- --nocapture scale::

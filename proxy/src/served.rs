@@ -63,11 +63,12 @@ pub async fn http1(worker: &Rc<Worker>, client: Client) -> Option<Client> {
     let service = service_fn(move |request: Request<Incoming>| {
         let (request, answering) = Answering::begin(&seen, &half, request);
         let answer = stack.clone().oneshot(request);
-        async move {
+        // On the heap while there is a request, and not for as long as the connection lasts.
+        Box::pin(async move {
             let Ok(response) = answer.await;
             // An answer that a fault keeps back ends its connection here.
             NoAnswer::heed(response).map(|response| answering.with(response))
-        }
+        })
     });
     let given = Given::new(stream, ahead, link).ends_in_halves();
     let keep_open = Arc::clone(&given.keep_open);

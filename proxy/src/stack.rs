@@ -82,7 +82,11 @@ fn measure<S: Stage<Clean, Answer>>(worker: Rc<Worker>) -> impl Layer<S, Service
                         answer
                     }
                     Ok(request) => inner.oneshot(request).await?,
-                    Err(refusal) => Answer::own(&refusal.problem, refusal.dialect, refusal.head, Origin::Proxy).without_reading(*refusal.unread).await,
+                    // In boxes, here and below, is what few requests meet: a future is as large as the largest that it may wait for, and is moved from layer to layer.
+                    Err(refusal) => {
+                        let answer = Answer::own(&refusal.problem, refusal.dialect, refusal.head, Origin::Proxy);
+                        Box::pin(answer.without_reading(*refusal.unread)).await
+                    }
                 };
                 Ok(begun.answer(answer))
             }
@@ -93,15 +97,17 @@ fn measure<S: Stage<Clean, Answer>>(worker: Rc<Worker>) -> impl Layer<S, Service
 fn decide_faults<S: Stage<(Clean, FaultPlan), Answer>>(worker: Rc<Worker>) -> impl Layer<S, Service = impl Stage<Clean, Answer>> {
     layer_fn(move |inner: S| {
         let worker = Rc::clone(&worker);
-        service_fn(move |request: Clean| {
+        service_fn(move |mut request: Clean| {
             let (inner, worker) = (inner.clone(), Rc::clone(&worker));
             async move {
-                let request = model::name_model(&worker, request).await;
+                if let Some(read) = model::in_body(&worker, &request) {
+                    Box::pin(model::name(&worker, &mut request, read)).await;
+                }
                 match decide::decide(&worker, &request) {
                     Ok(plan) => inner.oneshot((request, plan)).await,
                     Err(problem) => {
                         let answer = Answer::own(&problem, request.facts.dialect, request.facts.head, Origin::Proxy);
-                        Ok(answer.without_reading(request.into_parts().0.into_body()).await)
+                        Ok(Box::pin(answer.without_reading(request.into_parts().0.into_body())).await)
                     }
                 }
             }
@@ -122,7 +128,7 @@ fn inject_faults<S: Stage<Clean, Answer>>(worker: Rc<Worker>) -> impl Layer<S, S
                     // Until it goes up, nobody but us could find out that its client is gone.
                     link.half().held();
                 }
-                inject::inject(&worker, request, plan, inner).await
+                Box::pin(inject::inject(&worker, request, plan, inner)).await
             }
         })
     })

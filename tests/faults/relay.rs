@@ -190,7 +190,7 @@ async fn connections_to_the_server_outlive_their_clients() {
 #[tokio::test]
 async fn two_thousand_open_connections_cost_little_memory() {
     let server = Server::start().await;
-    for (armed, most) in [(false, 4 << 10), (true, 40 << 10)] {
+    for (armed, most) in [(false, 4 << 10), (true, 24 << 10)] {
         let sidecar = Sidecar::start(server.address, &[]);
         if armed {
             sidecar.arm(WAITING).await;

@@ -21,23 +21,28 @@ use crate::{
 /// Bytes of a body that are read to find the name: OpenAI's clients write it behind the conversation.
 const LOOKED_AT_MAX: usize = 1 << 20;
 
-/// Finds out which model `request` means, if a rule in force asks for it and only its body can tell.
-pub async fn name_model(worker: &Worker, mut request: Sanitized<Request<RequestBody>>) -> Sanitized<Request<RequestBody>> {
+/// What finds the model in `request`'s body, if a rule in force asks for it and only its body can tell.
+pub fn in_body(worker: &Worker, request: &Sanitized<Request<RequestBody>>) -> Option<Reader> {
     let facts = &request.facts;
-    let read = match facts.dialect {
+    let read: Reader = match facts.dialect {
         Dialect::OpenAi if request.method() == Method::POST => of_json,
         Dialect::Grpc if request.path() == MODEL_INFER => grpc::model,
-        _ => return request,
+        _ => return None,
     };
-    if facts.probe || !worker.shared.store.load().policies.iter().any(|policy| policy.asks_for_model()) {
-        return request;
-    }
+    let is_asked = || worker.shared.store.load().policies.iter().any(|policy| policy.asks_for_model());
+    (!facts.probe && is_asked()).then_some(read)
+}
+
+/// Finds out by `read` which model `request` means.
+pub async fn name(worker: &Worker, request: &mut Sanitized<Request<RequestBody>>, read: Reader) {
     match look(request.body_mut(), read).await {
         Found::Named(model) => request.facts.named = model,
         Found::Unknown(why) => worker.meter.metrics.model_unknown.with_label_values(&[why]).inc(),
     }
-    request
 }
+
+/// Reads the first bytes of a body; it is told whether they are all.
+pub type Reader = fn(&[u8], bool) -> Said;
 
 /// What the first bytes of a body say.
 pub enum Said {
@@ -54,8 +59,8 @@ enum Found {
     Unknown(&'static str),
 }
 
-/// Reads as much of `body` as `read`, which is told whether that is all, wants to see.
-async fn look(body: &mut RequestBody, read: fn(&[u8], bool) -> Said) -> Found {
+/// Reads as much of `body` as `read` wants to see.
+async fn look(body: &mut RequestBody, read: Reader) -> Found {
     let (mut frames, mut seen, mut ended): (VecDeque<_>, _, _) = (VecDeque::new(), BytesMut::new(), false);
     let found = loop {
         match read(&seen, ended) {
@@ -100,7 +105,7 @@ fn of_json(body: &[u8], ended: bool) -> Said {
 mod tests {
     use super::*;
 
-    async fn of(chunks: &[&str], read: fn(&[u8], bool) -> Said) -> (Found, String) {
+    async fn of(chunks: &[&str], read: Reader) -> (Found, String) {
         let frames = chunks.iter().map(|chunk| Ok(Frame::data(Bytes::copy_from_slice(chunk.as_bytes())))).collect();
         let mut body = RequestBody::Resumed(frames, Box::new(RequestBody::Empty));
         let found = look(&mut body, read).await;

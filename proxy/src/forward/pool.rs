@@ -150,21 +150,19 @@ impl Pool {
         apart: bool,
         client: Option<&ClientHalf>,
     ) -> Result<Response<UpstreamBody>, ForwardError> {
+        // What most requests do not need stands in boxes, so that they do not carry its room from layer to layer.
         if over_h2 && apart {
-            let mut sender = self.open_h2(WINDOW_APART).await?;
-            sender.ready().await.map_err(ForwardError::Broken)?;
-            let sent = sender.try_send_request(request).await;
-            return sent.map(|response| response.map(|body| UpstreamBody::new(body, None))).map_err(|error| failed(error.into_error()));
+            return Box::pin(self.send_apart(request)).await;
         }
         if over_h2 {
-            return self.send_h2(request).await;
+            return Box::pin(self.send_h2(request)).await;
         }
         loop {
             let idle = self.take();
             let used_before = idle.is_some();
             let mut sender = match idle {
                 Some(sender) => sender,
-                None => self.connect().await?,
+                None => Box::pin(self.connect()).await?,
             };
             sender.half.begins(request.body_mut().tell_end());
             let asked = request.body().asked();
@@ -185,6 +183,13 @@ impl Pool {
                 Err(error) => request = again(error, used_before)?,
             }
         }
+    }
+
+    async fn send_apart(&self, request: Request<RequestBody>) -> Result<Response<UpstreamBody>, ForwardError> {
+        let mut sender = self.open_h2(WINDOW_APART).await?;
+        sender.ready().await.map_err(ForwardError::Broken)?;
+        let sent = sender.try_send_request(request).await;
+        sent.map(|response| response.map(|body| UpstreamBody::new(body, None))).map_err(|error| failed(error.into_error()))
     }
 
     /// Whether the model server speaks HTTP/2: asked once, by a connection of its own.
@@ -213,7 +218,7 @@ impl Pool {
             let used_before = shared.is_some();
             let mut sender = match shared {
                 Some(sender) => sender,
-                None => self.connect_h2().await?,
+                None => Box::pin(self.connect_h2()).await?,
             };
             if sender.ready().await.is_err() {
                 self.0.h2.borrow_mut().take();
