@@ -12,7 +12,7 @@ check:
 format:
     cargo fmt --all
 
-# Whether clients and servers notice the sidecar, MLServer and Triton among them: sets up what it needs (a gigabyte), 5 minutes.
+# Whether clients and servers notice the sidecar, Triton among them: sets up what it needs (1 GB), then builds the tests and takes half a minute.
 conformance-full:
     STEADFAST_CONFORMANCE=full STEADFAST_REQUIRE_CLUSTER=0 tests/run conformance
 

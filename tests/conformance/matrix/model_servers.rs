@@ -1,4 +1,4 @@
-//! Model servers as people run them: MLServer and Triton. They take their time to start, so they are part of the full matrix only.
+//! Model servers as people run them: MLServer, and Triton where the full matrix is asked for, since to install it takes a while.
 
 use std::{
     net::SocketAddr,
@@ -11,14 +11,6 @@ use super::{
     peers::{PATIENCE, Pod, Process, folder, free_port, output, program, script},
     table::Table,
 };
-
-fn full() -> bool {
-    let full = std::env::var("STEADFAST_CONFORMANCE").is_ok_and(|form| form == "full");
-    if !full {
-        println!("not run: STEADFAST_CONFORMANCE=full runs it");
-    }
-    full
-}
 
 fn wait_until_ready(server: SocketAddr) {
     let begun = Instant::now();
@@ -53,7 +45,10 @@ fn oip(table: &mut Table, pod: &Pod, model: &str) {
 
 #[test]
 fn mlserver_is_the_same() {
-    let Some(python) = std::env::var_os("STEADFAST_MLSERVER_PYTHON").filter(|_| full()) else { return };
+    let Some(python) = std::env::var_os("STEADFAST_MLSERVER_PYTHON") else {
+        println!("not run: conformance with MLServer, because STEADFAST_MLSERVER_PYTHON does not name a python with tests/golden/requirements-mlserver.txt");
+        return;
+    };
     if program("curl").is_none() || program("h2load").is_none() {
         return;
     }
@@ -75,17 +70,17 @@ fn mlserver_is_the_same() {
 
 #[test]
 fn triton_is_the_same() {
-    if !full() || program("curl").is_none() || program("h2load").is_none() {
+    if program("curl").is_none() || program("h2load").is_none() {
         return;
     }
     let Some(python) = std::env::var_os("STEADFAST_TRITON_PYTHON") else {
-        println!("not run: conformance with Triton, because STEADFAST_TRITON_PYTHON does not name a python with nvidia-pytriton");
+        println!("not run: conformance with Triton, because STEADFAST_TRITON_PYTHON does not name a python with tests/conformance/requirements-triton.txt");
         return;
     };
     let (http, grpc) = (free_port(), free_port());
     let mut command = std::process::Command::new(python);
     command.arg(folder().join("triton_server.py")).args([http.to_string(), grpc.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
-    let pod = Pod::at(http, Process::start(&mut command));
+    let pod = Pod::at(http, Process::start(&mut command).asked_to_end());
     wait_until_ready(pod.server);
     let mut table = Table::of("curl, h2load and grpcio, and Triton");
     oip(&mut table, &pod, "double");

@@ -10,7 +10,7 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, killpg},
+    sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
 use serde_json::Value;
@@ -29,21 +29,43 @@ spec:
 ";
 
 /// A process that ends with this, and those that it has started.
-pub(super) struct Process(Child);
+pub(super) struct Process(Child, Ending);
+
+/// How a process is ended.
+enum Ending {
+    AtOnce,
+    /// It is asked to first: it would leave something behind.
+    Asked,
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
         if self.is_running() {
             // Its group is its own, and it has not been waited for: nobody else has this number.
-            let _ = killpg(Pid::from_raw(self.0.id() as i32), Signal::SIGKILL);
-            let _ = self.0.wait();
+            let group = Pid::from_raw(self.0.id() as i32);
+            if matches!(self.1, Ending::Asked) {
+                let _ = kill(group, Signal::SIGTERM);
+                let begun = Instant::now();
+                while self.is_running() && begun.elapsed() < Duration::from_secs(20) {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+            if self.is_running() {
+                let _ = killpg(group, Signal::SIGKILL);
+                let _ = self.0.wait();
+            }
         }
     }
 }
 
 impl Process {
     pub(super) fn start(command: &mut Command) -> Self {
-        Self(command.stdin(Stdio::null()).process_group(0).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
+        Self(command.stdin(Stdio::null()).process_group(0).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")), Ending::AtOnce)
+    }
+
+    pub(super) fn asked_to_end(mut self) -> Self {
+        self.1 = Ending::Asked;
+        self
     }
 
     /// The first line that it prints.
