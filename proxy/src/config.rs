@@ -33,102 +33,102 @@ const ROUTES_MAX: usize = 16;
 )]
 pub struct Args {
     /// Address that users reach. Port 0: any free one.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0", help_heading = "Where")]
     pub listen: SocketAddr,
     /// Address of the model server: ADDRESS:PORT, or unix:/PATH of its socket.
-    #[arg(long, value_name = "ADDRESS", required_unless_present = "route")]
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "route", help_heading = "Where")]
     pub upstream: Option<Upstream>,
     /// Instead of --listen and --upstream, for servers with several ports: where users come in and where the server listens; a port alone means all interfaces
     /// there, loopback here; unix:/PATH is the server's socket. May be repeated; the first is also the way of golden replays.
-    #[arg(long, value_name = "LISTEN=UPSTREAM", conflicts_with_all = ["listen", "upstream"])]
+    #[arg(long, value_name = "LISTEN=UPSTREAM", conflicts_with_all = ["listen", "upstream"], help_heading = "Where")]
     pub route: Vec<String>,
     /// Address of metrics, health and /policy. Loopback only.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0", help_heading = "Where")]
     pub admin: SocketAddr,
     /// Address, or port on all interfaces, of /healthz, /readyz and /metrics for those who are not on this machine. /policy is not there.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Where")]
     pub health: Option<String>,
     /// The model server's readiness path.
-    #[arg(long, value_name = "PATH", default_value = "/v2/health/ready")]
+    #[arg(long, value_name = "PATH", default_value = "/v2/health/ready", help_heading = "Readiness")]
     pub ready_path: String,
     /// Port on which the model server tells its readiness. Without it: the first upstream's, or its socket.
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", help_heading = "Readiness")]
     pub ready_port: Option<u16>,
     /// The model server is ready when it takes connections; nothing is asked.
-    #[arg(long, conflicts_with = "ready_path")]
+    #[arg(long, conflicts_with = "ready_path", help_heading = "Readiness")]
     pub ready_tcp: bool,
     /// The model server is not ready when it takes longer to say that it is.
-    #[arg(long, value_name = "TIME", default_value = "1s")]
+    #[arg(long, value_name = "TIME", default_value = "1s", help_heading = "Readiness")]
     pub ready_timeout: Span,
     /// /readyz says "ready" for so long after the model server has last been.
-    #[arg(long, value_name = "TIME", default_value = "0s")]
+    #[arg(long, value_name = "TIME", default_value = "0s", help_heading = "Readiness")]
     pub ready_patience: Span,
     /// Name of the pod, for reports.
-    #[arg(long, value_name = "NAME", default_value = "")]
+    #[arg(long, value_name = "NAME", default_value = "", help_heading = "For reports")]
     pub pod_name: String,
     /// UID of the pod, for reports.
-    #[arg(long, value_name = "UID", default_value = "")]
+    #[arg(long, value_name = "UID", default_value = "", help_heading = "For reports")]
     pub pod_uid: String,
     /// Name of the pod's node, for reports.
-    #[arg(long, value_name = "NAME", default_value = "")]
+    #[arg(long, value_name = "NAME", default_value = "", help_heading = "For reports")]
     pub node_name: String,
     /// Namespace of the pod, for reports.
-    #[arg(long, value_name = "NAME", default_value = "")]
+    #[arg(long, value_name = "NAME", default_value = "", help_heading = "For reports")]
     pub namespace: String,
     /// Controller to take policies from and to report to, such as http://127.0.0.1:8600 or https://HOST:PORT, which must then prove itself by the certificates in
     /// STEADFAST_CONTROLLER_CA. The bearer token is read from STEADFAST_CONTROLLER_TOKEN, or from --token-file.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", help_heading = "Controller")]
     pub controller: Option<String>,
     /// File with the bearer token; read again whenever it is sent.
-    #[arg(long, value_name = "FILE", requires = "controller")]
+    #[arg(long, value_name = "FILE", requires = "controller", help_heading = "Controller")]
     pub token_file: Option<PathBuf>,
     /// Golden set to replay against the model server; may be repeated.
-    #[arg(long, value_name = "DIRECTORY")]
+    #[arg(long, value_name = "DIRECTORY", help_heading = "Golden replays")]
     pub golden: Vec<PathBuf>,
     /// Time between two replays of one set.
-    #[arg(long, value_name = "TIME", default_value = "1s")]
+    #[arg(long, value_name = "TIME", default_value = "1s", help_heading = "Golden replays")]
     pub golden_every: Span,
     /// Seed of the order in which samples are drawn.
-    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, help_heading = "Golden replays")]
     pub golden_seed: u64,
     /// How long a replay waits for its answer.
-    #[arg(long, value_name = "TIME", default_value = "5s")]
+    #[arg(long, value_name = "TIME", default_value = "5s", help_heading = "Golden replays")]
     pub golden_timeout: Span,
     /// Replays are skipped, and counted, while more user requests than this are in progress. 0: never skipped.
-    #[arg(long, value_name = "NUMBER", default_value_t = 64)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 64, help_heading = "Golden replays")]
     pub golden_skip_above: u32,
     /// Engine that recomputes reference answers: auto, rten or onnxruntime.
-    #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = engine)]
+    #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = engine, help_heading = "Golden replays")]
     pub engine: EngineChoice,
     /// Policy to arm at once: one named policy or a snapshot, as YAML or JSON.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Faults")]
     pub policy: Option<PathBuf>,
     /// Threads that forward requests. 0: one per core.
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, help_heading = "Limits")]
     pub threads: usize,
     /// Seed of fault draws. Without it they differ from start to start.
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", help_heading = "Faults")]
     pub seed: Option<u64>,
     /// After SIGTERM: time during which new connections are served as before, so that whoever routes here notices that readiness is off.
-    #[arg(long, value_name = "TIME", default_value = "500ms")]
+    #[arg(long, value_name = "TIME", default_value = "500ms", help_heading = "End")]
     pub drain_grace: Span,
     /// After SIGTERM: longest wait for requests in progress.
-    #[arg(long, value_name = "TIME", default_value = "30s")]
+    #[arg(long, value_name = "TIME", default_value = "30s", help_heading = "End")]
     pub drain_timeout: Span,
     /// Client connections at one moment, over all threads; more wait in the kernel's queue.
-    #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 10_000, help_heading = "Limits")]
     pub max_connections: usize,
     /// A client that has not sent a whole request head by then is disconnected. Idle kept-alive connections count too.
-    #[arg(long, value_name = "TIME", default_value = "90s")]
+    #[arg(long, value_name = "TIME", default_value = "90s", help_heading = "Limits")]
     pub header_timeout: Span,
     /// Longest wait for a connection to the model server; then 504. A server that has not been there since this sidecar started is waited for as long; then 503.
-    #[arg(long, value_name = "TIME", default_value = "2s")]
+    #[arg(long, value_name = "TIME", default_value = "2s", help_heading = "Limits")]
     pub connect_timeout: Span,
     /// Longest wait for the model server's response head; then 504.
-    #[arg(long, value_name = "TIME", default_value = "5m")]
+    #[arg(long, value_name = "TIME", default_value = "5m", help_heading = "Limits")]
     pub upstream_timeout: Span,
     /// Answers larger than this many bytes cannot be corrupted: they pass unharmed and are counted.
-    #[arg(long, value_name = "BYTES", default_value_t = 8 << 20)]
+    #[arg(long, value_name = "BYTES", default_value_t = 8 << 20, help_heading = "Faults")]
     pub corrupt_max_bytes: usize,
 }
 
