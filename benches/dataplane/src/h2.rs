@@ -90,6 +90,7 @@ pub(crate) enum Event {
 }
 
 /// One end of a connection.
+#[expect(clippy::struct_excessive_bools, reason = "facts do not exclude each other")]
 pub(crate) struct End {
     server: bool,
     /// Bytes that have come and are no whole frame.

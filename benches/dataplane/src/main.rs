@@ -85,7 +85,9 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(rows) => {
             let missed: Vec<_> = rows.iter().flat_map(Row::missed).collect();
-            missed.iter().for_each(|line| println!("missed: {line}"));
+            for line in &missed {
+                println!("missed: {line}");
+            }
             if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(failure) => {

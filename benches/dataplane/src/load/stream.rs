@@ -28,6 +28,7 @@ pub(super) async fn events(target: SocketAddr, done: &Done) -> io::Result<()> {
         if std::mem::take(&mut first) && !buffer.starts_with(b"HTTP/1.1 200") {
             return Err(wrong("no stream of events"));
         }
+        #[expect(clippy::naive_bytecount, reason = "a hundred bytes")]
         let events = buffer[..size].iter().filter(|byte| **byte == MARK).count();
         done.count.set(done.count.get() + events as u64);
     }
