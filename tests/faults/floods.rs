@@ -246,7 +246,10 @@ async fn an_http2_client_that_attacks_is_ended_and_costs_others_nothing() {
                 made.what
             );
             eprintln!("{line}");
-            if ended != made.ends[usize::from(armed)] || grown > 16 << 10 || longest > Duration::from_secs(1) || asked == 0 {
+            // A client that goes on sending may be reset before it has read why.
+            let expected = made.ends[usize::from(armed)];
+            let as_said = ended == expected || (ended == "closed" && expected.starts_with("GOAWAY"));
+            if !as_said || grown > 16 << 10 || longest > Duration::from_secs(1) || asked == 0 {
                 wrong.push(line);
             }
             let counted = sidecar.metric("steadfast_limits_exceeded_total", &["http2-"]).await;

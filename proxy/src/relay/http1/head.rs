@@ -102,7 +102,7 @@ fn read_request(method: &str, target: &str, minor: u8, fields: &[Header<'_>], he
     let (mut host, mut length, mut chunked, mut upgrade) = (None, None, false, false);
     // A tunnel is refused in words.
     let mut stack = method == "CONNECT";
-    let mut persistent = minor == 1;
+    let mut persists = Persists::default();
     for Header { name, value } in fields {
         match name.len() {
             4 if name.eq_ignore_ascii_case("host") => stack |= host.replace(*value).is_some(),
@@ -111,7 +111,7 @@ fn read_request(method: &str, target: &str, minor: u8, fields: &[Header<'_>], he
                 stack |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"h2c"));
                 upgrade = true;
             }
-            10 if name.eq_ignore_ascii_case("connection") => persistent = persists(value, persistent),
+            10 if name.eq_ignore_ascii_case("connection") => persists.read(value),
             14 if name.eq_ignore_ascii_case("content-length") => {
                 let number = number(value)?;
                 if let Some(before) = length.replace(number) {
@@ -152,6 +152,7 @@ fn read_request(method: &str, target: &str, minor: u8, fields: &[Header<'_>], he
     }
     let framing = if chunked { Framing::Chunked(Chunked::default()) } else { Framing::Length(length.unwrap_or(0)) };
     let oip = path == "/v2" || path.starts_with("/v2/") || path.starts_with("/v2?");
+    let persistent = persists.is_so(minor);
     Some(RequestHead { size: head.len(), framing, head: method == "HEAD", upgrade, persistent, oip, stack })
 }
 
@@ -182,10 +183,10 @@ pub fn response(bytes: &[u8], head: bool) -> Read<ResponseHead> {
     };
     let (Some(status), Some(minor)) = (parsed.code, parsed.version) else { return Read::Odd };
     let (mut length, mut coding, mut chunked) = (None, false, false);
-    let mut persistent = minor == 1;
+    let mut persists = Persists::default();
     for Header { name, value } in parsed.headers.iter() {
         match name.len() {
-            10 if name.eq_ignore_ascii_case("connection") => persistent = persists(value, persistent),
+            10 if name.eq_ignore_ascii_case("connection") => persists.read(value),
             14 if name.eq_ignore_ascii_case("content-length") => {
                 let Some(number) = number(value) else { return Read::Odd };
                 if length.replace(number).is_some_and(|before| before != number) {
@@ -208,7 +209,7 @@ pub fn response(bytes: &[u8], head: bool) -> Read<ResponseHead> {
         (_, None) => Framing::UntilClose,
     };
     // A length beside a coding is somebody's mistake: what follows on this connection is not to be believed.
-    let persistent = persistent && framing != Framing::UntilClose && !(coding && length.is_some()) && ends_lines_with_crlf(&bytes[..size]);
+    let persistent = persists.is_so(minor) && framing != Framing::UntilClose && !(coding && length.is_some()) && ends_lines_with_crlf(&bytes[..size]);
     Read::Whole(ResponseHead { size, status, framing, persistent })
 }
 
@@ -231,10 +232,23 @@ fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
-/// Whether the connection persists after one more `Connection` field: `close` wins wherever it stands.
-fn persists(value: &[u8], before: bool) -> bool {
-    let says = |option: &[u8]| tokens(value).any(|token| token.eq_ignore_ascii_case(option));
-    !says(b"close") && (before || says(b"keep-alive"))
+/// What all `Connection` fields of a message say together.
+#[derive(Default)]
+struct Persists {
+    close: bool,
+    keep_alive: bool,
+}
+
+impl Persists {
+    fn read(&mut self, value: &[u8]) {
+        self.close |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"close"));
+        self.keep_alive |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"keep-alive"));
+    }
+
+    /// `close` wins, wherever it stands.
+    const fn is_so(&self, minor: u8) -> bool {
+        !self.close && (minor == 1 || self.keep_alive)
+    }
 }
 
 #[cfg(test)]
@@ -258,6 +272,7 @@ mod tests {
             ("GET http://a:80/x HTTP/1.1\r\nhost: a:80\r\n\r\n", Framing::NONE, true),
             ("GET / HTTP/1.0\r\n\r\n", Framing::NONE, false),
             ("GET / HTTP/1.0\r\nconnection: Keep-Alive\r\n\r\n", Framing::NONE, true),
+            ("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nconnection: keep-alive\r\n\r\n", Framing::NONE, false),
             ("M-SEARCH / HTTP/1.1\r\nhost: a\r\nx: é\r\nconnection: te, close\r\n\r\n", Framing::NONE, false),
             ("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 007\r\n\r\n", Framing::Length(7), true),
             ("PUT / HTTP/1.1\r\nhost: a\r\nTransfer-Encoding: Chunked\r\n\r\n", Framing::Chunked(Chunked::default()), true),
