@@ -33,7 +33,7 @@ const ROUTES_MAX: usize = 16;
 )]
 pub struct Args {
     /// Address that users reach. Port 0: any free one.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0", help_heading = "Where")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0", value_parser = socket, help_heading = "Where")]
     pub listen: SocketAddr,
     /// Address of the model server: ADDRESS:PORT, or unix:/PATH of its socket.
     #[arg(long, value_name = "ADDRESS", required_unless_present = "route", help_heading = "Where")]
@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(long, value_name = "LISTEN=UPSTREAM", conflicts_with_all = ["listen", "upstream"], help_heading = "Where")]
     pub route: Vec<String>,
     /// Address of metrics, health and /policy. Loopback only.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0", help_heading = "Where")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0", value_parser = socket, help_heading = "Where")]
     pub admin: SocketAddr,
     /// Address, or port on all interfaces, of /healthz, /readyz and /metrics for those who are not on this machine. /policy is not there.
     #[arg(long, value_name = "ADDRESS", help_heading = "Where")]
@@ -132,6 +132,10 @@ pub struct Args {
     pub corrupt_max_bytes: usize,
 }
 
+fn socket(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "give ADDRESS:PORT, such as 127.0.0.1:9000 or [::1]:9000".to_owned())
+}
+
 fn engine(text: &str) -> Result<EngineChoice, String> {
     EngineChoice::from_str(text)
 }
@@ -199,6 +203,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether kubelets and others ask at `path` whether the model server is ready.
+    pub fn is_ready_path(&self, path: &str) -> bool {
+        matches!(&self.readiness, Readiness::Http { path: ready, .. } if ready.path() == path)
+    }
+
     /// Where golden replays go.
     pub fn upstream(&self) -> &Upstream {
         &self.routes[0].upstream

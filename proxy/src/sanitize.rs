@@ -52,7 +52,7 @@ pub struct Facts {
     pub caller: Caller,
     pub dialect: Dialect,
     pub head: bool,
-    /// Readiness, liveness and model-ready paths of the Open Inference Protocol: never faulted.
+    /// Readiness, liveness and model-ready paths and calls of the Open Inference Protocol, and gRPC's own health checks: never faulted.
     pub probe: bool,
     /// Where the model's name and its version stand in the path.
     model: Option<Range<usize>>,
@@ -130,6 +130,10 @@ impl Sanitized<Request<RequestBody>> {
         }
         let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let Oip { probe, model, version } = oip(path.path());
+        let probe = match dialect {
+            Dialect::Grpc => GRPC_PROBES.contains(&path.path()),
+            _ => probe && matches!(parts.method, Method::GET | Method::HEAD),
+        };
         parts.uri = path.into();
         parts.version = Version::HTTP_11;
         let caller = Caller::User(peer);
@@ -261,6 +265,15 @@ fn is_call(path: &str) -> bool {
     call.is_some_and(|(service, method)| service.contains('.') && service.split('.').all(name) && name(method))
 }
 
+/// Calls that ask whether a server or a model is there.
+const GRPC_PROBES: [&str; 5] = [
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/inference.GRPCInferenceService/ServerLive",
+    "/inference.GRPCInferenceService/ServerReady",
+    "/inference.GRPCInferenceService/ModelReady",
+];
+
 /// What a path of the Open Inference Protocol says.
 struct Oip {
     probe: bool,
@@ -272,7 +285,7 @@ fn oip(path: &str) -> Oip {
     const MODELS: &str = "/v2/models/";
     const VERSIONS: &str = "versions/";
     let Some(rest) = path.strip_prefix(MODELS) else {
-        return Oip { probe: path.starts_with("/v2/health/"), model: None, version: None };
+        return Oip { probe: matches!(path, "/v2/health/ready" | "/v2/health/live"), model: None, version: None };
     };
     let (model, tail) = rest.split_once('/').unwrap_or((rest, ""));
     let version = tail.strip_prefix(VERSIONS).map(|rest| rest.split('/').next().unwrap_or_default());

@@ -165,7 +165,10 @@ pub async fn http2(worker: &Rc<Worker>, client: Client, go_when_disarmed: bool) 
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(http2::Guarded::new(Given::new(stream, ahead, link), Arc::clone(&standing))), service);
+        .serve_connection(
+            TokioIo::new(http2::Guarded::new(Given::new(stream, ahead, link), Arc::clone(&standing), worker.shared.config.header_timeout)),
+            service,
+        );
     let mut connection = Box::pin(connection);
     let (mut parting, mut leaving, mut gone) = (worker.drain.subscribe(), worker.drain.subscribe(), worker.drain.subscribe());
     let mut held = worker.held.subscribe();

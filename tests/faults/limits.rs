@@ -50,6 +50,28 @@ async fn a_half_sent_head_is_answered_and_silence_is_not() {
 }
 
 #[tokio::test]
+async fn a_header_block_that_does_not_end_ends_its_connection() {
+    let server = Server::start().await;
+    for armed in [false, true] {
+        let sidecar = Sidecar::start(server.address, &["--header-timeout", "300ms"]);
+        if armed {
+            sidecar.arm(WAITING).await;
+        }
+        // HEADERS of a GET without END_HEADERS; and the same with half of its payload to come.
+        let block = b"\x82\x84\x86\x41\x01a";
+        let whole = frame(1, 1, 1, block);
+        for bytes in [&whole[..], &whole[..whole.len() - 2]] {
+            let begun = Instant::now();
+            let mut slow = TcpStream::connect(sidecar.data).await.unwrap();
+            slow.write_all(&[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(4, 0, 0, &[])[..], bytes].concat()).await.unwrap();
+            rest(&mut slow).await;
+            assert!(begun.elapsed() >= Duration::from_millis(290) && begun.elapsed() < Duration::from_secs(5), "armed: {armed}: {:?}", begun.elapsed());
+        }
+        sidecar.metric_reaches(EXCEEDED, &[r#"limit="head-time""#], 2).await;
+    }
+}
+
+#[tokio::test]
 async fn a_stream_without_an_answer_gets_one_in_time_and_the_connection_goes_on() {
     let server = Server::start().await;
     for armed in [false, true] {

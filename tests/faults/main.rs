@@ -9,6 +9,7 @@ mod floods;
 mod harness;
 mod header;
 mod hold;
+mod honest;
 mod kinds;
 mod limits;
 mod matching;

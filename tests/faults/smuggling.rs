@@ -158,6 +158,13 @@ fn corpus() -> Vec<Case> {
         case("no host", get("GET /x HTTP/1.1\r\nX: y"), "400"),
         case("two hosts", get("GET /x HTTP/1.1\r\nHost: a\r\nHost: b"), "400"),
         case("the same host twice", get("GET /x HTTP/1.1\r\nHost: a\r\nHost: a"), "400"),
+        case("two hosts in one field", get("GET /x HTTP/1.1\r\nHost: a, b"), REFUSED),
+        case("a host with a path", get("GET /x HTTP/1.1\r\nHost: a/b"), REFUSED),
+        case("a host with a user", get("GET /x HTTP/1.1\r\nHost: u@a"), REFUSED),
+        case("a host with a space", get("GET /x HTTP/1.1\r\nHost: a b"), REFUSED),
+        case("a port that is no number", get("GET /x HTTP/1.1\r\nHost: a:b"), REFUSED),
+        case("an address of IPv6 and a port", get("GET /x HTTP/1.1\r\nHost: [::1]:80"), PASSES),
+        case("an empty host", get("GET /x HTTP/1.1\r\nHost:"), PASSES),
         case("a space before the host's colon", get("GET /x HTTP/1.1\r\nHost : a"), REFUSED),
         case("no host in HTTP/1.0", get("GET /x HTTP/1.0\r\nConnection: keep-alive"), PASSES),
         // Other protocols.

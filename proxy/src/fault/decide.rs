@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use http::{Request, StatusCode};
+use http::{Method, Request, StatusCode};
 use steadfast_api::{FaultKind, Percent, fault::Fault, policy::FAULT_HEADER};
 
 use super::{budget::ActiveFault, draw, envoy, header, matching::draw_each, policy::CompiledPolicy};
@@ -84,7 +84,7 @@ pub fn decide(worker: &Worker, request: &Sanitized<Request<RequestBody>>) -> Res
         Caller::User(peer) => asked(worker, request, in_force(), peer, &mut plan)?,
         Caller::Replay => None,
     };
-    if facts.probe {
+    if is_probe(worker, request) {
         return Ok(plan);
     }
     let looked = request.looked();
@@ -131,6 +131,11 @@ pub fn decide(worker: &Worker, request: &Sanitized<Request<RequestBody>>) -> Res
     Ok(plan)
 }
 
+/// Whether somebody asks only whether the model server is there: by the protocol's own paths or calls, or by the path that was configured.
+pub fn is_probe(worker: &Worker, request: &Sanitized<Request<RequestBody>>) -> bool {
+    request.facts.probe || (matches!(*request.method(), Method::GET | Method::HEAD) && worker.shared.config.is_ready_path(request.path()))
+}
+
 type Asked = Option<(Arc<CompiledPolicy>, Vec<(Fault, Percent)>)>;
 
 /// What the request's own headers ask for, and the policy that trusts them.
@@ -156,14 +161,14 @@ fn asked<'a>(
         return Ok(None);
     };
     plan.strip_envoy = trust.envoy_headers && envoy::asks(request.headers());
-    if facts.probe {
+    if is_probe(worker, request) {
         metrics.headers_stripped.with_label_values(&["probe"]).inc();
         return Ok(None);
     }
     let faults = if own { header::parse(&facts.fault_header) } else { envoy::parse(request.headers()) };
     let faults =
         faults.and_then(|faults| header::cap(&faults, trust).map(|()| faults)).and_then(|faults| afford(&faults, &policy.source.spec.budget).map(|()| faults));
-    let faults = faults.map_err(|field| refused(worker, field))?;
+    let faults = faults.map_err(|field| refused(worker, if own { field } else { envoy::by_header(field) }))?;
     Ok(Some((Arc::clone(policy), faults)))
 }
 

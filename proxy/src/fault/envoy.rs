@@ -39,21 +39,33 @@ pub fn parse(headers: &HeaderMap) -> Result<Vec<(Fault, Percent)>, BadField> {
         number(headers, name, 0..=100, "a percentage from 0 to 100")
             .map(|share| share.map_or(Percent::HUNDRED, |share| Percent::from_ratio(share as f64 / 100.0)))
     };
+    let (of_delay, of_abort, of_throughput) = (share(DELAY_PERCENTAGE)?, share(ABORT_PERCENTAGE)?, share(THROUGHPUT_PERCENTAGE)?);
     let mut faults = Vec::new();
     if let Some(ms) = number(headers, DELAY, 0..=3_600_000, "milliseconds from 0 to 3600000")? {
         let delay = Delay { fixed: Span::new(Duration::from_millis(ms)), jitter: Span::ZERO };
-        faults.push((Fault::Delay(delay.into()), share(DELAY_PERCENTAGE)?));
+        faults.push((Fault::Delay(delay.into()), of_delay));
     }
     let status = number(headers, ABORT, 200..=599, "a status from 200 to 599")?.and_then(|status| HttpAbort::try_from(status as u16).ok());
     let code = number(headers, ABORT_GRPC, 1..=16, "a gRPC code from 1 to 16")?.and_then(|code| GrpcCode::try_from(code as u16).ok());
     if let Some(abort) = Abort::new(status, code) {
-        faults.push((Fault::Abort(abort), share(ABORT_PERCENTAGE)?));
+        faults.push((Fault::Abort(abort), of_abort));
     }
     if let Some(kib) = number(headers, THROUGHPUT, 1..=1 << 20, "KiB a second from 1 to 1048576")? {
         let bytes_per_second = Size::from_bytes(kib << 10).unwrap_or_default();
-        faults.push((Fault::Throttle(Throttle { bytes_per_second }), share(THROUGHPUT_PERCENTAGE)?));
+        faults.push((Fault::Throttle(Throttle { bytes_per_second }), of_throughput));
     }
     Ok(faults)
+}
+
+/// `field` of what [`parse`] gave, by the name of the header that asked for it.
+pub fn by_header(field: BadField) -> BadField {
+    let name = match field.key.split(';').next() {
+        Some("delay") => DELAY,
+        Some("abort") => ABORT,
+        Some("throttle") => THROUGHPUT,
+        _ => return field,
+    };
+    BadField { key: name.to_owned(), ..field }
 }
 
 fn number(headers: &HeaderMap, name: &'static str, range: std::ops::RangeInclusive<u64>, expected: &str) -> Result<Option<u64>, BadField> {
@@ -107,6 +119,7 @@ mod tests {
     fn what_envoy_passes_over_is_refused_by_name() {
         for (headers, key, expected) in [
             (&[(ABORT, "999")][..], ABORT, "200 to 599"),
+            (&[(ABORT, "503"), (DELAY_PERCENTAGE, "some")], DELAY_PERCENTAGE, "0 to 100"),
             (&[(ABORT_GRPC, "0")], ABORT_GRPC, "1 to 16"),
             (&[(DELAY, "soon")], DELAY, "milliseconds"),
             (&[(DELAY, "+5")], DELAY, "milliseconds"),

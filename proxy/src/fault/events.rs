@@ -44,6 +44,10 @@ impl Splitter {
         events
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
     /// What is left when the stream ends.
     pub fn finish(&mut self) -> Option<Bytes> {
         self.looked = 0;

@@ -101,8 +101,12 @@ pub fn cap(faults: &[(Fault, Percent)], trust: &HeaderTrust) -> Result<(), BadFi
                 let longest = delay.longest().get();
                 if longest > trust.max_delay.get() {
                     let tail = matches!(delay.length, Length::Normal(_) | Length::Pareto(_));
-                    let with = if tail { "with most=MILLISECONDS of" } else { "with jitter" };
-                    return Err(field(kind, None, ms(longest), format!("at most {} ms {with}, as the policy says", ms(trust.max_delay.get()))));
+                    let most = ms(trust.max_delay.get());
+                    return Err(if tail {
+                        field(kind, Some("most"), ms(longest), format!("at most {most}, as the policy says, such as most={most}"))
+                    } else {
+                        field(kind, None, ms(longest), format!("at most {most} ms, jitter included, as the policy says"))
+                    });
                 }
             }
             Fault::Stall(Stall { duration, .. }) | Fault::Blackhole(Blackhole { duration: Some(duration) }) | Fault::Slice(Slice { pause: duration, .. })

@@ -174,6 +174,7 @@ where
         }
     }
     if let Some(delay) = plan.take(FaultKind::Delay) {
+        link.iter().for_each(|link| link.half().held());
         hold_back(&told, delay, clock::now_ns(), &mut injected).await;
     }
     if !shape.is_empty() {
@@ -193,13 +194,13 @@ async fn sleep(worker: &Rc<Worker>, planned: &Planned, until_ns: u64) -> Option<
 }
 
 async fn hold_back(told: &Told, planned: Planned, begun_ns: u64, injected: &mut Injected) {
-    let deadline_ns = begun_ns + planned.length_ns;
-    match sleep(&told.worker, &planned, deadline_ns).await {
-        Some(late_ns) => told.worker.meter.metrics.lateness.observe(late_ns as f64 / 1e9),
-        None if planned.policy.is_over() => {}
-        None => return told.over_budget(&planned),
-    }
+    let Some(sleep) = told.worker.timer.sleep_until(begun_ns + planned.length_ns) else { return told.over_budget(&planned) };
+    // Counted when it begins: a client that does not wait for its end has met it, too.
     told.injected(&planned);
+    tokio::select! {
+        late_ns = sleep => told.worker.meter.metrics.lateness.observe(late_ns as f64 / 1e9),
+        () = planned.policy.over() => {}
+    }
     // Shorter than drawn where its policy ended first.
     let length_ns = planned.length_ns.min(clock::now_ns().saturating_sub(begun_ns));
     injected.note(format_args!("delay;ms={}", Number(length_ns as f64 / 1e6)));

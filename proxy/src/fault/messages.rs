@@ -56,6 +56,10 @@ impl Splitter {
         pieces
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
     /// What is left when the stream ends.
     pub fn finish(&mut self) -> Option<Piece> {
         self.kept.has_remaining().then(|| Piece::Part { bytes: self.kept.split().freeze(), first: false })

@@ -38,7 +38,14 @@ pub struct Answer {
 impl Answer {
     /// An answer of our own. In answer to HEAD it has no body.
     pub fn own(problem: &Problem, dialect: Dialect, head: bool, origin: Origin) -> Self {
-        let response = problem.response(dialect, origin).map(|body| if head { Source::Own(bytes::Bytes::new()) } else { Source::Own(body) });
+        let mut response = problem.response(dialect, origin);
+        // These have no content (RFC 9110 §15.3.5, §15.3.6, §15.4.5).
+        let empty = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::NOT_MODIFIED].contains(&response.status());
+        if empty {
+            response.headers_mut().remove(header::CONTENT_TYPE);
+            response.headers_mut().remove(header::CONTENT_LENGTH);
+        }
+        let response = response.map(|body| Source::Own(if head || empty { bytes::Bytes::new() } else { body }));
         Self { response, origin, active: None }
     }
 }

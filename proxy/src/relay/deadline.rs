@@ -31,6 +31,15 @@ impl Deadline {
         self.set(clock::now_ns() + clock::ns(wait));
     }
 
+    /// For as long as something lasts it has so long, from when it was first seen.
+    pub fn bound(&mut self, lasts: bool, wait: Duration) {
+        if !lasts {
+            self.clear();
+        } else if !self.is_set() {
+            self.set_after(wait);
+        }
+    }
+
     pub fn clear(&mut self) {
         self.at_ns = None;
     }

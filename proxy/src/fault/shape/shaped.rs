@@ -298,7 +298,9 @@ impl Body for Shaped {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended && self.unit.is_empty() && self.units.is_empty() && self.trailers.is_none() && self.cutting.is_none()
+        // Whoever knows an answer's length does not ask for what comes behind it.
+        let ended = self.ended || (self.source.is_end_stream() && self.cutter.is_empty());
+        ended && self.unit.is_empty() && self.units.is_empty() && self.trailers.is_none() && self.cutting.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

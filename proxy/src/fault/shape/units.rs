@@ -72,6 +72,15 @@ impl Cutter {
         }
     }
 
+    /// Nothing waits for the rest of its unit.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Pieces => true,
+            Self::Events(splitter) => splitter.is_empty(),
+            Self::Messages(splitter) => splitter.is_empty(),
+        }
+    }
+
     /// What is left when the body ends.
     pub fn finish(&mut self) -> Option<Unit> {
         match self {

@@ -27,7 +27,7 @@ use crate::{
     forward::ForwardError,
     measure::request::{Begun, Record},
     problem::Dialect,
-    relay::{Client, Exit, bell::Bell, deadline::Deadline, side::Side},
+    relay::{Client, Exit, bell::Bell, deadline::Deadline, is_armed, is_tls, side::Side},
     upstream::Dialled,
     worker::Worker,
 };
@@ -90,6 +90,8 @@ struct Connection<'a> {
     phase: Phase,
     exchange: Option<Exchange>,
     deadline: Deadline,
+    /// What passes could be read by nobody here, whatever is armed.
+    tls: bool,
 }
 
 /// Why a connection leaves the relay, found out somewhere inside.
@@ -102,16 +104,17 @@ type Step = Result<(), Leave>;
 
 /// Relays `client`'s HTTP/1 messages until it ends, or until a request comes that belongs to the stack.
 pub async fn relay(worker: &Rc<Worker>, client: Client, bell: &Bell) -> Exit {
-    run(worker, client, bell, Phase::Boundary).await
+    run(worker, client, bell, Phase::Boundary, false).await
 }
 
-/// Passes bytes of which nothing is known, both ways, until both sides have ended.
+/// Passes bytes of which nothing is known, both ways, until both sides have ended, or until something is armed and they are no TLS.
 pub async fn opaque(worker: &Rc<Worker>, client: Client, bell: &Bell) {
     worker.meter.metrics.opaque_connections.inc();
-    run(worker, client, bell, Phase::Tunnel { opaque: true }).await;
+    let tls = is_tls(&client.ahead);
+    run(worker, client, bell, Phase::Tunnel { opaque: true }, tls).await;
 }
 
-async fn run(worker: &Rc<Worker>, client: Client, bell: &Bell, phase: Phase) -> Exit {
+async fn run(worker: &Rc<Worker>, client: Client, bell: &Bell, phase: Phase, tls: bool) -> Exit {
     let Client { stream, ahead, peer, route } = client;
     let mut connection = Connection {
         worker,
@@ -127,6 +130,7 @@ async fn run(worker: &Rc<Worker>, client: Client, bell: &Bell, phase: Phase) -> 
         phase,
         exchange: None,
         deadline: Deadline::default(),
+        tls,
     };
     connection.deadline.set_after(worker.shared.config.header_timeout);
     let mut ahead = Some(ahead);
@@ -180,6 +184,10 @@ impl Connection<'_> {
             let worker = self.worker;
             let idle = self.phase == Phase::Boundary && self.ahead.is_empty();
             if worker.held.is_held() || worker.drain.has_reached(Drain::Gone) || (idle && worker.drain.has_reached(Drain::Leaving)) {
+                return Poll::Ready(ENDED);
+            }
+            if self.phase == (Phase::Tunnel { opaque: true }) && !self.tls && is_armed(worker) {
+                // Nobody knows what is in it, and a new connection that begins so is refused now.
                 return Poll::Ready(ENDED);
             }
         }

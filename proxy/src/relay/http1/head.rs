@@ -105,7 +105,12 @@ fn read_request(method: &str, target: &str, minor: u8, fields: &[Header<'_>], he
     let mut persists = Persists::default();
     for Header { name, value } in fields {
         match name.len() {
-            4 if name.eq_ignore_ascii_case("host") => stack |= host.replace(*value).is_some(),
+            4 if name.eq_ignore_ascii_case("host") => {
+                if !is_host(value) {
+                    return None;
+                }
+                stack |= host.replace(*value).is_some();
+            }
             7 if name.eq_ignore_ascii_case("upgrade") => {
                 // Behind this nobody would look into the connection any more; the stack goes on as if it had not been asked.
                 stack |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"h2c"));
@@ -218,6 +223,17 @@ pub fn response(bytes: &[u8], head: bool) -> Read<ResponseHead> {
 fn ends_lines_with_crlf(head: &[u8]) -> bool {
     let count = |byte: u8| head.iter().filter(|found| **found == byte).count();
     count(b'\r') == count(b'\n')
+}
+
+/// Whether `value` is what a Host field may say (RFC 9112 §3.2): a host as in a URL, with a port or without; nothing, where a target has none.
+fn is_host(value: &[u8]) -> bool {
+    let (host, port) = match value.iter().rposition(|byte| *byte == b':') {
+        // An address of IPv6 has colons of its own.
+        Some(at) if !value[at..].contains(&b']') => (&value[..at], &value[at + 1..]),
+        _ => (value, &[][..]),
+    };
+    let of_host = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
+    host.iter().all(of_host) && port.iter().all(u8::is_ascii_digit)
 }
 
 /// Digits and nothing else, few enough to be a number of bytes.

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use self::{frames::Direction, going::Going, streams::Stream};
 use super::{
     frame::{Frame, flag, kind},
-    patience::Patience,
+    patience::{Flood, Patience},
 };
 use crate::{
     clock,
@@ -73,6 +73,8 @@ struct Connection<'a> {
     answers: Deadline,
     /// When a client that was told to go must have gone.
     go_by: Deadline,
+    /// By then a header block that has begun must be whole.
+    head: Deadline,
 }
 
 /// Why a connection leaves the relay.
@@ -116,6 +118,7 @@ pub async fn relay(worker: &Rc<Worker>, client: Client, bell: &Bell) -> Exit {
         deadline: Deadline::default(),
         answers: Deadline::default(),
         go_by: Deadline::default(),
+        head: Deadline::default(),
     };
     connection.client.watch();
     let left = poll_fn(|cx| {
@@ -159,6 +162,11 @@ impl Connection<'_> {
                     }
                 }
                 Ok(false) if self.go_by.is_over(cx) => self.has_not_gone(),
+                Ok(false) if self.head.is_over(cx) => {
+                    if let Err(leave) = self.enough(cx, Flood::HeadTime) {
+                        return Poll::Ready(leave);
+                    }
+                }
                 Ok(false) => return Poll::Pending,
                 Err(leave) => return Poll::Ready(leave),
             }
@@ -267,6 +275,7 @@ impl Connection<'_> {
         self.upstream = None;
         self.answers.clear();
         self.go_by.clear();
+        self.head.clear();
         self.deadline.set_after(LINGER);
     }
 

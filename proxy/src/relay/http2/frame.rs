@@ -159,6 +159,11 @@ impl Reader {
         self.frame.is_none() && self.in_block.is_none()
     }
 
+    /// A header block has begun and is not whole.
+    pub fn is_in_head(&self) -> bool {
+        self.in_block.is_some() || self.frame.is_some_and(|frame| frame.has_block())
+    }
+
     /// The beginning of a head that came with an earlier read and has not been passed on.
     pub fn held(&self) -> Vec<u8> {
         self.head[..self.have].to_vec()

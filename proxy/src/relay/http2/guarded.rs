@@ -27,7 +27,10 @@ use super::{
     frame::{Event, Frame, Reader, flag, kind},
     patience::{Flood, Patience},
 };
-use crate::{clock, relay::PREFACE};
+use crate::{
+    clock,
+    relay::{PREFACE, deadline::Deadline},
+};
 
 const LATER: Duration = Duration::from_millis(100);
 /// More streams than hyper has open at once.
@@ -69,10 +72,14 @@ pub struct Guarded<S> {
     late: Option<(Vec<u8>, Pin<Box<Sleep>>)>,
     /// It is no HTTP/2: hyper says so.
     odd: bool,
+    /// By then a header block that has begun must be whole.
+    head: Deadline,
+    head_within: Duration,
 }
 
 impl<S> Guarded<S> {
-    pub fn new(stream: S, standing: Arc<Standing>) -> Self {
+    /// `head_within`: time that a header block may take from its first byte to its last.
+    pub fn new(stream: S, standing: Arc<Standing>, head_within: Duration) -> Self {
         Self {
             stream,
             standing,
@@ -85,6 +92,8 @@ impl<S> Guarded<S> {
             given: 0,
             late: None,
             odd: false,
+            head: Deadline::default(),
+            head_within,
         }
     }
 
@@ -141,7 +150,10 @@ impl<S> Guarded<S> {
                     }
                     self.reader.done();
                 }
-                Event::Dry { .. } => return,
+                Event::Dry { .. } => {
+                    self.head.bound(self.reader.is_in_head(), self.head_within);
+                    return;
+                }
             }
             at += size;
         }
@@ -168,6 +180,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
                 this.out.append(pong);
                 this.late = None;
                 continue;
+            }
+            if this.head.is_over(cx) {
+                let _ = this.standing.flood.set(Flood::HeadTime);
+            }
+            if this.standing.flood() == Some(Flood::HeadTime) {
+                // In the middle of a frame there is nothing to say but that it ends here.
+                return Poll::Ready(Ok(()));
             }
             let mut bytes = [0; 8192];
             let mut read = ReadBuf::new(&mut bytes);
@@ -208,6 +227,8 @@ mod tests {
 
     use super::*;
 
+    const HEAD_WITHIN: Duration = Duration::from_millis(200);
+
     #[tokio::test]
     async fn an_answer_to_a_ping_comes_behind_what_follows_it_and_only_when_the_client_is_to_go() {
         let frame = |kind, flags, payload: &[u8]| [&Frame { size: payload.len(), kind, flags, stream: 0 }.write()[..], payload].concat();
@@ -216,7 +237,7 @@ mod tests {
         for (going, expected) in [(false, sent.clone()), (true, [&PREFACE[..], &other, &other, &pong].concat())] {
             for piece in [1, 5, 100] {
                 let (mut client, ours) = tokio::io::duplex(1000);
-                let mut guarded = Guarded::new(ours, Arc::new(Standing { going: AtomicBool::new(going), ..Standing::default() }));
+                let mut guarded = Guarded::new(ours, Arc::new(Standing { going: AtomicBool::new(going), ..Standing::default() }), HEAD_WITHIN);
                 let mut got = vec![0; sent.len()];
                 let sending = async {
                     for piece in sent.chunks(piece) {
@@ -234,7 +255,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_http2_passes_as_it_is() {
         let (mut client, ours) = tokio::io::duplex(1000);
-        let mut guarded = Guarded::new(ours, Arc::default());
+        let mut guarded = Guarded::new(ours, Arc::default(), HEAD_WITHIN);
         let sent = [&PREFACE[..], &Frame { size: 0, kind: kind::CONTINUATION, flags: 0, stream: 1 }.write(), b"and more"].concat();
         client.write_all(&sent).await.unwrap();
         drop(client);
@@ -247,7 +268,7 @@ mod tests {
     async fn a_flood_ends_in_a_frame_that_cannot_be_and_nothing_behind_it() {
         let (mut client, ours) = tokio::io::duplex(1 << 20);
         let standing = Arc::<Standing>::default();
-        let mut guarded = Guarded::new(ours, Arc::clone(&standing));
+        let mut guarded = Guarded::new(ours, Arc::clone(&standing), HEAD_WITHIN);
         let ping = [&Frame { size: 8, kind: kind::PING, flags: 0, stream: 0 }.write()[..], &[7; 8]].concat();
         client.write_all(&[&PREFACE[..], &ping.repeat(15_000)].concat()).await.unwrap();
         drop(client);

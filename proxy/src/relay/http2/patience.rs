@@ -27,6 +27,8 @@ pub enum Flood {
     Streams,
     /// A header list that is longer than any head may be.
     Headers,
+    /// A header block whose end does not come.
+    HeadTime,
 }
 
 impl Flood {
@@ -37,6 +39,7 @@ impl Flood {
             Self::Resets => "http2-resets",
             Self::Streams => "http2-streams",
             Self::Headers => "http2-headers",
+            Self::HeadTime => "head-time",
         }
     }
 }

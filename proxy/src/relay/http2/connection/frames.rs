@@ -111,7 +111,12 @@ impl Connection<'_> {
                         self.tell_client(cx, &inject)?;
                     }
                 }
-                Event::Dry { held } => return self.give(cx, up, &bytes[run..at + size - held]),
+                Event::Dry { held } => {
+                    if up {
+                        self.head.bound(self.up.reader.is_in_head(), self.worker.shared.config.header_timeout);
+                    }
+                    return self.give(cx, up, &bytes[run..at + size - held]);
+                }
             }
             at += size;
         }
@@ -219,7 +224,8 @@ impl Connection<'_> {
             if let Some(stream) = self.streams.remove(&frame.stream)
                 && !up
             {
-                stream.broke_off(false);
+                // Nor does a server give up a good request with such a code.
+                stream.broke_off(patience::is_clients_doing(code));
                 if patience::is_clients_doing(code) {
                     self.patience.reset().map_err(Odd::Flood)?;
                 }
