@@ -259,7 +259,7 @@ mod tests {
             ("abort=503", "abort", "delay, cpu"),
             ("cpu=1", "cpu;for", "at most 2000"),
             ("cpu=1;for=2001", "cpu;for", "at most 2000"),
-            ("delay=5;p99=100", "delay", "most=MILLISECONDS"),
+            ("delay=5;p99=100", "delay;most", "most=1000"),
         ] {
             let error = check(text).unwrap_err();
             assert!(error.key == key && error.expected.contains(expected), "{error:?}");
