@@ -152,27 +152,27 @@ fn serve(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, route: usize)
     let (worker, open) = (Rc::clone(worker), worker.connections.enter());
     worker.meter.metrics.connections.inc();
     let client = Client { stream, ahead: Vec::new(), peer: peer.ip().to_canonical(), route };
+    let bell = worker.bells.hang();
     tokio::task::spawn_local(async move {
-        carry(&worker, client).await;
+        carry(&worker, client, &bell).await;
         worker.meter.metrics.connections.dec();
         drop(open);
     });
 }
 
 /// From engine to engine, until the connection ends.
-async fn carry(worker: &Rc<Worker>, mut client: Client) {
-    let bell = worker.bells.hang();
-    match relay::sniff(worker, &mut client, &bell).await {
+async fn carry(worker: &Rc<Worker>, mut client: Client, bell: &Bell) {
+    match relay::sniff(worker, &mut client, bell).await {
         None => {}
         Some(Protocol::Http2) => {
-            if let Exit::Stack(left) = Box::pin(relay::http2::relay(worker, client, &bell)).await {
+            if let Exit::Stack(left) = Box::pin(relay::http2::relay(worker, client, bell)).await {
                 Box::pin(served::http2(worker, left, relay::is_armed(worker))).await;
             }
         }
-        Some(Protocol::Opaque) if relay::is_tls(&client.ahead) || !relay::must_stack(worker) => relay::http1::opaque(worker, client, &bell).await,
+        Some(Protocol::Opaque) if relay::is_tls(&client.ahead) || !relay::must_stack(worker) => drop(relay::http1::opaque(worker, client, bell).await),
         // What is no TLS and no HTTP either gets the stack's answer to a bad request while something is armed.
         Some(Protocol::Http1 | Protocol::Opaque) => {
-            while let Exit::Stack(left) = relay::http1::relay(worker, client, &bell).await {
+            while let Exit::Stack(left) = relay::http1::relay(worker, client, bell).await {
                 worker.meter.metrics.moved.with_label_values(&["stack"]).inc();
                 let Some(back) = Box::pin(served::http1(worker, left)).await else { return };
                 client = back;

@@ -36,6 +36,7 @@ mod run;
 pub mod sanitize;
 pub mod served;
 pub mod stack;
+mod unmap;
 pub mod upstream;
 pub mod worker;
 

@@ -32,6 +32,7 @@ use crate::{
     forward::pool::Pool,
     golden, ready,
     relay::parked::Parked,
+    unmap::{Whose, unmap},
     worker::{Shared, Worker},
 };
 
@@ -41,6 +42,8 @@ const EVIDENCE_MAX: usize = 10_000;
 const POLICY_BYTES_MAX: u64 = 1 << 20;
 /// How often threads hand over what they counted, and drop idle connections.
 const HAND_OVER: Duration = Duration::from_millis(250);
+/// Nothing that only the start needs is needed any more.
+const STARTED: Duration = Duration::from_secs(1);
 
 /// Why the sidecar could not run.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +133,11 @@ async fn main(shared: Arc<Shared>, ports: Ports, admin: std::net::TcpListener, s
         async move { shared.store.expire().await }
     });
     tokio::task::spawn_local(report::windows(Arc::clone(&shared)));
+    unmap(Whose::Everybody);
+    tokio::task::spawn_local(async {
+        tokio::time::sleep(STARTED).await;
+        unmap(Whose::Program);
+    });
     let last = Arc::new(Notify::new());
     let connection =
         shared.config.controller.clone().map(|controller| tokio::task::spawn_local(connection::keep(Arc::clone(&shared), controller, Arc::clone(&last))));

@@ -2,13 +2,17 @@
 
 use std::{
     fs,
+    os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    sys::resource::{Resource, getrlimit, setrlimit},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::Signal,
+    },
     unistd::Pid,
 };
 
@@ -56,6 +60,12 @@ pub(crate) struct Process(Child);
 impl Process {
     /// Starts `command` on the proxies' core.
     pub(crate) fn start(mut command: Command, cores: Cores) -> Result<Self, Failure> {
+        // Nobody is left behind, however this process ends.
+        #[expect(unsafe_code, reason = "what runs between fork and exec is for us to vouch for")]
+        // SAFETY: one system call, which allocates nothing and takes no lock.
+        unsafe {
+            command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from));
+        }
         stay_on(&[cores.proxy])?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         stay_on(&[cores.load])?;

@@ -103,18 +103,19 @@ const TO_STACK: Leave = Leave(true);
 type Step = Result<(), Leave>;
 
 /// Relays `client`'s HTTP/1 messages until it ends, or until a request comes that belongs to the stack.
-pub async fn relay(worker: &Rc<Worker>, client: Client, bell: &Bell) -> Exit {
-    run(worker, client, bell, Phase::Boundary, false).await
+pub fn relay(worker: &Rc<Worker>, client: Client, bell: &Bell) -> impl Future<Output = Exit> {
+    run(worker, client, bell, Phase::Boundary, false)
 }
 
 /// Passes bytes of which nothing is known, both ways, until both sides have ended, or until something is armed and they are no TLS.
-pub async fn opaque(worker: &Rc<Worker>, client: Client, bell: &Bell) {
+pub fn opaque(worker: &Rc<Worker>, client: Client, bell: &Bell) -> impl Future<Output = Exit> {
     worker.meter.metrics.opaque_connections.inc();
     let tls = is_tls(&client.ahead);
-    run(worker, client, bell, Phase::Tunnel { opaque: true }, tls).await;
+    run(worker, client, bell, Phase::Tunnel { opaque: true }, tls)
 }
 
-async fn run(worker: &Rc<Worker>, client: Client, bell: &Bell, phase: Phase, tls: bool) -> Exit {
+/// The connection is made before the future is, which would otherwise have room for it and for what it was made of as long as it lives.
+fn run(worker: &Rc<Worker>, client: Client, bell: &Bell, phase: Phase, tls: bool) -> impl Future<Output = Exit> {
     let Client { stream, ahead, peer, route } = client;
     let mut connection = Connection {
         worker,
@@ -134,34 +135,36 @@ async fn run(worker: &Rc<Worker>, client: Client, bell: &Bell, phase: Phase, tls
     };
     connection.deadline.set_after(worker.shared.config.header_timeout);
     let mut ahead = Some(ahead);
-    let left = poll_fn(|cx| {
-        let mut buffer = worker.buffer.take();
-        let begun = match ahead.take() {
-            Some(ahead) => connection.begin(cx, &ahead),
-            None => Ok(()),
-        };
-        let polled = match begun {
-            Ok(()) => connection.poll(cx, &mut buffer),
-            Err(leave) => Poll::Ready(leave),
-        };
-        worker.buffer.put(buffer);
-        polled
-    })
-    .await;
-    let Connection { client, upstream, ahead, phase, .. } = connection;
-    // A connection to the model server that was left between two messages is good for others.
-    let clean = upstream.filter(|upstream| phase == Phase::Boundary && !upstream.ended && upstream.is_clear());
-    let Leave(to_stack) = left;
-    if to_stack {
-        if let Some(upstream) = clean {
-            worker.pools[route].adopt(upstream.stream);
+    async move {
+        let left = poll_fn(|cx| {
+            let mut buffer = worker.buffer.take();
+            let begun = match ahead.take() {
+                Some(ahead) => connection.begin(cx, &ahead),
+                None => Ok(()),
+            };
+            let polled = match begun {
+                Ok(()) => connection.poll(cx, &mut buffer),
+                Err(leave) => Poll::Ready(leave),
+            };
+            worker.buffer.put(buffer);
+            polled
+        })
+        .await;
+        let Connection { client, upstream, ahead, phase, .. } = connection;
+        // A connection to the model server that was left between two messages is good for others.
+        let clean = upstream.filter(|upstream| phase == Phase::Boundary && !upstream.ended && upstream.is_clear());
+        let Leave(to_stack) = left;
+        if to_stack {
+            if let Some(upstream) = clean {
+                worker.pools[route].adopt(upstream.stream);
+            }
+            return Exit::Stack(Client { stream: client.stream, ahead, peer, route });
         }
-        return Exit::Stack(Client { stream: client.stream, ahead, peer, route });
+        if let Some(upstream) = clean {
+            worker.parked[route].put(upstream.stream);
+        }
+        Exit::Ended
     }
-    if let Some(upstream) = clean {
-        worker.parked[route].put(upstream.stream);
-    }
-    Exit::Ended
 }
 
 impl Connection<'_> {
