@@ -19,7 +19,7 @@ use crate::{
     drain::{Phase, reached},
     fault::connection,
     hold::held_down,
-    relay::{self, Client, Exit, Protocol},
+    relay::{self, Client, Exit, Protocol, bell::Bell},
     served,
     worker::Worker,
 };

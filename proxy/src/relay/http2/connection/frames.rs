@@ -235,7 +235,7 @@ impl Connection<'_> {
     }
 
     /// The client has had all the patience that there is for it.
-    fn enough(&mut self, cx: &mut Context<'_>, flood: Flood) -> Step {
+    pub(super) fn enough(&mut self, cx: &mut Context<'_>, flood: Flood) -> Step {
         self.worker.meter.exceeded(flood.name());
         if self.first.is_some() {
             return Err(Leave::Ended);
