@@ -101,18 +101,18 @@ const TO_STACK: Leave = Leave(true);
 type Step = Result<(), Leave>;
 
 /// Relays `client`'s HTTP/1 messages until it ends, or until a request comes that belongs to the stack.
-pub fn relay(worker: &Rc<Worker>, client: Client, bell: &Bell) -> impl Future<Output = Exit> {
+pub fn relay<'a>(worker: &'a Rc<Worker>, client: Client, bell: &'a Bell) -> impl Future<Output = Exit> {
     run(worker, client, bell, Phase::Boundary)
 }
 
 /// Passes bytes of which nothing is known, both ways, until both sides have ended.
-pub fn opaque(worker: &Rc<Worker>, client: Client, bell: &Bell) -> impl Future<Output = Exit> {
+pub fn opaque<'a>(worker: &'a Rc<Worker>, client: Client, bell: &'a Bell) -> impl Future<Output = Exit> {
     worker.meter.metrics.opaque_connections.inc();
     run(worker, client, bell, Phase::Tunnel { opaque: true })
 }
 
 /// The connection is made before the future is, which would otherwise have room for it and for what it was made of as long as it lives.
-fn run(worker: &Rc<Worker>, client: Client, bell: &Bell, phase: Phase) -> impl Future<Output = Exit> {
+fn run<'a>(worker: &'a Rc<Worker>, client: Client, bell: &'a Bell, phase: Phase) -> impl Future<Output = Exit> {
     let Client { stream, ahead, peer, route } = client;
     let mut connection = Connection {
         worker,
