@@ -21,7 +21,7 @@ use crate::{
     hold::held_down,
     relay::{self, Client, Exit, Protocol, bell::Bell},
     served,
-    worker::Worker,
+    worker::{Entered, Worker},
 };
 
 /// Connections that the kernel keeps for us.
@@ -153,31 +153,32 @@ fn serve(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, route: usize)
     worker.meter.metrics.connections.inc();
     let client = Client { stream, ahead: Vec::new(), peer: peer.ip().to_canonical(), route };
     let bell = worker.bells.hang();
-    tokio::task::spawn_local(async move {
-        carry(&worker, client, &bell).await;
-        worker.meter.metrics.connections.dec();
-        drop(open);
-    });
+    tokio::task::spawn_local(carry(worker, client, bell, open));
 }
 
 /// From engine to engine, until the connection ends.
-async fn carry(worker: &Rc<Worker>, mut client: Client, bell: &Bell) {
-    match relay::sniff(worker, &mut client, bell).await {
-        None => {}
-        Some(Protocol::Http2) => {
-            if let Exit::Stack(left) = Box::pin(relay::http2::relay(worker, client, bell)).await {
-                Box::pin(served::http2(worker, left, relay::is_armed(worker))).await;
+#[expect(clippy::manual_async_fn, reason = "the future of an async fn would have room for the client twice")]
+fn carry(worker: Rc<Worker>, mut client: Client, bell: Bell, open: Entered) -> impl Future<Output = ()> {
+    async move {
+        match relay::sniff(&worker, &mut client, &bell).await {
+            None => {}
+            Some(Protocol::Http2) => {
+                if let Exit::Stack(left) = Box::pin(relay::http2::relay(&worker, client, &bell)).await {
+                    Box::pin(served::http2(&worker, left, relay::is_armed(&worker))).await;
+                }
+            }
+            Some(Protocol::Opaque) if relay::is_tls(&client.ahead) || !relay::must_stack(&worker) => drop(relay::http1::opaque(&worker, client, &bell).await),
+            // What is no TLS and no HTTP either gets the stack's answer to a bad request while something is armed.
+            Some(Protocol::Http1 | Protocol::Opaque) => {
+                while let Exit::Stack(left) = relay::http1::relay(&worker, client, &bell).await {
+                    worker.meter.metrics.moved.with_label_values(&["stack"]).inc();
+                    let Some(back) = Box::pin(served::http1(&worker, left)).await else { break };
+                    client = back;
+                }
             }
         }
-        Some(Protocol::Opaque) if relay::is_tls(&client.ahead) || !relay::must_stack(worker) => drop(relay::http1::opaque(worker, client, bell).await),
-        // What is no TLS and no HTTP either gets the stack's answer to a bad request while something is armed.
-        Some(Protocol::Http1 | Protocol::Opaque) => {
-            while let Exit::Stack(left) = relay::http1::relay(worker, client, bell).await {
-                worker.meter.metrics.moved.with_label_values(&["stack"]).inc();
-                let Some(back) = Box::pin(served::http1(worker, left)).await else { return };
-                client = back;
-            }
-        }
+        worker.meter.metrics.connections.dec();
+        drop(open);
     }
 }
 

@@ -44,7 +44,7 @@ fn unchanged(smaps: &str, of: Option<&[u8]>) -> Vec<(usize, usize)> {
             Some(_) => {}
             None => {
                 let permissions = words.next().unwrap_or_default();
-                let path = line.find('/').map(|at| line[at..].as_bytes());
+                let path = line.find('/').map(|at| &line.as_bytes()[at..]);
                 let range = first.split_once('-').and_then(|(start, end)| Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?)));
                 candidate = range.filter(|_| path.is_some_and(|path| of.is_none_or(|of| of == path)) && matches!(permissions, "r-xp" | "r--p"));
                 (own, told) = (false, 0);

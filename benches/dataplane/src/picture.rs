@@ -15,7 +15,7 @@ const LINE: f64 = 30.0;
 const TOP: f64 = 54.0;
 /// What the scale shows; it is logarithmic.
 const LEAST: f64 = 0.4;
-const MOST: f64 = 20.0;
+const MOST: f64 = 60.0;
 
 fn x(times: f64) -> f64 {
     LEFT + (times.clamp(LEAST, MOST) / LEAST).ln() / (MOST / LEAST).ln() * WIDTH
@@ -33,7 +33,7 @@ pub(crate) fn draw(rows: &[Row]) -> String {
         let at = LEFT + at as f64 * 95.0;
         let _ = writeln!(out, "<circle cx=\"{at}\" cy=\"18\" r=\"5\" fill=\"{colour}\"/><text x=\"{}\" y=\"22\">{}</text>", at + 9.0, peer.name());
     }
-    for times in [0.5, 1.0, 2.0, 5.0, 10.0, 20.0] {
+    for times in [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0] {
         let (at, bottom) = (x(times), height - 26.0);
         let _ = writeln!(
             out,

@@ -29,7 +29,8 @@ impl Buffer {
     pub fn take(&self) -> Vec<u8> {
         let mut buffer = self.0.take();
         if buffer.is_empty() {
-            buffer.resize(READ_MAX, 0);
+            // Zeroed by the kernel as it is used, and most of it never is.
+            buffer = vec![0; READ_MAX];
         }
         buffer
     }

@@ -47,7 +47,7 @@ const TOOK_MAX_NS: u64 = 60_000_000_000;
 
 impl Done {
     fn new() -> Rc<Self> {
-        let took = Histogram::new_with_max(TOOK_MAX_NS, 3).expect("constant bounds are valid");
+        let took = Histogram::new_with_max(TOOK_MAX_NS, 4).expect("constant bounds are valid");
         Rc::new(Self { count: Cell::new(0), took: RefCell::new(took), failed: RefCell::default() })
     }
 
