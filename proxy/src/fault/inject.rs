@@ -174,7 +174,9 @@ where
         }
     }
     if let Some(delay) = plan.take(FaultKind::Delay) {
-        link.iter().for_each(|link| link.half().held());
+        if let Some(link) = &link {
+            link.half().held();
+        }
         hold_back(&told, delay, clock::now_ns(), &mut injected).await;
     }
     if !shape.is_empty() {
