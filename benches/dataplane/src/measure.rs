@@ -83,11 +83,15 @@ pub(crate) async fn cpu(row: &CpuRow, peers: &[Peer], places: &Places, pace: Pac
     Ok(vec![samples.row(row.group, row.title, &format!("CPU µs per {}", row.per), row.goals)])
 }
 
-/// What a proxy adds to the time of an answer at half of the sidecar's own closed-loop rate, the same for all; measured in turn with nobody between.
+/// What a proxy adds to the time of an answer at half of what the slowest of them carries, so that all keep up; measured in turn with nobody between.
 pub(crate) async fn latency(peers: &[Peer], places: &Places, pace: Pace) -> Result<Vec<Row>, Failure> {
     let started = start(peers, Way::Http1, places)?;
-    let Some(Ok(sidecar)) = started.get(&Peer::Sidecar) else { return Ok(Vec::new()) };
-    let most = run(sidecar.address, None, Load::Get { connections: 16 }, pace).await?.map_err(Failure::Other)?.per_second;
+    // Clients that keep a pace share their core with the server, and may be the first to have enough.
+    let beyond = Load::Paced { per_second: 200_000, connections: PACED };
+    let mut most = run(places.upstream, None, beyond, pace).await?.map_err(Failure::Other)?.per_second;
+    for running in started.values().flatten() {
+        most = most.min(run(running.address, None, Load::Get { connections: 16 }, pace).await?.map_err(Failure::Other)?.per_second);
+    }
     let per_second = (most / 2.0) as u64;
     let load = Load::Paced { per_second, connections: PACED };
     let (mut p50, mut p99) = (Samples::new(&started), Samples::new(&started));
