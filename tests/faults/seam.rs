@@ -1,6 +1,6 @@
 //! Arming and disarming under load: every request is answered, once, whichever engine has it.
 //!
-//! `STEADFAST_TEST_MOVES=1000` makes the run as long as it is for a release.
+//! A thousand times over either protocol; `STEADFAST_TEST_MOVES` says otherwise.
 
 use std::{
     sync::{
@@ -26,7 +26,7 @@ spec:
 ";
 
 fn moves() -> usize {
-    std::env::var("STEADFAST_TEST_MOVES").ok().and_then(|moves| moves.parse().ok()).unwrap_or(100)
+    std::env::var("STEADFAST_TEST_MOVES").ok().and_then(|moves| moves.parse().ok()).unwrap_or(1000)
 }
 
 /// Some requests have a body that is larger than one read, some answers come late, some are streamed back.
