@@ -258,7 +258,9 @@ struct Persists {
 impl Persists {
     fn read(&mut self, value: &[u8]) {
         self.close |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"close"));
-        self.keep_alive |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"keep-alive"));
+        // In letters that no token has, others may not find it, and end the connection.
+        let plain = value.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
+        self.keep_alive |= plain && tokens(value).any(|token| token.eq_ignore_ascii_case(b"keep-alive"));
     }
 
     /// `close` wins, wherever it stands.
