@@ -197,7 +197,16 @@ fn shown(answer: &Value, output: Output) -> String {
     }
     let mut text = format!("{:<32} {:<12} {:>10} {:>10}  injected\n", "policy", "armed by", "expires", "active");
     for policy in policies {
-        let injected: Vec<_> = policy["injected"].as_object().into_iter().flatten().map(|(kind, count)| format!("{kind} {count}")).collect();
+        // What lasts as long as the policy is nothing that could be counted.
+        let spec = &policy["spec"];
+        let lasts = [
+            ("port closed", spec["refuse"] == true),
+            ("held down", spec["heldDown"] == true),
+            ("burns CPU", !spec["cpuPressure"].is_null()),
+            ("holds memory", !spec["memoryPressure"].is_null()),
+        ];
+        let counted = policy["injected"].as_object().into_iter().flatten().map(|(kind, count)| format!("{kind} {count}"));
+        let injected: Vec<_> = lasts.iter().filter(|(_, lasts)| *lasts).map(|(what, _)| (*what).to_owned()).chain(counted).collect();
         let expires = Duration::from_secs(policy["expiresInMs"].as_u64().unwrap_or_default().div_ceil(1000));
         let by = if policy["source"] == "manual" { "hand" } else { "controller" };
         let _ = writeln!(

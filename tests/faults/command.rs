@@ -51,6 +51,9 @@ async fn faults_are_armed_listed_watched_and_disarmed_by_name_or_all() {
     assert!(text(&left.stdout).contains("other") && !text(&left.stdout).contains("aborts"), "{left:?}");
     assert_eq!(ask(&client(), get(&sidecar.url("/seen"), &[])).await.status, 200);
     assert_eq!(text(&run(&sidecar, &["disarm"]).await.stdout), "nothing is armed\n");
+    let lasting = written(folder.path(), "lasting", ", refuse: true, cpuPressure: {load: 5%}");
+    let armed = run(&sidecar, &["arm", &lasting]).await;
+    assert!(text(&armed.stdout).contains("port closed, burns CPU"), "{armed:?}");
 }
 
 #[tokio::test]
