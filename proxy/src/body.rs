@@ -340,6 +340,8 @@ impl Body for ResponseBody {
             self.record.grpc(code);
         }
         match &polled {
+            // In HTTP/2 the stream ends as if that were all.
+            Poll::Ready(None) if matches!(&self.source, Source::Shaped(body) if body.is_cut()) => self.record.cut_by("fault"),
             Poll::Ready(None) => self.record.finish(),
             Poll::Ready(Some(Ok(_))) if self.source.is_end_stream() => self.record.finish(),
             Poll::Ready(Some(Err(BodyError::Upstream(_)))) => self.record.cut_by("upstream"),

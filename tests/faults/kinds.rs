@@ -97,6 +97,7 @@ async fn a_truncated_answer_ends_exactly_where_it_was_told_to() {
     let whole = ask(&client(), get(&sidecar.url("/bytes?100"), &[("steadfast-fault", "truncate=100")])).await;
     assert_eq!(whole.body.len(), 100);
     sidecar.metric_reaches("steadfast_faults_injected_total", &[r#"kind="truncate""#], 3).await;
+    sidecar.metric_reaches("steadfast_responses_truncated_total", &[r#"by="fault""#], 3).await;
 }
 
 #[tokio::test]

@@ -62,6 +62,7 @@ pub struct Shaped {
     given_at: Option<u64>,
     /// The cut that comes now, once what stands before it has gone out.
     cutting: Option<FaultKind>,
+    cut: bool,
 }
 
 impl Shaped {
@@ -88,7 +89,13 @@ impl Shaped {
             units_begun: 0,
             given_at: None,
             cutting: None,
+            cut: false,
         }
+    }
+
+    /// It ended before its time.
+    pub const fn is_cut(&self) -> bool {
+        self.cut
     }
 
     /// A fault took place: it is counted once for this answer.
@@ -204,7 +211,7 @@ impl Shaped {
             ready!(link.poll_flushed(since, cx));
         }
         self.tell(kind);
-        self.ended = true;
+        (self.ended, self.cut) = (true, true);
         (self.units, self.unit, self.trailers) = (VecDeque::new(), Bytes::new(), None);
         self.cutting = None;
         let code = match self.shape.take_cut(kind).map(|planned| planned.fault) {
