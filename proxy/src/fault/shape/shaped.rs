@@ -36,6 +36,7 @@ use crate::{
 const THROTTLE_PARTS: u64 = 50;
 
 /// A body that passes through faults.
+#[expect(clippy::struct_excessive_bools, reason = "facts do not exclude each other")]
 pub struct Shaped {
     source: Source,
     shape: Shape,
