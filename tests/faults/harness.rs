@@ -33,7 +33,8 @@ use nix::{
 };
 use serde_json::Value;
 use tokio::{
-    net::TcpListener,
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream},
     sync::{OwnedRwLockReadGuard, RwLock},
 };
 
@@ -324,6 +325,14 @@ impl Drop for Sidecar {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Everything that comes until the connection ends.
+pub(crate) async fn rest(stream: &mut TcpStream) -> String {
+    let mut all = Vec::new();
+    // A reset is an end, too.
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await.expect("the connection ends in time");
+    String::from_utf8_lossy(&all).into_owned()
 }
 
 pub(crate) type Http = Client<HttpConnector, Full<Bytes>>;

@@ -11,18 +11,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::harness::{PATIENCE, Server, Sidecar, TRUSTING, ask, client, client_h2, get};
+use crate::harness::{PATIENCE, Server, Sidecar, TRUSTING, ask, client, client_h2, get, rest};
 
 const ALL: &str =
     "{name: all, spec: {expiresAfter: 1h, budget: {concurrent: 1000, share: 100%}, rules: [{faults: [{abort: {httpStatus: 503, grpcCode: 14}}]}]}}";
-
-/// Reads until the other side ends.
-async fn rest(stream: &mut TcpStream) -> Vec<u8> {
-    let mut all = Vec::new();
-    // A reset is an end, too.
-    let _ = timeout(PATIENCE, stream.read_to_end(&mut all)).await.expect("it ends in time");
-    all
-}
 
 #[tokio::test]
 async fn a_status_without_content_has_none() {
@@ -127,7 +119,7 @@ async fn what_nobody_understands_ends_when_something_is_armed() {
     tls.write_all(b"\x16\x03\x01\0\x05hello").await.unwrap();
     sidecar.metric_reaches("steadfast_opaque_connections_total", &[], 2).await;
     sidecar.arm(ALL).await;
-    assert_eq!(rest(&mut odd).await, b"\0what is this?");
+    assert_eq!(rest(&mut odd).await, "\0what is this?");
     tls.write_all(b"more").await.unwrap();
     let mut back = [0; 14];
     timeout(PATIENCE, tls.read_exact(&mut back)).await.expect("TLS goes on").unwrap();

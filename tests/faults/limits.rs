@@ -14,19 +14,12 @@ use tokio::{
 };
 
 use crate::{
-    harness::{Http, PATIENCE, Server, Sidecar, ask, client, client_h2, get, try_ask},
+    floods::{PREFACE, frame},
+    harness::{Http, PATIENCE, Server, Sidecar, ask, client, client_h2, get, rest, try_ask},
     seam::WAITING,
 };
 
 const EXCEEDED: &str = "steadfast_limits_exceeded_total";
-
-/// Everything that comes until the connection ends.
-async fn rest(stream: &mut TcpStream) -> String {
-    let mut all = Vec::new();
-    // A reset is an end, too.
-    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await.expect("the connection ends in time");
-    String::from_utf8_lossy(&all).into_owned()
-}
 
 #[tokio::test]
 async fn a_half_sent_head_is_answered_and_silence_is_not() {
@@ -63,7 +56,7 @@ async fn a_header_block_that_does_not_end_ends_its_connection() {
         for bytes in [&whole[..], &whole[..whole.len() - 2]] {
             let begun = Instant::now();
             let mut slow = TcpStream::connect(sidecar.data).await.unwrap();
-            slow.write_all(&[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(4, 0, 0, &[])[..], bytes].concat()).await.unwrap();
+            slow.write_all(&[PREFACE, &frame(4, 0, 0, &[])[..], bytes].concat()).await.unwrap();
             rest(&mut slow).await;
             assert!(begun.elapsed() >= Duration::from_millis(290) && begun.elapsed() < Duration::from_secs(5), "armed: {armed}: {:?}", begun.elapsed());
         }
@@ -128,18 +121,13 @@ async fn a_server_that_takes_a_connection_and_never_speaks_is_answered_for() {
     }
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let [_, a, b, c] = (payload.len() as u32).to_be_bytes();
-    [&[a, b, c, kind, flags][..], &stream.to_be_bytes(), payload].concat()
-}
-
 /// A client of HTTP/2 that answers PINGs, and otherwise goes its way whatever it is told.
 #[tokio::test]
 async fn a_client_that_stays_although_it_was_told_to_go_is_refused_after_a_while() {
     let server = Server::start().await;
     let sidecar = Sidecar::start(server.address, &["--drain-timeout", "1s"]);
     let mut stream = TcpStream::connect(sidecar.data).await.unwrap();
-    stream.write_all(&[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(4, 0, 0, &[])[..], &frame(4, 1, 0, &[])].concat()).await.unwrap();
+    stream.write_all(&[PREFACE, &frame(4, 0, 0, &[])[..], &frame(4, 1, 0, &[])].concat()).await.unwrap();
     let (mut bytes, mut number, mut told, mut refused, mut answered) = (Vec::new(), 1, None, None, 0);
     let mut every = tokio::time::interval(Duration::from_millis(20));
     let begun = Instant::now();

@@ -80,11 +80,12 @@ pub fn decide(worker: &Worker, request: &Sanitized<Request<RequestBody>>) -> Res
     }
     let now_ns = clock::now_ns();
     let in_force = || armed.policies.iter().filter(|policy| !policy.is_expired(now_ns));
+    let probe = is_probe(worker, request);
     let asked = match facts.caller {
-        Caller::User(peer) => asked(worker, request, in_force(), peer, &mut plan)?,
+        Caller::User(peer) => asked(worker, request, probe, in_force(), peer, &mut plan)?,
         Caller::Replay => None,
     };
-    if is_probe(worker, request) {
+    if probe {
         return Ok(plan);
     }
     let looked = request.looked();
@@ -132,7 +133,7 @@ pub fn decide(worker: &Worker, request: &Sanitized<Request<RequestBody>>) -> Res
 }
 
 /// Whether somebody asks only whether the model server is there: by the protocol's own paths or calls, or by the path that was configured.
-pub fn is_probe(worker: &Worker, request: &Sanitized<Request<RequestBody>>) -> bool {
+fn is_probe(worker: &Worker, request: &Sanitized<Request<RequestBody>>) -> bool {
     request.facts.probe || (matches!(*request.method(), Method::GET | Method::HEAD) && worker.shared.config.is_ready_path(request.path()))
 }
 
@@ -142,6 +143,7 @@ type Asked = Option<(Arc<CompiledPolicy>, Vec<(Fault, Percent)>)>;
 fn asked<'a>(
     worker: &Worker,
     request: &Sanitized<Request<RequestBody>>,
+    probe: bool,
     mut in_force: impl Iterator<Item = &'a Arc<CompiledPolicy>>,
     peer: IpAddr,
     plan: &mut FaultPlan,
@@ -161,7 +163,7 @@ fn asked<'a>(
         return Ok(None);
     };
     plan.strip_envoy = trust.envoy_headers && envoy::asks(request.headers());
-    if is_probe(worker, request) {
+    if probe {
         metrics.headers_stripped.with_label_values(&["probe"]).inc();
         return Ok(None);
     }

@@ -22,6 +22,7 @@ use super::{
     decide::{FaultPlan, Planned},
     envoy, events,
     link::NoAnswer,
+    policy::CompiledPolicy,
     ring::About,
     shape::{Shape, Shaped, Units},
 };
@@ -77,7 +78,7 @@ impl Told {
         self.of(&planned.by, &planned.policy, planned.fault.kind());
     }
 
-    pub fn of(&self, by: &Arc<str>, policy: &super::policy::CompiledPolicy, kind: FaultKind) {
+    pub fn of(&self, by: &Arc<str>, policy: &CompiledPolicy, kind: FaultKind) {
         self.worker.meter.injected(by, kind);
         policy.count(kind);
         self.worker.shared.store.ring.push(clock::now_ns(), Arc::clone(by), kind, Arc::clone(&self.about));
@@ -117,7 +118,9 @@ where
             Fault::Blackhole(hole) => hole.duration.map_or(planned.policy.expires_ns, |duration| clock::now_ns().saturating_add(clock::ns(duration.get()))),
             _ => 0,
         };
-        sleep(worker, &planned, until_ns).await;
+        if let Some(sleep) = worker.timer.sleep_until(until_ns) {
+            unless_over(sleep, &planned.policy).await;
+        }
         return Ok(no_answer(&request, Http2Code::CANCEL));
     }
     if let Some(planned) = plan.take_if(FaultKind::Reset, |fault| matches!(fault, Fault::Reset(Reset { after_bytes: None, .. })))
@@ -186,12 +189,11 @@ where
     Ok(answer)
 }
 
-/// Until `until_ns`, or until the policy is in force no more. How late it was, where the time came.
-async fn sleep(worker: &Rc<Worker>, planned: &Planned, until_ns: u64) -> Option<u64> {
-    let sleep = worker.timer.sleep_until(until_ns)?;
+/// Until the timer rings, or until the policy is in force no more. How late it rang, if it did.
+async fn unless_over(sleep: impl Future<Output = u64>, policy: &CompiledPolicy) -> Option<u64> {
     tokio::select! {
         late_ns = sleep => Some(late_ns),
-        () = planned.policy.over() => None,
+        () = policy.over() => None,
     }
 }
 
@@ -199,9 +201,8 @@ async fn hold_back(told: &Told, planned: Planned, begun_ns: u64, injected: &mut 
     let Some(sleep) = told.worker.timer.sleep_until(begun_ns + planned.length_ns) else { return told.over_budget(&planned) };
     // Counted when it begins: a client that does not wait for its end has met it, too.
     told.injected(&planned);
-    tokio::select! {
-        late_ns = sleep => told.worker.meter.metrics.lateness.observe(late_ns as f64 / 1e9),
-        () = planned.policy.over() => {}
+    if let Some(late_ns) = unless_over(sleep, &planned.policy).await {
+        told.worker.meter.metrics.lateness.observe(late_ns as f64 / 1e9);
     }
     // Shorter than drawn where its policy ended first.
     let length_ns = planned.length_ns.min(clock::now_ns().saturating_sub(begun_ns));
@@ -255,10 +256,7 @@ fn hold_memory(told: &Told, planned: Planned, injected: &mut Injected) {
         });
         let Ok(_held) = filled.await else { return };
         if let Some(sleep) = worker.timer.sleep_until(until_ns) {
-            tokio::select! {
-                _ = sleep => {}
-                () = policy.over() => {}
-            }
+            unless_over(sleep, &policy).await;
         }
     });
 }

@@ -23,14 +23,14 @@ const LOOKED_AT_MAX: usize = 1 << 20;
 
 /// What finds the model in `request`'s body, if a rule in force asks for it and only its body can tell.
 pub fn in_body(worker: &Worker, request: &Sanitized<Request<RequestBody>>) -> Option<Reader> {
-    let facts = &request.facts;
-    let read: Reader = match facts.dialect {
+    // None of these is a probe.
+    let read: Reader = match request.facts.dialect {
         Dialect::OpenAi if request.method() == Method::POST => of_json,
         Dialect::Grpc if request.path() == MODEL_INFER => grpc::model,
         _ => return None,
     };
     let is_asked = || worker.shared.store.load().policies.iter().any(|policy| policy.asks_for_model());
-    (!facts.probe && is_asked()).then_some(read)
+    is_asked().then_some(read)
 }
 
 /// Finds out by `read` which model `request` means.

@@ -33,10 +33,6 @@ pub const SLEEPS_MAX: usize = 100_000;
 /// The most by which the kernel's timer is set early, and so the longest spin.
 const LEAD_MAX_NS: u64 = 200_000;
 
-/// A thread's timer. Clones share it.
-#[derive(Clone)]
-pub struct Timer(Rc<Inner>);
-
 /// tokio wants the raw descriptor.
 struct Fd(TimerFd);
 
@@ -52,8 +48,39 @@ impl AsRawFd for Fd {
     }
 }
 
+/// A timer of the kernel, on the current tokio runtime.
+pub struct KernelTimer(AsyncFd<Fd>);
+
+impl KernelTimer {
+    pub fn new() -> io::Result<Self> {
+        let fd = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
+        // SAFETY: `Fd` owns its descriptor, answers with the same one every time, and is neither closed nor replaced before `AsyncFd` drops it.
+        #[expect(unsafe_code, reason = "the safe constructor cannot know that the descriptor is owned")]
+        let fd = unsafe { AsyncFd::register(Fd(fd)) }?;
+        Ok(Self(fd))
+    }
+
+    /// To set it.
+    pub fn get(&self) -> &TimerFd {
+        &self.0.get_ref().0
+    }
+
+    /// Waits until it goes off.
+    pub async fn goes_off(&self) -> io::Result<()> {
+        let mut ready = poll_fn(|cx| self.0.poll_read_ready(cx)).await?;
+        // Reading takes the expiry away; the guard is cleared so that the next one is waited for.
+        let _ = ready.get_inner().0.wait();
+        ready.clear_ready();
+        Ok(())
+    }
+}
+
+/// A thread's timer. Clones share it.
+#[derive(Clone)]
+pub struct Timer(Rc<Inner>);
+
 struct Inner {
-    fd: AsyncFd<Fd>,
+    kernel: KernelTimer,
     /// By deadline, then by order of arrival.
     sleeps: RefCell<BTreeMap<(u64, u64), Option<Waker>>>,
     next_id: Cell<u64>,
@@ -68,12 +95,8 @@ struct Inner {
 impl Timer {
     /// On the current tokio runtime. [`Timer::drive`] must run beside whoever waits.
     pub fn new() -> io::Result<Self> {
-        let fd = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
-        // SAFETY: `Fd` owns its descriptor, answers with the same one every time, and is neither closed nor replaced before `AsyncFd` drops it.
-        #[expect(unsafe_code, reason = "the safe constructor cannot know that the descriptor is owned")]
-        let fd = unsafe { AsyncFd::register(Fd(fd)) }?;
         Ok(Self(Rc::new(Inner {
-            fd,
+            kernel: KernelTimer::new()?,
             sleeps: RefCell::default(),
             next_id: Cell::new(0),
             set_to: Cell::new(u64::MAX),
@@ -85,10 +108,9 @@ impl Timer {
     /// Wakes whoever is due, for as long as the runtime lives.
     pub async fn drive(self) {
         loop {
-            let Ok(mut ready) = poll_fn(|cx| self.0.fd.poll_read_ready(cx)).await else { return };
-            // Reading takes the expiry away; the guard is cleared so that the next one is waited for.
-            let _ = ready.get_inner().0.wait();
-            ready.clear_ready();
+            if self.0.kernel.goes_off().await.is_err() {
+                return;
+            }
             self.0.set_to.set(u64::MAX);
             self.0.learn();
             self.0.fire();
@@ -150,7 +172,7 @@ impl Inner {
         }
         let goes_off = next.saturating_sub(self.lead.get());
         let at = TimeSpec::from_duration(Duration::from_nanos(goes_off.max(1)));
-        if let Err(error) = self.fd.get_ref().0.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME) {
+        if let Err(error) = self.kernel.get().set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME) {
             tracing::error!(%error, "timerfd could not be set: delays will be late");
         } else {
             self.set_to.set(next);
