@@ -49,6 +49,6 @@ mod tests {
         let hook = Cli::try_parse_from(["steadfast-proxy", "leave", "--admin=127.0.0.1:4178"]).unwrap().hook;
         assert!(matches!(hook, Some(Hook::Leave { .. })));
         assert!(Cli::try_parse_from(["steadfast-proxy"]).is_err(), "a sidecar needs a server");
-        assert!(Cli::try_parse_from(["steadfast-proxy", "wait"]).is_err(), "a hook needs the sidecar's address");
+        assert!(Cli::try_parse_from(["steadfast-proxy", "leave"]).is_err(), "a hook needs the sidecar's address");
     }
 }

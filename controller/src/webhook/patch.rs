@@ -8,9 +8,10 @@
 //! - Where a pod asks to be redirected, an init container with NET_ADMIN leads whoever dials a server's number to the sidecar, and probes get a number of their own
 //!   that leads to the server: who asks is told by where he dials, and not by an address that each network gives its nodes differently.
 //! - The sidecar is the last init container, with `restartPolicy: Always`: it runs before the server and ends after it, and a finished Job is not kept alive by it.
-//! - Kubelet runs two hooks of the sidecar's own program in its container (`proxy/src/hook.rs`). One, after the start, returns when the sidecar answers, and only then is the
-//!   server started; a startup probe would say the same up to two seconds later, since kubelet probes once a second and looks at probes once a second. The other, as soon
-//!   as the pod ends, has clients come by other connections while the server still serves: kubelet stops the sidecar itself only after the server.
+//! - Nothing waits for the sidecar's start, which takes a few milliseconds: kubelet starts the server as soon as it sees that the sidecar runs. A startup probe would let
+//!   it see that a second later, since kubelet probes once a second, and a hook half a second later; and before the sidecar listens, a pod is not ready anyway.
+//! - Kubelet runs a hook of the sidecar's own program in its container (`proxy/src/hook.rs`) as soon as the pod ends, which has clients come by other connections while the
+//!   server still serves: kubelet stops the sidecar itself only after the server.
 
 use std::borrow::Cow;
 
@@ -29,7 +30,7 @@ use super::{
 
 /// Where the sidecar finds its token.
 pub const TOKEN_DIRECTORY: &str = "/var/run/secrets/steadfast.dev";
-/// The sidecar's program, as every image of it has it: an image has no other way to say what its hooks run.
+/// The sidecar's program, as every image of it has it: an image has no other way to say what its hook runs.
 const PROGRAM: &str = "/bin/steadfast-proxy";
 /// The init container that redirects.
 const REDIRECTOR: &str = "steadfast-redirect";
@@ -310,14 +311,13 @@ fn sidecar(plan: &Plan, settings: &SidecarSettings) -> Value {
         Class::OfItsOwn => json!({}),
         Class::Other => json!({ "requests": { "cpu": cpu, "memory": memory }, "limits": { "memory": memory_limit } }),
     };
-    let hook = |name: &str| json!({ "exec": { "command": [PROGRAM, name, format!("--admin=127.0.0.1:{ADMIN_PORT}")] } });
     let mut container = json!({
         "name": SIDECAR,
         "image": settings.image,
         "restartPolicy": "Always",
         "ports": [{ "name": "sf-health", "containerPort": HEALTH_PORT, "protocol": "TCP" }],
         "resources": resources,
-        "lifecycle": { "postStart": hook("wait"), "preStop": hook("leave") },
+        "lifecycle": { "preStop": { "exec": { "command": [PROGRAM, "leave", format!("--admin=127.0.0.1:{ADMIN_PORT}")] } } },
         "readinessProbe": { "httpGet": { "path": "/readyz", "port": HEALTH_PORT }, "periodSeconds": 1, "failureThreshold": 2 },
         "securityContext": {
             "allowPrivilegeEscalation": false,
@@ -411,12 +411,11 @@ spec:
     }
 
     #[test]
-    fn the_server_starts_when_the_sidecar_answers_and_clients_are_sent_away_when_the_pod_ends() {
+    fn the_server_does_not_wait_for_the_sidecar_and_clients_are_sent_away_when_the_pod_ends() {
         let (_, after) = injected(POD);
         let sidecar = &after["spec"]["initContainers"][0];
-        let command = |hook: &str| sidecar["lifecycle"][hook]["exec"]["command"].clone();
-        assert_eq!(command("postStart"), json!(["/bin/steadfast-proxy", "wait", "--admin=127.0.0.1:4178"]));
-        assert_eq!(command("preStop"), json!(["/bin/steadfast-proxy", "leave", "--admin=127.0.0.1:4178"]));
+        let leave = json!({ "preStop": { "exec": { "command": ["/bin/steadfast-proxy", "leave", "--admin=127.0.0.1:4178"] } } });
+        assert_eq!(sidecar["lifecycle"], leave, "kubelet would run a hook for the start before the server's container");
         assert!(sidecar["startupProbe"].is_null(), "it would be looked at once a second, and its answer once a second");
     }
 
