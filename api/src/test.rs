@@ -384,8 +384,8 @@ impl NetworkLatency {
     }
 }
 
-/// A share of the requests to the chosen pods, or to the pods of the chosen nodes, is lost: the sidecar answers 503 and does not pass them on. Exactly one of
-/// `nodes` and `pods`.
+/// A share of the requests to the chosen pods, or to the pods of the chosen nodes, is lost: the sidecar does not pass them on, and nobody answers, until the fault
+/// ends and their connections with it. Exactly one of `nodes` and `pods`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NetworkLoss {
@@ -396,8 +396,8 @@ pub struct NetworkLoss {
     pub share: Percent,
 }
 
-/// No request reaches the chosen pods, or the pods of the chosen nodes, though they run and are ready: the sidecar answers 503 to all of them. Exactly one of
-/// `nodes` and `pods`. A node that nothing reaches at all is [`NodeFailure`].
+/// No request reaches the chosen pods, or the pods of the chosen nodes, though they run and are ready: the sidecar takes all of them and nobody answers, until the
+/// fault ends and their connections with it. Exactly one of `nodes` and `pods`. A node that nothing reaches at all is [`NodeFailure`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NetworkPartition {
@@ -495,6 +495,9 @@ impl NodeFailureBy {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Drain {
     pub nodes: Selection,
+    /// Pods with `emptyDir` volumes are evicted too, and what is in those is lost. Without it a node that has such pods is not drained.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delete_empty_dir_data: bool,
 }
 
 /// Nodes take no new pods; those that run stay.
@@ -752,17 +755,21 @@ impl From<Step> for StepFields {
     }
 }
 
-/// After every step: stable once every pod is back, no request fails and every answer is right for `hold`; given up after `within`.
+/// After every step: stable once every pod is back, no request fails and every answer is right for `hold`; given up after `within`, and then the steps that follow are not
+/// begun.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Stable {
     pub within: Span,
     pub hold: Span,
+    /// Begin the steps that follow all the same: break what has not recovered.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub continue_unstable: bool,
 }
 
 impl Default for Stable {
     fn default() -> Self {
-        Self { within: Span::from_secs(120), hold: Span::from_secs(10) }
+        Self { within: Span::from_secs(120), hold: Span::from_secs(10), continue_unstable: false }
     }
 }
 

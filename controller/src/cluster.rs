@@ -41,7 +41,7 @@ use crate::{
     leader::Candidate,
     metrics::Metrics,
     objects::{Objects, ObjectsError},
-    platform::kubernetes::failures::{Means, NodesMax, PowerHook, closing::Closing, undo},
+    platform::kubernetes::failures::{Budget, Means, PowerHook, UnavailableMax, closing::Closing, undo},
     reconcile::{
         fault_policy::FaultPolicies,
         golden_set::{self, GoldenSets, reader::Readers, runs::Runs},
@@ -153,9 +153,12 @@ pub struct Args {
     pub lease: String,
     #[command(flatten)]
     pub power: PowerArgs,
-    /// Nodes that one step of a test may take away at once: a number, or a share of all nodes, such as 34%.
-    #[arg(long, value_name = "NUMBER|SHARE", default_value_t = NodesMax::Percent(34))]
-    pub max_unavailable_nodes: NodesMax,
+    /// Nodes that one step of a test may take away, slow down or close at once, with those that are away already: a number, or a share of all nodes, such as 34%.
+    #[arg(long, value_name = "NUMBER|SHARE", default_value_t = UnavailableMax::Percent(34))]
+    pub max_unavailable_nodes: UnavailableMax,
+    /// Pods of its target that one step of a test may take away at once, with those that are away already: a number, or a share of them, such as 50%.
+    #[arg(long, value_name = "NUMBER|SHARE", default_value_t = UnavailableMax::Percent(50))]
+    pub max_unavailable_pods: UnavailableMax,
     /// Look at these namespaces alone, and need rights in no other.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub watch_namespaces: Vec<String>,
@@ -411,7 +414,7 @@ async fn means(args: &Args, client: Client, prompt: Client, pods: Arc<Pods>) -> 
         image_pull_policy: container.image_pull_policy,
         image_pull_secrets: spec.image_pull_secrets.unwrap_or_default(),
         power: args.power.hook(),
-        nodes_max: args.max_unavailable_nodes,
+        budget: Budget { nodes: args.max_unavailable_nodes, pods: args.max_unavailable_pods },
     }
 }
 
@@ -464,7 +467,7 @@ pub async fn undo_everything(args: UndoArgs) -> Result<undo::Summary, String> {
         image_pull_policy: None,
         image_pull_secrets: Vec::new(),
         power: args.power.hook(),
-        nodes_max: NodesMax::Percent(100),
+        budget: Budget::ALL,
     };
     let mut summary = undo::everything(&means, args.forget).await.map_err(|error| error.to_string())?;
     summary.failed.extend(problems);

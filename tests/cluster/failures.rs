@@ -22,7 +22,13 @@ use crate::{
 };
 
 /// Values by which a run may do whatever needs no power hook.
-pub(crate) const EVERY_FAILURE: [&str; 3] = ["nodeAgent.enabled=true", "failures.nodes=true", "failures.cpuPressureOnNodes=true"];
+pub(crate) const EVERY_FAILURE: [&str; 5] = [
+    "nodeAgent.enabled=true",
+    "failures.nodes=true",
+    "failures.cpuPressureOnNodes=true",
+    "failures.maxUnavailableNodes=100%",
+    "failures.maxUnavailablePods=100%",
+];
 
 /// Every node has opted in, until this is dropped.
 pub(crate) struct NodesAllowed<'a>(&'a Cluster);
@@ -242,6 +248,7 @@ fn a_leader_that_is_lost_or_told_to_stop_in_any_failure_leaves_nothing() {
         "failures.nodes=true",
         "failures.workloads=true",
         "failures.cpuPressureOnNodes=true",
+        "failures.maxUnavailableNodes=100%",
         "leaderElection.leaseDurationSeconds=6",
     ]
     .map(str::to_owned)

@@ -9,12 +9,19 @@ use steadfast_api::{
 };
 
 use super::{Order, PlatformError};
-use crate::{experiment::hypothesis::thousands, serve::ingest::Ingest};
+use crate::{
+    experiment::hypothesis::thousands,
+    serve::ingest::Ingest,
+    words::{NAMES_MAX, some},
+};
 
-/// What the sidecars of `pods`, and of all pods of `nodes`, shall do. `concurrent`: faults in progress at once; its expiry is the caller's to set.
-pub(super) fn policy(order: Order, concurrent: u32) -> Result<(FaultPolicySpec, Vec<String>, Vec<String>), PlatformError> {
-    // The load itself is the bound: a fault can hold back no more than is under way.
-    let mut spec = FaultPolicySpec::new(Budget::new(concurrent, Percent::HUNDRED), Span::ZERO);
+/// Faults in progress at once in each sidecar: as many as a policy may have. A network is slow for everybody, the users of others too; what bounds a step is its pods, its
+/// time and the share that it says.
+const CONCURRENT: u32 = 100_000;
+
+/// What the sidecars of `pods`, and of all pods of `nodes`, shall do. Its expiry is the caller's to set.
+pub(super) fn policy(order: Order) -> Result<(FaultPolicySpec, Vec<String>, Vec<String>), PlatformError> {
+    let mut spec = FaultPolicySpec::new(Budget::new(CONCURRENT, Percent::HUNDRED), Span::ZERO);
     let (pods, nodes) = match order {
         Order::Requests { pods, nodes, fault, share } => {
             // A wrong answer is wrong for everybody; any other fault would look like drift.
@@ -38,7 +45,8 @@ pub(super) fn policy(order: Order, concurrent: u32) -> Result<(FaultPolicySpec, 
 /// What sidecars had counted before a fault reached their pods, by UID: of earlier runs and steps, and so no proof of this one.
 pub(super) type Before = BTreeMap<String, BTreeMap<FaultKind, u64>>;
 
-/// What the sidecars of `covered` (names by UID) reported of `policy` beyond what they had `before`; it was in force for `lasted`.
+/// What the sidecars of `covered` (names by UID) reported of `policy` beyond what they had `before`; it was in force for `lasted`. `serves`: whether users are led to a pod
+/// even now.
 pub(super) fn evidence(
     ingest: &Ingest,
     policy: &str,
@@ -46,6 +54,7 @@ pub(super) fn evidence(
     covered: &BTreeMap<String, String>,
     before: &Before,
     lasted: Duration,
+    serves: impl Fn(&str) -> bool,
 ) -> Vec<String> {
     let mut counts: BTreeMap<FaultKind, Vec<(&str, u64)>> = BTreeMap::new();
     for (uid, name) in covered {
@@ -63,10 +72,13 @@ pub(super) fn evidence(
         format!("{kind} injected {} time{} ({})", thousands(all), if all == 1 { "" } else { "s" }, each.join(", "))
     });
     let mut evidence: Vec<String> = injected.collect();
-    let names = || covered.values().cloned().collect::<Vec<_>>().join(", ");
-    let (seconds, sidecars) = (lasted.as_secs_f64(), if covered.len() == 1 { "its sidecar".to_owned() } else { format!("their {} sidecars", covered.len()) });
+    let seconds = lasted.as_secs_f64();
     if spec.held_down {
-        evidence.push(format!("{} held down for {seconds:.1} s, as {sidecars} confirmed", names()));
+        // What its sidecar confirmed proves nothing: that users were led elsewhere does.
+        let out: Vec<&str> = covered.iter().filter(|(uid, _)| !serves(uid)).map(|(_, name)| name.as_str()).collect();
+        if !out.is_empty() {
+            evidence.push(format!("{} held down for {seconds:.1} s, and out of the Service at its end", some(&out, NAMES_MAX)));
+        }
     }
     if let Some(cpu) = &spec.cpu_pressure {
         // Measured: what was asked for proves nothing.
@@ -110,11 +122,11 @@ mod tests {
             fault: Fault::Delay(Delay { fixed: Span::from_secs(1), jitter: Span::ZERO }.into()),
             share: Percent::HUNDRED,
         };
-        let (spec, ..) = policy(order, 1).unwrap();
+        let (spec, ..) = policy(order).unwrap();
         let covered = BTreeMap::from([("u".to_owned(), "p".to_owned())]);
         inject(1, 7);
         let before: Before = covered.keys().map(|uid| (uid.clone(), ingest.injected(uid, "step_1"))).collect();
-        let proof = || evidence(&ingest, "step_1", &spec, &covered, &before, Duration::ZERO);
+        let proof = || evidence(&ingest, "step_1", &spec, &covered, &before, Duration::ZERO, |_| true);
         assert_eq!(proof(), [""; 0]);
         inject(2, 3);
         assert_eq!(proof(), ["delay injected 3 times (p: 3)"]);

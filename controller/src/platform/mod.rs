@@ -157,9 +157,10 @@ pub enum Order {
     Cordon {
         nodes: Vec<String>,
     },
-    /// Cordon nodes, and evict their pods as far as disruption budgets allow.
+    /// Cordon nodes, and evict their pods as far as disruption budgets allow. `empties`: those too that lose what is in their `emptyDir` volumes.
     Drain {
         nodes: Vec<String>,
+        empties: bool,
     },
     Taint {
         nodes: Vec<String>,
@@ -186,6 +187,16 @@ impl Order {
             Self::Cordon { .. } => "cordon",
             Self::Drain { .. } => "drain",
             Self::Taint { .. } => "taint",
+        }
+    }
+
+    /// Pods that it takes from users at once.
+    pub fn takes(&self) -> &[String] {
+        match self {
+            Self::Kill { pods, .. } | Self::HoldDown { pods } | Self::Evict { pods } | Self::KillContainers { pods, .. } => pods,
+            // Nobody reaches them.
+            Self::Requests { pods, fault: Fault::Blackhole(_), share, .. } if *share == Percent::HUNDRED => pods,
+            _ => &[],
         }
     }
 }

@@ -156,9 +156,9 @@ impl Pods {
         self.namespaces.get(None, namespace).is_some_and(|known| known.labels().get(ENFORCE_LABEL).is_none_or(|level| level == "privileged"))
     }
 
-    /// Whether faults are allowed in a namespace.
+    /// Whether faults are allowed in a namespace. In one that is being deleted they are not: pods of a node that is cut off could not end, and the namespace with them.
     pub fn allowed_in(&self, namespace: &str) -> bool {
-        self.namespaces.get(None, namespace).is_some_and(|known| allows_faults(known.labels()))
+        self.namespaces.get(None, namespace).is_some_and(|known| known.metadata.deletion_timestamp.is_none() && allows_faults(known.labels()))
     }
 }
 

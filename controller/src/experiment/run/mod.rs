@@ -233,10 +233,29 @@ impl<P: Platform> Conductor<'_, P> {
         self.wait(began + spec.baseline.get(), |_, _| None::<()>).await?;
         for round in 1..=spec.rounds {
             for (index, step) in spec.steps.iter().enumerate() {
+                if let Some(why) = self.must_not_go_on() {
+                    self.course.notes.push(format!("Step {:?} of round {round} and what follows it were not begun: {why}", step.name));
+                    return Ok(());
+                }
                 self.step(round, index as u32, step).await?;
             }
         }
         Ok(())
+    }
+
+    /// Why nothing more may be broken: the last fault is not over yet, in one way or another.
+    fn must_not_go_on(&self) -> Option<String> {
+        if let Some(left) = self.course.left_behind.first() {
+            return Some(format!("a fault could not be undone ({left})"));
+        }
+        let unstable = self.course.phases.last().filter(|phase| phase.kind == PhaseKind::Recovery && phase.stable.is_none())?;
+        let stable = &self.plan.test.spec.stable;
+        (!stable.continue_unstable).then(|| {
+            format!(
+                "the target was not stable {} after {:?} (stable.within; stable.continueUnstable: true would go on all the same)",
+                stable.within, unstable.name
+            )
+        })
     }
 
     async fn clean_up(mut self) -> Course {

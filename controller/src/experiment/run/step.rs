@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use steadfast_api::{
     Percent, Span,
-    fault::{Abort, Corrupt, Fault, HttpAbort},
+    fault::{Blackhole, Corrupt, Fault},
     report::PhaseKind,
     test::{Action, LatencyBy, Selection, Step},
 };
@@ -153,12 +153,13 @@ fn grace(action: &Action) -> Duration {
 
 fn order(step: &Step, nodes: &[String], pods: &[String]) -> Order {
     let (nodes, pods) = (nodes.to_vec(), pods.to_vec());
-    let abort = || Fault::Abort(Abort::http(HttpAbort::UNAVAILABLE));
+    // What a network loses is not answered: nobody is told, and users wait.
+    let lost = || Fault::Blackhole(Blackhole { duration: None });
     match &step.action {
         Action::NetworkLatency(latency) if latency.by == LatencyBy::Agent => Order::DelayNodes { nodes, delay: latency.as_delay(), lasts: step.duration },
         Action::NetworkLatency(latency) => Order::Requests { pods, nodes, fault: Fault::Delay(latency.as_delay().into()), share: Percent::HUNDRED },
-        Action::NetworkLoss(loss) => Order::Requests { pods, nodes, fault: abort(), share: loss.share },
-        Action::NetworkPartition(_) => Order::Requests { pods, nodes, fault: abort(), share: Percent::HUNDRED },
+        Action::NetworkLoss(loss) => Order::Requests { pods, nodes, fault: lost(), share: loss.share },
+        Action::NetworkPartition(_) => Order::Requests { pods, nodes, fault: lost(), share: Percent::HUNDRED },
         Action::PodKill(kill) => Order::Kill { pods, grace: kill.grace_period },
         Action::PodHoldDown(_) => Order::HoldDown { pods },
         Action::Evict(_) => Order::Evict { pods },
@@ -166,7 +167,7 @@ fn order(step: &Step, nodes: &[String], pods: &[String]) -> Order {
         Action::Rollout(rollout) => Order::RollOut { container: rollout.container.clone(), image: rollout.image.clone() },
         Action::Scale(scale) => Order::Scale { replicas: scale.replicas },
         Action::NodeFailure(failure) => Order::LoseNodes { nodes, by: failure.by, lasts: step.duration },
-        Action::Drain(_) => Order::Drain { nodes },
+        Action::Drain(drain) => Order::Drain { nodes, empties: drain.delete_empty_dir_data },
         Action::Cordon(_) => Order::Cordon { nodes },
         Action::Taint(taint) => Order::Taint { nodes, key: taint.key.clone(), value: taint.value.clone(), effect: taint.effect },
         Action::CpuPressure(pressure) if nodes.is_empty() => Order::BurnPods { pods, load: pressure.load },

@@ -82,8 +82,6 @@ pub struct KubernetesOptions {
     /// Namespace of the test, and so of its target.
     pub namespace: String,
     pub target: Target,
-    /// Requests under way at once, at most.
-    pub in_flight_max: u32,
     /// Who is asked before each fault, if anybody need be.
     pub leave: Option<MayBreak>,
 }
@@ -97,7 +95,6 @@ struct Inner {
     run: String,
     namespace: String,
     selector: LabelSelector,
-    in_flight_max: u32,
     facts: Mutex<Facts>,
     orders: Orders,
     /// What is being carried out shall be given up.
@@ -119,7 +116,7 @@ impl KubernetesPlatform {
     /// Finds the target's Service and watches its pods. Returns once all of them are known. Wants `list` and `watch` on pods, Services, EndpointSlices, nodes and
     /// workloads, `delete` on pods, `create` on evictions, and for each kind of failure what the chart's `failures` say.
     pub async fn start(options: KubernetesOptions) -> Result<Self, PlatformError> {
-        let KubernetesOptions { means, hub, ingest, run, test, namespace, target, in_flight_max, leave } = options;
+        let KubernetesOptions { means, hub, ingest, run, test, namespace, target, leave } = options;
         let client = means.client.clone();
         let (service, address) = service(&client, &namespace, &target).await?;
         let (tell, changes) = mpsc::unbounded_channel();
@@ -127,7 +124,7 @@ impl KubernetesPlatform {
         let ledger = Ledger::new(means.prompt.clone(), &means.namespace, &run, &format!("{namespace}/{test}"));
         let selector = target.selector.clone();
         let (orders, giving_up) = (Orders::default(), tokio::sync::watch::Sender::new(false));
-        let inner = Arc::new(Inner { client, means, ledger, hub, ingest, run, namespace, selector, in_flight_max, facts, orders, giving_up });
+        let inner = Arc::new(Inner { client, means, ledger, hub, ingest, run, namespace, selector, facts, orders, giving_up });
         let (listed, mut is_listed) = tokio::sync::watch::channel(false);
         let tasks = vec![
             tokio::spawn(watch_pods(Arc::clone(&inner), labels(&target.selector), listed)).abort_handle(),

@@ -131,6 +131,7 @@ impl Orders {
     }
 
     pub(super) async fn apply(inner: &Arc<Inner>, order: Order, expires_after: Span) -> Result<InForce, PlatformError> {
+        may_take(inner, order.takes())?;
         let orders = &inner.orders;
         let id = orders.last.fetch_add(1, Ordering::Relaxed) + 1;
         let began = Instant::now();
@@ -238,6 +239,16 @@ impl Armed {
     }
 }
 
+/// One step may take so many pods of the target away at once, and no more; those that users are not led to already count.
+fn may_take(inner: &Inner, names: &[String]) -> Result<(), PlatformError> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let pods = inner.facts().pods();
+    let away: Vec<String> = pods.iter().filter(|pod| !pod.in_service && !names.contains(&pod.name)).map(|pod| pod.name.clone()).collect();
+    inner.means.budget.allows_pods(names.len(), &away, pods.len()).map_err(|why| PlatformError::new("the step", why))
+}
+
 fn uids(inner: &Inner, names: &[String]) -> Result<Vec<(String, String)>, PlatformError> {
     let facts = inner.facts();
     let uid =
@@ -251,7 +262,7 @@ fn meant(inner: &Inner, names: &[String]) -> Result<Vec<Meant>, PlatformError> {
 }
 
 fn armed(inner: &Inner, id: u64, order: Order) -> Result<Armed, PlatformError> {
-    let (spec, pods, nodes) = armed::policy(order, inner.in_flight_max)?;
+    let (spec, pods, nodes) = armed::policy(order)?;
     let mut covered: BTreeMap<String, String> = uids(inner, &pods)?.into_iter().map(|(name, uid)| (uid, name)).collect();
     covered.extend(inner.facts().pods().into_iter().filter(|pod| nodes.contains(&pod.node)).map(|pod| (pod.uid, pod.name)));
     if covered.is_empty() {
@@ -381,6 +392,7 @@ async fn seen_leaving(inner: &Inner, leaving: &Leaving, began: Instant) -> Undon
 async fn disarm(inner: &Inner, armed: &Armed, began: Instant) -> Undone {
     armed.on.store(false, Ordering::Relaxed);
     let covered = lock(&armed.covered).clone();
+    let serving: BTreeSet<String> = covered.keys().filter(|uid| inner.facts().serves(uid)).cloned().collect();
     let (_, unconfirmed) = tell(inner, armed, &covered, None).await;
     inner.hub.clear(&armed.owner);
     let left_behind = unconfirmed.into_iter().map(|why| format!("{}: {why}; the fault ends there by its own expiry", armed.policy)).collect();
@@ -389,8 +401,14 @@ async fn disarm(inner: &Inner, armed: &Armed, began: Instant) -> Undone {
     for uid in covered.keys().filter(|uid| inner.hub.connected(uid)) {
         inner.ingest.requests_until(uid, now, deadline.saturating_duration_since(Instant::now())).await;
     }
-    let evidence = armed::evidence(&inner.ingest, &armed.policy, &armed.spec, &covered, &lock(&armed.before), began.elapsed());
-    let doubts = if evidence.is_empty() { vec!["no sidecar that had it in force reported that it did anything".to_owned()] } else { Vec::new() };
+    let evidence = armed::evidence(&inner.ingest, &armed.policy, &armed.spec, &covered, &lock(&armed.before), began.elapsed(), |uid| serving.contains(uid));
+    let doubts = match evidence.is_empty() {
+        true if armed.spec.held_down => {
+            vec!["its pods were in the Service to the end: let it last longer than their endpoints take to be withdrawn".to_owned()]
+        }
+        true => vec!["no sidecar that had it in force reported that it did anything".to_owned()],
+        false => Vec::new(),
+    };
     Undone { evidence, doubts, left_behind }
 }
 

@@ -52,8 +52,6 @@ pub(super) struct Settings {
     pub seed: u64,
     pub controller: SocketAddr,
     pub token: String,
-    /// Requests that may be under way at once, over all loads: what a fault may hold back at most.
-    pub in_flight_max: u32,
     /// The cores of this machine that we may use.
     pub cores: Vec<usize>,
 }

@@ -63,8 +63,6 @@ use crate::{
 
 /// Processes that cannot be killed for this long hang in the kernel.
 const KILL_WITHIN: Duration = Duration::from_secs(5);
-/// Where no load says how many requests may be under way at once.
-const IN_FLIGHT: u32 = 1_000;
 
 /// What a local run needs to start.
 #[derive(Clone, Debug)]
@@ -143,7 +141,6 @@ impl LocalPlatform {
         let (sender, changes) = mpsc::unbounded_channel();
         let shares = cores::shares(local.nodes as usize, &allowed);
         let cluster = Cluster::new(shares, local.pods.replicas as usize, local.pods.labels.clone(), &base, spec.seed, sender);
-        let in_flight_max = spec.load.iter().map(|load| load.max_in_flight).fold(0, u32::saturating_add);
         let settings = Settings {
             exe,
             run,
@@ -155,7 +152,6 @@ impl LocalPlatform {
             seed: spec.seed,
             controller: server.address(),
             token,
-            in_flight_max: if in_flight_max == 0 { IN_FLIGHT } else { in_flight_max.min(100_000) },
             cores: allowed,
         };
         let heard = (Arc::clone(server.hub()), Arc::clone(server.ingest()));

@@ -198,7 +198,7 @@ impl Orders {
 /// What the sidecars of these pods shall do.
 fn requests(inner: &Inner, id: u64, order: Order) -> Result<Requests, PlatformError> {
     let refuse = |why| PlatformError::new("the fault cannot be armed", why);
-    let (spec, pods, nodes) = armed::policy(order, inner.settings.in_flight_max)?;
+    let (spec, pods, nodes) = armed::policy(order)?;
     let cluster = inner.cluster();
     cluster.check_nodes(&nodes).map_err(refuse)?;
     // A node's requests are those of all its pods, named or not.
@@ -314,6 +314,7 @@ async fn disarm(inner: &Inner, requests: &Requests, began: Instant) -> Undone {
     requests.armed.store(false, Ordering::Relaxed);
     let covered = lock(&requests.covered).clone();
     let uids: Vec<_> = covered.keys().cloned().collect();
+    let serving: BTreeSet<String> = inner.cluster().pods.iter().filter(|held| held.pod.in_service).map(|held| held.pod.uid.clone()).collect();
     let (_, unconfirmed) = inner.tell_and_wait(&uids).await;
     let left_behind = unconfirmed.into_iter().map(|why| format!("{}: {why}; the fault ends there by its own expiry", requests.policy)).collect();
     // What was injected until now is told with the next count of requests.
@@ -322,7 +323,8 @@ async fn disarm(inner: &Inner, requests: &Requests, began: Instant) -> Undone {
         inner.ingest.requests_until(&uid, now, deadline.saturating_duration_since(Instant::now())).await;
     }
     // One run, and each of its orders has a name of its own: nobody counted under it before.
-    let evidence = armed::evidence(&inner.ingest, &requests.policy, &requests.spec, &covered, &armed::Before::new(), began.elapsed());
+    let evidence =
+        armed::evidence(&inner.ingest, &requests.policy, &requests.spec, &covered, &armed::Before::new(), began.elapsed(), |uid| serving.contains(uid));
     Undone { evidence, left_behind, ..Undone::default() }
 }
 

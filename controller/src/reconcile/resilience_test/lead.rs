@@ -37,8 +37,6 @@ use crate::{
 
 /// Evidence that waits for its reader.
 const SEEN_MAX: usize = 65_536;
-/// Where a load does not say how many requests may be under way at once.
-const IN_FLIGHT: u32 = 1_000;
 /// Windows that wait for their reports.
 const WINDOWS_MAX: usize = 2;
 /// Of a run that people look at, and of one that few do.
@@ -75,7 +73,6 @@ impl Tests {
     /// Runs `plan` to its end. Windows of a watch are told of as they end; the report is that of the whole, or of the last window.
     pub(super) async fn lead(&self, test: &ResilienceTest, plan: &Arc<Plan>, so_far: &SoFar) -> Result<Report, String> {
         let (namespace, name) = (test.namespace().unwrap_or_default(), test.name_any());
-        let in_flight = plan.test.spec.load.iter().map(|load| load.max_in_flight).fold(0, u32::saturating_add);
         let uid = test.uid().unwrap_or_default();
         let (of, golden) = (namespace.clone(), plan.test.spec.golden.clone());
         // What others have replayed in these pods is no part of the run.
@@ -94,7 +91,6 @@ impl Tests {
             test: name.clone(),
             namespace: namespace.clone(),
             target: plan.test.spec.target.clone(),
-            in_flight_max: if in_flight == 0 { IN_FLIGHT } else { in_flight.min(100_000) },
             leave: self.schedules.leave_for(test),
         })
         .await

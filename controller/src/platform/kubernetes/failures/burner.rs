@@ -1,7 +1,7 @@
 //! CPU pressure on a node: a short-lived pod that is pinned to it and holds a share of every core busy, with the burner that the sidecars have.
 //!
-//! It needs no privilege. It requests next to nothing, so that the node's scheduler gives it what others leave and its fair share of the rest; kubelet ends it
-//! (`activeDeadlineSeconds`) whoever made it is still there or not. What it burned it says in its last line.
+//! It needs no privilege. It requests next to nothing, so that the node's scheduler gives it what others leave and its fair share of the rest; it ends by itself, and should
+//! it not, kubelet ends it (`activeDeadlineSeconds`, which counts the pulling of its image too), whoever made it is still there or not. What it burned it says in its last line.
 
 use std::time::{Duration, Instant};
 
@@ -50,7 +50,7 @@ pub(super) async fn start(means: &Means, name: &str, node: &str, load: Percent, 
         "spec": {
             "nodeName": node,
             "restartPolicy": "Never",
-            "activeDeadlineSeconds": seconds,
+            "activeDeadlineSeconds": seconds + RUNS_WITHIN.as_secs(),
             "terminationGracePeriodSeconds": 5,
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,

@@ -16,6 +16,7 @@ use kube::{
 use tokio::time::{sleep, timeout};
 
 use super::{FailureError, GivenUp, guard};
+use crate::words::{NAMES_MAX, some};
 
 /// What a disruption budget refused is asked for again so often, as a drain does.
 pub(super) const AGAIN: Duration = Duration::from_secs(2);
@@ -111,17 +112,28 @@ async fn one(client: &Client, pod: &Meant) -> Result<Evicted, FailureError> {
     }
 }
 
-/// The pods of a node that a drain moves.
+/// The pods of a node that a drain moves. `empties`: those with `emptyDir` volumes too, which lose what is in them.
 ///
 /// # Errors
-/// When one of them would never come back, with which: `kubectl drain` refuses it too.
-pub(super) fn movable(node: &str, on_node: &[Object]) -> Result<BTreeSet<Meant>, FailureError> {
+/// When one of them would never come back, or would lose what is in its volumes and may not, with which: `kubectl drain` refuses them too.
+pub(super) fn movable(node: &str, on_node: &[Object], empties: bool) -> Result<BTreeSet<Meant>, FailureError> {
     let moves = || on_node.iter().filter(|pod| !guard::stays(pod) && pod.metadata.deletion_timestamp.is_none());
     let name = |pod: &Object| format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
     let bare: Vec<String> = moves().filter(|pod| pod.owner_references().iter().all(|owner| owner.controller != Some(true))).map(name).collect();
     if !bare.is_empty() {
-        let why =
-            format!("runs pods that belong to no workload, so that nobody would make them again: {}; delete them, or drain another node", bare.join(", "));
+        let why = format!(
+            "runs pods that belong to no workload, so that nobody would make them again: {}; delete them, or drain another node",
+            some(&bare, NAMES_MAX)
+        );
+        return Err(FailureError::new(format!("node {node}"), why));
+    }
+    let has_volume = |pod: &&Object| pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|volume| volume.empty_dir.is_some());
+    let losing: Vec<String> = if empties { Vec::new() } else { moves().filter(has_volume).map(name).collect() };
+    if !losing.is_empty() {
+        let why = format!(
+            "runs pods that would lose what is in their emptyDir volumes: {}; write `deleteEmptyDirData: true` in the step if they may, or drain another node",
+            some(&losing, NAMES_MAX)
+        );
         return Err(FailureError::new(format!("node {node}"), why));
     }
     let meant = |pod: &Object| Meant { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any(), uid: pod.uid().unwrap_or_default() };

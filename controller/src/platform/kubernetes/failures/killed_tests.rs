@@ -11,6 +11,7 @@ use http::{Method, Response, StatusCode};
 use http_body_util::Full;
 use kube::client::Body;
 use serde_json::{Value, json};
+use steadfast_api::fault::Delay;
 use tokio::sync::Notify;
 
 use super::*;
@@ -57,7 +58,11 @@ impl Fake {
                 let pod = json!({
                     "metadata": { "name": format!("{name}-{number}"), "namespace": "models", "uid": format!("uid-{name}-{number}"), "labels": labels, "ownerReferences": owned(kind, name) },
                     "spec": { "nodeName": format!("n{}", number + 1), "containers": [{ "name": "server", "image": "good" }] },
-                    "status": { "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }] },
+                    "status": {
+                        "phase": "Running",
+                        "conditions": [{ "type": "Ready", "status": "True" }],
+                        "containerStatuses": [{ "name": "server", "image": "good", "imageID": "", "ready": true, "restartCount": 0, "containerID": "containerd://c", "state": { "running": {} } }],
+                    },
                 });
                 fake.put(&format!("/api/v1/namespaces/models/pods/{name}-{number}"), pod);
             }
@@ -168,7 +173,8 @@ impl Fake {
                 let mut object = changed;
                 object["metadata"]["uid"] = json!(format!("uid-{path}"));
                 if path.contains("/nodefaults/") {
-                    object["status"] = json!({ "phase": "InForce" });
+                    let instant = object["spec"].to_string().contains("containerKill");
+                    object["status"] = if instant { json!({ "phase": "Healed", "message": "killed", "seen": 1 }) } else { json!({ "phase": "InForce" }) };
                 }
                 if path.contains("/pods/") {
                     object["status"] = json!({ "phase": "Running" });
@@ -243,7 +249,7 @@ fn means(prompt: Client) -> Arc<Means> {
         image_pull_policy: None,
         image_pull_secrets: Vec::new(),
         power: None,
-        nodes_max: NodesMax::Percent(50),
+        budget: Budget { nodes: UnavailableMax::Percent(50), pods: UnavailableMax::Percent(50) },
     })
 }
 
@@ -251,16 +257,18 @@ fn orders() -> Vec<(&'static str, Order)> {
     let nodes = || vec!["n1".to_owned()];
     let key = "steadfast.dev/taint".to_owned();
     vec![
-        ("app=web", Order::Cordon { nodes: vec!["n1".to_owned(), "n2".to_owned()] }),
+        ("app=web", Order::Cordon { nodes: vec!["n1".to_owned()] }),
         ("app=web", Order::Taint { nodes: nodes(), key: key.clone(), value: "x".to_owned(), effect: TaintEffect::NoSchedule }),
         ("app=web", Order::Taint { nodes: nodes(), key, value: String::new(), effect: TaintEffect::NoExecute }),
         ("app=web", Order::Scale { replicas: 1 }),
         ("app=web", Order::RollOut { container: "server".to_owned(), image: "bad".to_owned() }),
         ("app=db", Order::RollOut { container: "server".to_owned(), image: "bad".to_owned() }),
-        ("app=web", Order::Drain { nodes: nodes() }),
+        ("app=web", Order::Drain { nodes: nodes(), empties: false }),
         ("app=web", Order::Burn { nodes: nodes(), load: "20%".parse().expect("a share") }),
         ("app=web", Order::LoseNodes { nodes: nodes(), by: NodeFailureBy::Agent, lasts: Span::from_secs(60) }),
         ("app=web", Order::LoseNodes { nodes: nodes(), by: NodeFailureBy::Kubelet, lasts: Span::from_secs(60) }),
+        ("app=web", Order::DelayNodes { nodes: nodes(), delay: Delay { fixed: Span::from_secs(1), jitter: Span::ZERO }, lasts: Span::from_secs(60) }),
+        ("app=web", Order::KillContainers { pods: vec!["web-0".to_owned(), "web-1".to_owned()], container: None }),
     ]
 }
 
@@ -326,11 +334,13 @@ async fn what_has_no_effect_proves_nothing_and_says_why() {
     let fake = Fake::new();
     let mut node = fake.get("/api/v1/nodes/n1").unwrap();
     node["spec"]["unschedulable"] = json!(true);
-    fake.put("/api/v1/nodes/n1", node);
+    fake.put("/api/v1/nodes/n1", node.clone());
     let undone = whole(&means(fake.client(None)), "app=web", Order::Cordon { nodes: vec!["n1".to_owned()] }).await.unwrap();
     assert!(undone.evidence.is_empty() && undone.doubts[0].contains("cordoned by somebody else"), "{undone:?}");
+    node["spec"]["unschedulable"] = json!(false);
+    fake.put("/api/v1/nodes/n1", node);
     fake.refusals.store(1000, Ordering::Relaxed);
-    let undone = whole(&means(fake.client(None)), "app=web", Order::Drain { nodes: vec!["n2".to_owned()] }).await.unwrap();
+    let undone = whole(&means(fake.client(None)), "app=web", Order::Drain { nodes: vec!["n2".to_owned()], empties: false }).await.unwrap();
     assert!(undone.evidence.is_empty() && undone.doubts.iter().any(|doubt| doubt.contains("2 healthy pods")), "{undone:?}");
     let mut set = fake.get("/apis/apps/v1/namespaces/models/statefulsets/db").unwrap();
     set["spec"]["updateStrategy"] = json!({ "type": "OnDelete" });
@@ -346,17 +356,26 @@ async fn what_has_no_effect_proves_nothing_and_says_why() {
 #[tokio::test]
 async fn a_drain_refuses_pods_that_nobody_would_make_again_and_more_nodes_than_allowed() {
     let fake = Fake::new();
-    let drain = |nodes: &[&str]| Order::Drain { nodes: nodes.iter().map(|node| (*node).to_owned()).collect() };
-    let why = whole(&means(fake.client(None)), "app=web", drain(&["n1", "n2"])).await.unwrap_err().why;
+    let drain = |nodes: &[&str], empties| Order::Drain { nodes: nodes.iter().map(|node| (*node).to_owned()).collect(), empties };
+    let why = whole(&means(fake.client(None)), "app=web", drain(&["n1", "n2"], false)).await.unwrap_err().why;
     assert!(why.contains("2 of 2 nodes") && why.contains("maxUnavailableNodes"), "{why}");
     fake.put(
         "/api/v1/namespaces/models/pods/bare",
         json!({ "metadata": { "name": "bare", "namespace": "models", "uid": "b" }, "spec": { "nodeName": "n1", "containers": [] } }),
     );
     let before = fake.state();
-    let why = whole(&means(fake.client(None)), "app=web", drain(&["n1"])).await.unwrap_err().why;
+    let why = whole(&means(fake.client(None)), "app=web", drain(&["n1"], false)).await.unwrap_err().why;
     assert!(why.contains("models/bare"), "{why}");
     assert_eq!(fake.state(), before, "nothing was begun");
+    lock(&fake.objects).remove("/api/v1/namespaces/models/pods/bare");
+    let mut pod = fake.get("/api/v1/namespaces/models/pods/web-0").unwrap();
+    pod["spec"]["volumes"] = json!([{ "name": "cache", "emptyDir": {} }]);
+    fake.put("/api/v1/namespaces/models/pods/web-0", pod);
+    let before = fake.state();
+    let why = whole(&means(fake.client(None)), "app=web", drain(&["n1"], false)).await.unwrap_err().why;
+    assert!(why.contains("models/web-0") && why.contains("deleteEmptyDirData: true"), "{why}");
+    assert_eq!(fake.state(), before, "nothing was begun");
+    assert!(whole(&means(fake.client(None)), "app=web", drain(&["n1"], true)).await.is_ok());
 }
 
 #[tokio::test]

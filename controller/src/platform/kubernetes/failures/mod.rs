@@ -23,7 +23,7 @@ use std::{
 
 use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::{LocalObjectReference, Pod as Object};
-use kube::{Api, Client, ResourceExt, api::ListParams};
+use kube::{Api, Client, ResourceExt};
 use steadfast_api::{
     Percent, Span,
     node::NodeFaultKind,
@@ -32,7 +32,11 @@ use steadfast_api::{
 use tokio::{sync::watch, task::JoinHandle};
 
 pub(super) use self::evict::{Evictions, Meant, evict};
-pub use self::{budget::NodesMax, error::FailureError, power::PowerHook};
+pub use self::{
+    budget::{Budget, UnavailableMax},
+    error::FailureError,
+    power::PowerHook,
+};
 use self::{
     ledger::{ClusterChange, Ledger, Undo},
     workload::Workload,
@@ -59,8 +63,7 @@ pub struct Means {
     /// Secrets of its namespace by which that image is pulled.
     pub image_pull_secrets: Vec<LocalObjectReference>,
     pub power: Option<PowerHook>,
-    /// How many nodes one step may take away.
-    pub nodes_max: NodesMax,
+    pub budget: Budget,
 }
 
 /// Tells whoever carries something out that it shall be given up: its run ends.
@@ -122,6 +125,10 @@ enum Changed {
     Image { workload: Workload, container: String, to: String },
     Replicas { workload: Workload, before: i32, to: i32 },
 }
+
+/// A node that was away is Ready some seconds after it has come back.
+const NODES_RETURN_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_AT_NODES_EVERY: Duration = Duration::from_secs(2);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -205,7 +212,7 @@ pub(super) async fn carry_out(means: &Arc<Means>, ledger: &Ledger, target: &Targ
         Order::RollOut { container, image } => making.roll_out(&container, &image).await,
         Order::Scale { replicas } => making.scale(replicas).await,
         Order::Cordon { nodes } => making.cordon(&nodes).await,
-        Order::Drain { nodes } => making.drain(&nodes).await,
+        Order::Drain { nodes, empties } => making.drain(&nodes, empties).await,
         Order::Taint { nodes, key, value, effect } => making.taint(&nodes, &key, &value, effect).await,
         other => Err(FailureError::new(other.name(), "cannot be done on a cluster")),
     };
@@ -331,11 +338,19 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// One step may take so many nodes away at once, and no more.
+    /// One step may take so many nodes away at once, and no more; those that are away already count. They are waited for: an earlier step's nodes come back.
     async fn may_take(&self, nodes: &[String]) -> Result<(), FailureError> {
-        let all: Api<k8s_openapi::api::core::v1::Node> = Api::all(self.means.prompt.clone());
-        let all = all.list_metadata(&ListParams::default()).await.map_err(|error| FailureError::api("the cluster's nodes", &error))?.items.len();
-        self.means.nodes_max.allows(nodes.len(), all).map_err(|why| FailureError::new("the step", why))
+        let deadline = Instant::now() + NODES_RETURN_WITHIN;
+        loop {
+            let (all, mut away) = nodes::unavailable(&self.means.prompt).await?;
+            away.retain(|node| !nodes.contains(node));
+            let allows = |away: &[String]| self.means.budget.allows_nodes(nodes.len(), away, all).map_err(|why| FailureError::new("the step", why));
+            allows(&[])?;
+            match allows(&away) {
+                Err(_) if Instant::now() < deadline && self.target.given_up.or_slept(LOOK_AT_NODES_EVERY).await => {}
+                allowed => return allowed,
+            }
+        }
     }
 
     /// Makes nodes' network worse, or cuts it, by their agents.
@@ -420,6 +435,7 @@ impl Making<'_> {
     }
 
     async fn cordon(&mut self, nodes: &[String]) -> Result<(), FailureError> {
+        self.may_take(nodes).await?;
         for node in self.close(nodes).await? {
             self.prove(format!("node {node} takes no new pods"));
         }
@@ -441,16 +457,16 @@ impl Making<'_> {
         Ok(closed)
     }
 
-    async fn drain(&mut self, nodes: &[String]) -> Result<(), FailureError> {
+    async fn drain(&mut self, nodes: &[String], empties: bool) -> Result<(), FailureError> {
         self.may_take(nodes).await?;
         let mut pods = BTreeSet::new();
         for node in nodes {
-            pods.extend(evict::movable(node, &guard::on_node(self.means, node).await?)?);
+            pods.extend(evict::movable(node, &guard::on_node(self.means, node).await?, empties)?);
         }
         self.close(nodes).await?;
         // Those that have come meanwhile too.
         for node in nodes {
-            pods.extend(evict::movable(node, &guard::on_node(self.means, node).await?)?);
+            pods.extend(evict::movable(node, &guard::on_node(self.means, node).await?, empties)?);
         }
         let Evictions { evicted, refused, .. } = evict::once(&self.means.prompt, pods).await?;
         for pod in evicted {
@@ -468,9 +484,7 @@ impl Making<'_> {
     }
 
     async fn taint(&mut self, nodes: &[String], key: &str, value: &str, effect: TaintEffect) -> Result<(), FailureError> {
-        if effect == TaintEffect::NoExecute {
-            self.may_take(nodes).await?;
-        }
+        self.may_take(nodes).await?;
         let (key, value, effect) = (key.to_owned(), value.to_owned(), effect.name().to_owned());
         for node in nodes {
             if nodes::tainted(&self.means.prompt, node, &key, &effect).await? {

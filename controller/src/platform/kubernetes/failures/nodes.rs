@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Node};
 use kube::{
     Api, Client, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
@@ -23,6 +23,8 @@ use crate::reconcile::resource::MANAGER;
 pub const CORDONED_BY: &str = "steadfast.dev/cordoned-by";
 /// A kubelet renews its Lease every ten seconds: one that has not for so long is not there.
 pub(super) const RENEWS_WITHIN: Duration = Duration::from_secs(15);
+/// Nodes are large objects, in tens of kilobytes.
+const NODES_AT_ONCE: u32 = 100;
 /// A write that lost against another writer is made again this often.
 const TRIES: u32 = 20;
 
@@ -40,6 +42,27 @@ pub(super) async fn seen_lost(client: &Client, name: &str) -> Result<Option<Stri
         let since = ready.last_transition_time.map(|since| format!(" since {}", since.0)).unwrap_or_default();
         format!("the cluster held it for lost{since}: {}", ready.reason.unwrap_or_default())
     }))
+}
+
+/// How many nodes the cluster has, and which of them are not there for new pods: not Ready, or closed.
+pub(super) async fn unavailable(client: &Client) -> Result<(usize, Vec<String>), FailureError> {
+    let api = nodes(client);
+    let (mut all, mut away, mut page) = (0, Vec::new(), ListParams::default().limit(NODES_AT_ONCE));
+    loop {
+        let nodes = patiently(|| api.list(&page)).await.map_err(|error| FailureError::api("the cluster's nodes", &error))?;
+        all += nodes.items.len();
+        for node in nodes.items {
+            let conditions = node.status.iter().filter_map(|status| status.conditions.as_deref()).flatten();
+            let silent = conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status != "True");
+            if silent || node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true) {
+                away.push(node.name_any());
+            }
+        }
+        match nodes.metadata.continue_.filter(|more| !more.is_empty()) {
+            Some(more) => page.continue_token = Some(more),
+            None => return Ok((all, away)),
+        }
+    }
 }
 
 /// Whether there is such a node in the cluster.
