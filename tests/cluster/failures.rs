@@ -414,6 +414,21 @@ fn what_is_cut_off_returns_when_its_test_is_deleted_and_what_a_budget_refuses_is
     let began = Instant::now();
     eventually_as_before(&cluster, &installed, &space, &before, 30);
     println!("a drain that a budget holds up ends {:.1} s after its test was deleted", began.elapsed().as_secs_f64());
+
+    // A namespace that is deleted takes its pods along first, and those of a node that is cut off cannot end: the fault must not wait for them.
+    let gone = cluster.namespace_with("gone", ASKS);
+    digits(&gone, 3);
+    gone.wait_injected("app=digits", 3);
+    gone.apply(&test("cut", "  baseline: 1s\n  steps: [{name: cut, nodeFailure: {nodes: {mode: one}, by: agent}, for: 10m}]\n"));
+    gone.wait(60, format_args!("a node that is cut off\n{}", installed.state()), || {
+        let phases = cluster.kubectl(&["--namespace", &installed.system, "get", "nodefaults", "-o", "jsonpath={.items[*].status.phase}"]);
+        (phases.ok()?.trim() == "InForce").then_some(())
+    });
+    let began = Instant::now();
+    let deleted = cluster.kubectl(&["delete", "namespace", gone.name(), "--wait=true", "--timeout=120s"]);
+    assert!(deleted.is_ok(), "{deleted:?}\n{}\n{}", cluster.get(&format!("namespace/{}", gone.name())).unwrap_or_default(), installed.state());
+    println!("a namespace whose test had cut a node off was gone after {:.1} s", began.elapsed().as_secs_f64());
+    assert!(kept(&cluster, &installed).is_empty(), "{:?}", kept(&cluster, &installed));
 }
 
 /// Which node was switched off, from when until when, in nanoseconds of CLOCK_MONOTONIC.

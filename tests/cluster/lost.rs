@@ -136,13 +136,16 @@ fn what_is_in_force_ends_without_the_api_server_or_as_soon_as_it_is_back() {
         ("drain", "drain: {nodes: {mode: one}}, for: 5m"),
         ("thrown-out", "taint: {nodes: {mode: one}, effect: NoExecute}, for: 5m"),
         ("busy-node", "cpuPressure: {nodes: {mode: one}, load: 20%}, for: 5m"),
+        // The kernel ends these by itself when nobody writes them again.
+        ("cut-node", "nodeFailure: {nodes: {mode: one}, by: agent}, for: 20s"),
+        ("slow-node", "networkLatency: {nodes: {mode: one}, delay: 200ms, by: agent}, for: 20s"),
     ];
     for (name, step) in if whole_matrix() { &all[..] } else { &all[..2] } {
         space.wait_injected("app=digits", 2);
         space.apply(&test(name, &format!("  baseline: 1s\n  steps: [{{name: {name}, {step}}}]\n")));
         // Not only written down: the cluster shows it.
         space.wait(60, format_args!("{name} in force\n{}", installed.state()), || {
-            let shows = if *name == "busy-node" { kept(&cluster, &installed).len() > 1 } else { changeable(&cluster, &space) != before };
+            let shows = if name.ends_with("-node") { kept(&cluster, &installed).len() > 1 } else { changeable(&cluster, &space) != before };
             shows.then_some(())
         });
         let Some(cut) = cluster.cut_api() else { return };

@@ -178,3 +178,56 @@ fn what_leads_past_the_sidecar_is_found_and_told() {
     // Both names exist, so both Services have endpoints, and one of them is the sidecar's.
     assert!(recommender("recommender", 1, "").contains("targetPort: http"));
 }
+
+/// Every probe fails its pod at once if it meets a fault.
+const PROBED: &str = "apiVersion: v1
+kind: Pod
+metadata: {name: probed, labels: {app: probed}}
+spec:
+  securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
+  containers:
+    - name: server
+      image: IMAGE
+      imagePullPolicy: Never
+      args: [serve, /golden-sets/digits, --host, 0.0.0.0, --port, '8000']
+      ports: [{name: http, containerPort: 8000}]
+      securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+      startupProbe: {exec: {command: [/bin/steadfast, --version]}, periodSeconds: 1}
+      livenessProbe: {tcpSocket: {port: http}, periodSeconds: 1, failureThreshold: 1}
+      readinessProbe: {httpGet: {path: /v2/health/ready, port: http}, periodSeconds: 1, failureThreshold: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: probed}
+spec: {selector: {app: probed}, ports: [{name: http, port: 80, targetPort: http}]}
+";
+const EVERYTHING_FAILS: &str = "apiVersion: steadfast.dev/v1alpha1
+kind: FaultPolicy
+metadata: {name: everything}
+spec:
+  selector: {matchLabels: {app: probed}}
+  expiresAfter: 5m
+  budget: {concurrent: 100, share: 100%}
+  rules: [{faults: [{abort: {httpStatus: 503}}]}]
+  connections: [{share: 100%, fault: reset}]
+";
+
+#[test]
+fn probes_of_every_kind_mean_the_server_and_meet_no_fault() {
+    let Some(cluster) = cluster() else { return };
+    let installed = install(&cluster);
+    let space = cluster.namespace_with("probes", ASKS);
+    space.apply(&PROBED.replace("IMAGE", IMAGE));
+    let ask = || space.ask("probed:80", "/v2/models/digits");
+    space.wait(60, "a pod that answers", || ask().ok());
+    space.apply(EVERYTHING_FAILS);
+    space.wait(20, format_args!("faults\n{}", installed.state()), || ask().err());
+    let until = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < until {
+        let pod = space.get("pod/probed").expect("it is there");
+        let server = &pod["status"]["containerStatuses"][0];
+        assert!(condition(&pod, "Ready").as_deref() == Some("True") && server["restartCount"] == 0, "{:#}", pod["status"]);
+        assert!(ask().is_err(), "the policy is in force all the while");
+        std::thread::sleep(Duration::from_millis(250));
+    }
+}
