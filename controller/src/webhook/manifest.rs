@@ -7,10 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
+use steadfast_api::read::{Places, from_value};
 
 use super::{
     decide::{Decision, INJECT_LABEL, ROUTES_ANNOTATION, decide, is_apart},
     patch::{SidecarSettings, patch},
+    yaml,
 };
 
 /// What was done to one object.
@@ -69,21 +71,23 @@ struct Document<'a> {
 pub fn inject(text: &str, settings: &SidecarSettings) -> Result<(String, Vec<Note>), BadManifest> {
     let mut documents = Vec::new();
     for (index, (line, text)) in split(text).into_iter().enumerate() {
-        // YAML 1.1 would read the name `y` as true.
-        let options = serde_saphyr::options! { strict_booleans: true };
-        let value = serde_saphyr::from_str_with_options::<Value>(text, options).map_err(|error| {
-            let error = error.without_snippet();
-            BadManifest { document: index + 1, line: line + error.location().map_or(0, |at| at.line() as usize), why: error.to_string() }
-        })?;
+        let value = yaml::read(text).map_err(|(at, why)| BadManifest { document: index + 1, line: line + at.max(1) as usize, why })?;
         documents.push(Document { text, line, value, changed: false });
     }
     let mut notes = Vec::new();
     name_targets(&mut documents, &mut notes);
     for (index, document) in documents.iter_mut().enumerate() {
-        let fail = |why: String| BadManifest { document: index + 1, line: document.line + 1, why };
+        let (text, before) = (document.text, document.line);
+        let is_list = is_list(&document.value);
         let mut changed = false;
-        for object in objects(&mut document.value) {
-            if let Some(note) = inject_object(object, settings).map_err(fail)? {
+        for (at, object) in objects(&mut document.value).into_iter().enumerate() {
+            let named = described(object);
+            let injected = inject_object(object, settings).map_err(|Unreadable { field, why }| {
+                let place = if is_list { format!("items[{at}].{field}") } else { field.clone() };
+                let line = before + Places::of(text).map_or(1, |places| places.find(&place).0 as usize);
+                BadManifest { document: index + 1, line, why: format!("{named}: {field}: {why}") }
+            })?;
+            if let Some(note) = injected {
                 changed |= matches!(note.what, Done::Injected(_));
                 notes.push(note);
             }
@@ -129,13 +133,13 @@ pub(crate) fn split(text: &str) -> Vec<(usize, &str)> {
     documents
 }
 
+fn is_list(document: &Value) -> bool {
+    document["kind"].as_str().is_some_and(|kind| kind.ends_with("List")) && document["items"].is_array()
+}
+
 /// The objects of a document: itself, or a List's items.
 fn objects(document: &mut Value) -> Vec<&mut Value> {
-    if document["kind"].as_str().is_some_and(|kind| kind.ends_with("List")) && document["items"].is_array() {
-        document["items"].as_array_mut().map(|items| items.iter_mut().collect()).unwrap_or_default()
-    } else {
-        vec![document]
-    }
+    if is_list(document) { document["items"].as_array_mut().map(|items| items.iter_mut().collect()).unwrap_or_default() } else { vec![document] }
 }
 
 /// Where the pod stands in an object of this kind.
@@ -166,7 +170,14 @@ fn described(object: &Value) -> String {
     format!("{} {namespace}{}", object["kind"].as_str().unwrap_or("object"), metadata("name").or(metadata("generateName")).unwrap_or("without a name"))
 }
 
-fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Option<Note>, String> {
+/// What of an object cannot be read.
+struct Unreadable {
+    /// Dotted path within the object.
+    field: String,
+    why: String,
+}
+
+fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Option<Note>, Unreadable> {
     let described = described(object);
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
     let Some(path) = pod_path(object) else {
@@ -176,14 +187,18 @@ fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Optio
     if !template["metadata"].is_object() {
         template["metadata"] = Value::Object(Map::new());
     }
-    let pod: Pod = serde_json::from_value(template.clone()).map_err(|error| format!("{described}: its pod cannot be read: {error}"))?;
+    let field = |within: &str| [&path.replace('/', ".")[path.len().min(1)..], within].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".");
+    let pod: Pod = from_value(template.clone()).map_err(|(within, why)| {
+        let quoted = if why.ends_with("expected a string") { ": write it in quotes, if a text is meant" } else { "" };
+        Unreadable { field: field(&within), why: format!("{why}{quoted}") }
+    })?;
     let asked = BTreeMap::from([(INJECT_LABEL.to_owned(), "true".to_owned())]);
     let what = match decide(&pod, &namespace, &asked, settings.redirect.is_some()) {
         Decision::NotAsked => Done::Declined,
         Decision::Already => Done::Already,
         Decision::Skip(skip) => Done::Skipped(skip.to_string()),
         Decision::Inject(plan) => {
-            json_patch::patch(template, &patch(&pod, &plan, settings)).map_err(|error| format!("{described}: {error}"))?;
+            json_patch::patch(template, &patch(&pod, &plan, settings)).map_err(|error| Unreadable { field: field(""), why: error.to_string() })?;
             Done::Injected(plan.routes.iter().map(|route| format!("{} ({} behind {})", route.name, route.server, route.sidecar)).collect())
         }
     };
@@ -386,12 +401,12 @@ metadata: {name: web}
 spec:
   selector: {matchLabels: {app: web}}
   template:
-    metadata: {labels: {app: web, flag: 'yes', n: 'y'}}
+    metadata: {labels: {app: web, flag: 'yes', 'n': 'y'}}
     spec:
       containers:
         - name: server
           image: web
-          args: [\"8000\", 'off', y]
+          args: [\"8000\", 'off', 'y']
 ---
 apiVersion: v1
 kind: Service
@@ -402,7 +417,7 @@ spec:
 ";
 
     fn read(text: &str) -> Vec<Value> {
-        split(text).into_iter().map(|(_, text)| serde_saphyr::from_str_with_options(text, serde_saphyr::options! { strict_booleans: true }).unwrap()).collect()
+        split(text).into_iter().map(|(_, text)| yaml::read(text).unwrap()).collect()
     }
 
     #[test]
@@ -423,6 +438,20 @@ spec:
                 Note { object: "Deployment web".into(), what: Done::Injected(vec!["web (8000 behind 4180)".into()]) },
             ]
         );
+    }
+
+    #[test]
+    fn octals_and_booleans_of_yaml_1_1_keep_their_meaning_in_what_is_written() {
+        let volume = "volumes: [{name: v, secret: {secretName: s, defaultMode: 0644}}], automountServiceAccountToken: off, containers";
+        let pod = |name: &str| {
+            format!("{{kind: Pod, metadata: {{name: {name}}}, spec: {{{volume}: [{{name: s, image: s, ports: [{{name: http, containerPort: 8000}}]}}]}}}}")
+        };
+        let sibling = "{kind: ConfigMap, metadata: {name: x, labels: {a: '0644', b: 'yes', c: '1_0', d: '2001-01-01'}}, mode: 0644, is: yes, whole: 1.0}";
+        let (written, _) = inject(&format!("kind: List\nitems:\n- {}\n- {sibling}\n", pod("a")), &settings()).unwrap();
+        assert!(written.contains("defaultMode: 420\n") && written.contains("automountServiceAccountToken: false\n"), "{written}");
+        assert!(written.contains("mode: 420\n") && written.contains("is: true\n") && written.contains("whole: 1\n"), "{written}");
+        let labels = &read(&written)[0]["items"][1]["metadata"]["labels"];
+        assert_eq!(*labels, json!({ "a": "0644", "b": "yes", "c": "1_0", "d": "2001-01-01" }), "texts stay texts: {written}");
     }
 
     #[test]
@@ -526,7 +555,13 @@ spec:
     fn a_document_that_cannot_be_read_is_named_by_its_line() {
         let error = inject("a: 1\n---\nkind: Pod\nspec: [\n", &settings()).unwrap_err();
         assert!(error.document == 2 && error.line >= 4, "{error}");
-        let error = inject("kind: Pod\nmetadata: {name: x}\nspec: {containers: 7}\n", &settings()).unwrap_err();
-        assert!(error.why.contains("Pod x"), "{error}");
+        let error = inject("kind: Pod\nmetadata: {name: x}\nspec:\n  containers: 7\n", &settings()).unwrap_err();
+        assert!(error.line == 4 && error.why.starts_with("Pod x: spec.containers: ") && error.why.contains('7'), "{error}");
+        let text = "kind: Service\n---\nkind: List\nitems:\n- kind: CronJob\n  metadata: {name: x}\n  spec: {jobTemplate: {spec: {template: {spec: {\n    containers: [{name: x, image: x,\n      args: [a,\n      y]}]}}}}}\n";
+        let error = inject(text, &settings()).unwrap_err();
+        let said = "CronJob x: spec.jobTemplate.spec.template.spec.containers[0].args[1]: invalid type: boolean `true`, expected a string: write it in quotes";
+        assert!((error.document, error.line) == (2, 10) && error.why.starts_with(said), "{error}");
+        let error = inject("kind: Pod\nspec: 1\nspec: 2\n", &settings()).unwrap_err();
+        assert_eq!((error.line, error.why.as_str()), (3, "`spec` is given twice: keep one of them"));
     }
 }

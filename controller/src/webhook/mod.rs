@@ -9,3 +9,4 @@ pub mod patch;
 pub mod resources;
 pub mod secret;
 pub mod server;
+mod yaml;
