@@ -86,7 +86,14 @@ pub(crate) fn main(args: Args) -> ExitCode {
     for note in notes {
         let what = match note.what {
             Done::Injected(ports) => format!("injected: {}", ports.join(", ")),
-            Done::Named { port, name } => format!("targets port {port} by its name now, {name}: a number would go past the sidecar"),
+            Done::Named { port, name, is_headless: true } => {
+                format!("targets port {port} by its name now, {name}, for who asks where to dial (EndpointSlices, SRV records)")
+            }
+            Done::Past(what) => what,
+            Done::Elsewhere(workload) => format!(
+                "selects no workload of its namespace here, so its ports are left as they are: {workload} has the labels that it selects, but only one of the two says its namespace; write it in both"
+            ),
+            Done::Named { port, name, is_headless: false } => format!("targets port {port} by its name now, {name}: a number would go past the sidecar"),
             Done::Unnamed { port, why } => format!("goes on leading to number {port}, past the sidecar: {why}"),
             Done::UnknownKind => "not injected: its pods are made by an operator that is not known here; label them steadfast.dev/inject: \"true\" in it, and the webhook injects them".to_owned(),
             Done::Already => "has the sidecar already".to_owned(),

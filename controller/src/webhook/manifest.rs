@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use serde_json::{Map, Value, json};
 use steadfast_api::read::{Places, from_value};
 
 use super::{
-    decide::{Decision, INJECT_LABEL, ROUTES_ANNOTATION, decide, is_apart},
+    decide::{Decision, INJECT_LABEL, Plan, ROUTES_ANNOTATION, Skip, decide, is_apart},
+    past::{self, PodPorts},
     patch::{SidecarSettings, patch},
     yaml,
 };
@@ -31,12 +32,18 @@ pub enum Done {
     Named {
         port: i64,
         name: String,
+        /// The Service has no address of its own, so not everybody who uses it asks where to dial.
+        is_headless: bool,
     },
     /// The Service's port goes on leading to this number, past the sidecar, and why.
     Unnamed {
         port: i64,
         why: String,
     },
+    /// Ports of the Service by which users come past the sidecars all the same, and what would be right.
+    Past(String),
+    /// The Service targets numbers, and this workload has the labels that it selects, but only one of the two says its namespace.
+    Elsewhere(String),
     /// Pods are made of it, by an operator that is not known here.
     UnknownKind,
     Already,
@@ -75,7 +82,7 @@ pub fn inject(text: &str, settings: &SidecarSettings) -> Result<(String, Vec<Not
         documents.push(Document { text, line, value, changed: false });
     }
     let mut notes = Vec::new();
-    name_targets(&mut documents, &mut notes);
+    name_targets(&mut documents, settings, &mut notes);
     for (index, document) in documents.iter_mut().enumerate() {
         let (text, before) = (document.text, document.line);
         let is_list = is_list(&document.value);
@@ -94,6 +101,7 @@ pub fn inject(text: &str, settings: &SidecarSettings) -> Result<(String, Vec<Not
         }
         document.changed |= changed;
     }
+    tell_past(&mut documents, &mut notes);
     let mut written = String::new();
     for document in &documents {
         if !written.is_empty() {
@@ -192,11 +200,10 @@ fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Optio
         let quoted = if why.ends_with("expected a string") { ": write it in quotes, if a text is meant" } else { "" };
         Unreadable { field: field(&within), why: format!("{why}{quoted}") }
     })?;
-    let asked = BTreeMap::from([(INJECT_LABEL.to_owned(), "true".to_owned())]);
-    let what = match decide(&pod, &namespace, &asked, settings.redirect.is_some()) {
+    let what = match decide(&pod, &namespace, &asked(), settings.redirect.is_some()) {
         Decision::NotAsked => Done::Declined,
         Decision::Already => Done::Already,
-        Decision::Skip(skip) => Done::Skipped(skip.to_string()),
+        Decision::Skip(skip) => Done::Skipped(skip.offline()),
         Decision::Inject(plan) => {
             json_patch::patch(template, &patch(&pod, &plan, settings)).map_err(|error| Unreadable { field: field(""), why: error.to_string() })?;
             Done::Injected(plan.routes.iter().map(|route| format!("{} ({} behind {})", route.name, route.server, route.sidecar)).collect())
@@ -205,15 +212,22 @@ fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Optio
     Ok(Some(Note { object: described, what }))
 }
 
-/// Gives numbers that Services target a name, where the workloads are in the same manifests.
-fn name_targets(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
-    let services: Vec<Value> = documents
-        .iter_mut()
-        .flat_map(|document| objects(&mut document.value))
-        .filter(|object| object["kind"] == "Service")
-        .map(|object| object.clone())
-        .collect();
-    for service in services {
+/// Labels of a namespace that asks: whoever runs the program does.
+fn asked() -> BTreeMap<String, String> {
+    BTreeMap::from([(INJECT_LABEL.to_owned(), "true".to_owned())])
+}
+
+fn services(documents: &mut [Document<'_>]) -> Vec<Value> {
+    let all = documents.iter_mut().flat_map(|document| objects(&mut document.value));
+    all.filter(|object| object["kind"] == "Service").map(|object| object.clone()).collect()
+}
+
+/// Gives numbers that Services target a name, where the workloads are in the same manifests and will have a sidecar there.
+fn name_targets(documents: &mut [Document<'_>], settings: &SidecarSettings, notes: &mut Vec<Note>) {
+    for service in services(documents) {
+        let namespace = service["metadata"]["namespace"].as_str().unwrap_or("default");
+        let may_redirect = settings.redirect.is_some();
+        let mut is_missed = false;
         for (index, port) in service["spec"]["ports"].as_array().into_iter().flatten().enumerate() {
             let target = if port["targetPort"].is_null() { &port["port"] } else { &port["targetPort"] };
             let Some(number) = target.as_i64().filter(|_| port["protocol"].is_null() || port["protocol"] == "TCP") else { continue };
@@ -223,21 +237,29 @@ fn name_targets(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
                 behind.push(template.clone());
                 false
             });
-            // By its name it is not for users, and nobody behind it has named it; or nobody behind it will have a sidecar.
+            is_missed |= behind.is_empty();
+            // By its name it is not for users, and nobody behind it has named it.
             let is_named = || behind.iter().any(|template| matches!(port_of(template, number), Port::Named(_)));
-            if behind.iter().all(declines) || (is_apart(wished) && !is_named()) {
+            if is_apart(wished) && !is_named() {
                 continue;
             }
             let name = match common_name(&behind, number, wished) {
                 Ok(name) => name,
                 Err(why) => {
-                    notes.push(Note { object: described(&service), what: Done::Unnamed { port: number, why } });
+                    if behind.iter().any(|template| may_have_sidecar(template, namespace, may_redirect)) {
+                        notes.push(Note { object: described(&service), what: Done::Unnamed { port: number, why } });
+                    }
                     continue;
                 }
             };
+            // A number leads on to whoever has no sidecar, or lets it pass, or is redirected.
+            if !behind.iter().any(|template| takes_over(template, namespace, number, &name, may_redirect)) {
+                continue;
+            }
             // Also where the sidecar is declined: the Service leads there by the same name.
             each_template(documents, &service, |template| name_port(template, number, &name));
-            notes.push(Note { object: described(&service), what: Done::Named { port: number, name: name.clone() } });
+            let is_headless = service["spec"]["clusterIP"] == "None";
+            notes.push(Note { object: described(&service), what: Done::Named { port: number, name: name.clone(), is_headless } });
             for document in documents.iter_mut() {
                 let mut changed = false;
                 for object in objects(&mut document.value).into_iter().filter(|object| is_same(object, &service)) {
@@ -247,28 +269,100 @@ fn name_targets(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
                 document.changed |= changed;
             }
         }
+        if let Some(workload) = is_missed.then(|| elsewhere(documents, &service)).flatten() {
+            notes.push(Note { object: described(&service), what: Done::Elsewhere(workload) });
+        }
     }
+}
+
+/// A workload that a Service would select, if not only one of the two said its namespace.
+fn elsewhere(documents: &mut [Document<'_>], service: &Value) -> Option<String> {
+    let is_said = |object: &Value| object["metadata"]["namespace"].is_string();
+    let mut workloads = documents.iter_mut().flat_map(|document| objects(&mut document.value));
+    workloads
+        .find(|workload| {
+            is_said(workload) != is_said(service)
+                && pod_path(workload).and_then(|path| workload.pointer(path)).is_some_and(|template| is_selected(template, service))
+        })
+        .map(|workload| described(workload))
+}
+
+fn decided(template: &Value, namespace: &str, may_redirect: bool) -> Option<Decision> {
+    from_value::<Pod>(template.clone()).ok().map(|pod| decide(&pod, namespace, &asked(), may_redirect))
+}
+
+/// Whether nothing but names of ports keeps the sidecar from these pods.
+fn may_have_sidecar(template: &Value, namespace: &str, may_redirect: bool) -> bool {
+    matches!(decided(template, namespace, may_redirect), Some(Decision::Inject(_) | Decision::Already | Decision::Skip(Skip::NoNamedPort)))
+}
+
+/// Whether the sidecar of these pods takes over the server's port `number` by its name, which will be this one if it has none.
+fn takes_over(template: &Value, namespace: &str, number: i64, name: &str, may_redirect: bool) -> bool {
+    let decision = decided(template, namespace, may_redirect);
+    let route = |plan: &Plan| plan.routes.iter().find(|route| i64::from(route.server) == number).cloned();
+    if let Some(Decision::Inject(plan)) = &decision
+        && let Some(route) = route(plan)
+    {
+        return route.probes.is_none();
+    }
+    match decision {
+        Some(Decision::Already) => ports(template).past.iter().any(|(server, _)| i64::from(*server) == number),
+        Some(Decision::NotAsked) | None => false,
+        Some(Decision::Inject(_) | Decision::Skip(_)) => {
+            let mut named = template.clone();
+            let decision = name_port(&mut named, number, name).then(|| decided(&named, namespace, may_redirect)).flatten();
+            matches!(decision, Some(Decision::Inject(plan)) if route(&plan).is_some())
+        }
+    }
+}
+
+/// What the annotations of an injected template say.
+fn ports(template: &Value) -> PodPorts {
+    PodPorts::read(&from_value(template["metadata"]["annotations"].clone()).unwrap_or_default())
+}
+
+/// Tells of Services that lead past the sidecars all the same, by the controller's own rule; of those ports of which nothing was said yet.
+fn tell_past(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
+    for service in services(documents) {
+        let Ok(read) = from_value::<Service>(service.clone()) else { continue };
+        let mut behind = Vec::new();
+        each_template(documents, &service, |template| {
+            if template["metadata"]["annotations"][ROUTES_ANNOTATION].is_string() {
+                behind.push(ports(template));
+            }
+            false
+        });
+        let object = described(&service);
+        let is_told =
+            |number: i32| notes.iter().any(|note| note.object == object && matches!(note.what, Done::Unnamed { port, .. } if port == i64::from(number)));
+        let mut past = past::past(&read, &behind.iter().collect::<Vec<_>>());
+        past.retain(|past| !matches!(past.how, past::How::Number(number, _) | past::How::NotTaken(number) if is_told(number)));
+        if !past.is_empty() {
+            notes.push(Note { object, what: Done::Past(past::note(&past, "")) });
+        }
+    }
+}
+
+/// Whether a Service without regard to namespaces selects these pods.
+fn is_selected(template: &Value, service: &Value) -> bool {
+    let selector = service["spec"]["selector"].as_object().filter(|selector| !selector.is_empty());
+    selector.is_some_and(|selector| selector.iter().all(|(key, value)| template["metadata"]["labels"][key] == *value))
 }
 
 /// Does something to every pod template that a Service selects; `act` says whether it changed it.
 fn each_template(documents: &mut [Document<'_>], service: &Value, mut act: impl FnMut(&mut Value) -> bool) {
-    let Some(selector) = service["spec"]["selector"].as_object().filter(|selector| !selector.is_empty()) else { return };
     for document in documents {
         let mut changed = false;
         for workload in objects(&mut document.value) {
             if workload["metadata"]["namespace"] == service["metadata"]["namespace"]
                 && let Some(template) = pod_path(workload).and_then(|path| workload.pointer_mut(path))
-                && selector.iter().all(|(key, value)| template["metadata"]["labels"][key] == *value)
+                && is_selected(template, service)
             {
                 changed |= act(template);
             }
         }
         document.changed |= changed;
     }
-}
-
-fn declines(template: &Value) -> bool {
-    template["metadata"]["labels"][INJECT_LABEL] == "false"
 }
 
 fn is_same(object: &Value, other: &Value) -> bool {
@@ -434,7 +528,7 @@ spec:
         assert_eq!(
             notes,
             [
-                Note { object: "Service web".into(), what: Done::Named { port: 8000, name: "web".into() } },
+                Note { object: "Service web".into(), what: Done::Named { port: 8000, name: "web".into(), is_headless: false } },
                 Note { object: "Deployment web".into(), what: Done::Injected(vec!["web (8000 behind 4180)".into()]) },
             ]
         );
@@ -469,8 +563,9 @@ spec:
         assert_eq!(written, declined);
         assert_eq!(notes, [Note { object: "Deployment web".into(), what: Done::Declined }]);
         let host = MANIFESTS.replace("    spec:\n      containers", "    spec:\n      hostNetwork: true\n      containers");
-        let (_, notes) = inject(&host, &settings()).unwrap();
-        assert!(matches!(&notes[1].what, Done::Skipped(why) if why.contains("hostNetwork")), "{notes:?}");
+        let (written, notes) = inject(&host, &settings()).unwrap();
+        assert_eq!(written, host, "a number leads to the server, who has no sidecar");
+        assert!(matches!(&notes[..], [Note { what: Done::Skipped(why), .. }] if why.contains("hostNetwork")), "{notes:?}");
     }
 
     /// Workloads by name, with the ports of each container, and Services of their label.
@@ -538,6 +633,73 @@ spec:
         let rollout = MANIFESTS.replace("kind: Deployment", "kind: Rollout");
         let (written, notes) = inject(&rollout, &settings()).unwrap();
         assert_eq!((written, notes), (rollout, vec![Note { object: "Rollout web".into(), what: Done::UnknownKind }]));
+    }
+
+    #[test]
+    fn only_what_the_sidecar_will_take_over_is_renamed() {
+        let port = "{port: 80, targetPort: 8000}";
+        for (container, service) in [
+            ("{name: metrics, containerPort: 8000}", port),
+            ("{name: redis, containerPort: 8000}, {name: http, containerPort: 1}", port),
+            ("{containerPort: 8000}, {containerPort: 4179}", port),
+            ("{containerPort: 8000}", "{name: redis, port: 80, targetPort: 8000}"),
+        ] {
+            let text = manifests(&[("a", &[container])], service);
+            let (targets, notes) = service_targets(&text);
+            assert!(targets == [json!(8000)] && !notes.iter().any(|note| note.object == "Service x"), "{container}: {notes:?}");
+        }
+        // Redirected, numbers lead to the sidecar too.
+        let text = manifests(&[("a", &["{containerPort: 8000}"])], port).replacen(
+            "labels: {app: x}",
+            "labels: {app: x}, annotations: {steadfast.dev/interception: redirect}",
+            1,
+        );
+        let redirect = Some(crate::webhook::patch::RedirectSettings { image: "agent:1".into(), image_pull_policy: None });
+        let (written, notes) = inject(&text, &SidecarSettings { redirect, ..settings() }).unwrap();
+        assert_eq!(read(&written)[1], read(&text)[1]);
+        assert!(matches!(&notes[..], [Note { what: Done::Injected(_), .. }]), "{notes:?}");
+    }
+
+    /// What the controller would say of the Service once all of it runs.
+    fn told_by_the_controller(written: &str) -> Vec<past::Past> {
+        let (services, workloads): (Vec<_>, Vec<_>) = read(written).into_iter().partition(|object| object["kind"] == "Service");
+        let service: Service = from_value(services[0].clone()).unwrap();
+        let behind: Vec<_> = workloads.iter().map(|workload| ports(&workload["spec"]["template"])).collect();
+        past::past(&service, &behind.iter().collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_headless_service_is_told_what_the_controller_will_say() {
+        for (service, is_past) in
+            [("{port: 8000}", true), ("{port: 8000, targetPort: http}", true), ("{port: 80, targetPort: http}", false), ("{port: 80, targetPort: 8000}", false)]
+        {
+            for head in ["clusterIP: None, ", ""] {
+                let text = manifests(&[("a", &["{name: http, containerPort: 8000}"])], service).replace("selector: {app", &format!("{head}selector: {{app"));
+                let (written, notes) = inject(&text, &settings()).unwrap();
+                let told: Vec<_> = notes.iter().filter_map(|note| if let Done::Past(said) = &note.what { Some(said.as_str()) } else { None }).collect();
+                let past = told_by_the_controller(&written);
+                assert_eq!(!told.is_empty(), !past.is_empty(), "{text}: {notes:?}");
+                assert_eq!(!past.is_empty(), is_past && !head.is_empty(), "{text}: {past:?}");
+                assert!(told.iter().all(|said| *said == past::note(&past, "") && said.contains("interception: redirect")), "{told:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_service_whose_workload_alone_says_its_namespace_is_told_so() {
+        let text = manifests(&[("a", &["{containerPort: 8000}"])], "{port: 80, targetPort: 8000}");
+        let there = text.replacen("metadata: {name: a}", "metadata: {name: a, namespace: default}", 1);
+        let (written, notes) = inject(&there, &settings()).unwrap();
+        assert_eq!(written, there);
+        assert_eq!(notes[0], Note { object: "Service x".into(), what: Done::Elsewhere("Deployment default/a".into()) });
+        let apart = there.replace("metadata: {name: x}", "metadata: {name: x, namespace: other}");
+        assert!(!inject(&apart, &settings()).unwrap().1.iter().any(|note| matches!(note.what, Done::Elsewhere(_))), "two namespaces are two namespaces");
+    }
+
+    #[test]
+    fn a_pod_without_named_ports_is_not_sent_in_a_circle() {
+        let (_, notes) = inject("{kind: Job, metadata: {name: a}, spec: {template: {spec: {containers: [{name: s, image: s}]}}}}", &settings()).unwrap();
+        assert!(matches!(&notes[..], [Note { what: Done::Skipped(why), .. }] if !why.contains("steadfast inject") && why.contains("name")), "{notes:?}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod certificate;
 pub mod decide;
 pub mod manifest;
 pub mod mounted;
+pub(crate) mod past;
 pub mod patch;
 pub mod resources;
 pub mod secret;
