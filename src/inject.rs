@@ -90,6 +90,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
                 format!("targets port {port} by its name now, {name}, for who asks where to dial (EndpointSlices, SRV records)")
             }
             Done::Past(what) => what,
+            Done::LetIn { port, name } => format!("lets users in by the port's name too, {name}: number {port} alone would cut them off from the sidecar"),
             Done::Elsewhere(workload) => format!(
                 "selects no workload of its namespace here, so its ports are left as they are: {workload} has the labels that it selects, but only one of the two says its namespace; write it in both"
             ),

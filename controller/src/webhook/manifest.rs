@@ -5,13 +5,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::{
+    core::v1::{Pod, Service},
+    networking::v1::NetworkPolicy,
+};
 use serde_json::{Map, Value, json};
 use steadfast_api::read::{Places, from_value};
 
 use super::{
+    allowed::{self, CutOff},
     decide::{Decision, INJECT_LABEL, Plan, ROUTES_ANNOTATION, Skip, decide, is_apart},
-    past::{self, PodPorts},
+    past::{self, PodPorts, Taken},
     patch::{SidecarSettings, patch},
     yaml,
 };
@@ -42,6 +46,11 @@ pub enum Done {
     },
     /// Ports of the Service by which users come past the sidecars all the same, and what would be right.
     Past(String),
+    /// The NetworkPolicy let users in by this number alone, and now by the port's name too, which leads to the sidecar.
+    LetIn {
+        port: i32,
+        name: String,
+    },
     /// The Service targets numbers, and this workload has the labels that it selects, but only one of the two says its namespace.
     Elsewhere(String),
     /// Pods are made of it, by an operator that is not known here.
@@ -102,6 +111,7 @@ pub fn inject(text: &str, settings: &SidecarSettings) -> Result<(String, Vec<Not
         document.changed |= changed;
     }
     tell_past(&mut documents, &mut notes);
+    let_in(&mut documents, &mut notes);
     let mut written = String::new();
     for document in &documents {
         if !written.is_empty() {
@@ -340,6 +350,36 @@ fn tell_past(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
         if !past.is_empty() {
             notes.push(Note { object, what: Done::Past(past::note(&past, "")) });
         }
+    }
+}
+
+/// Lets users in by the names of ports that sidecars took over, where NetworkPolicies of the same manifests know the numbers alone. The numbers stay: pods without a
+/// sidecar, those of before a rollout among them, are still reached by them.
+fn let_in(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
+    let mut pods: Vec<(Value, BTreeMap<String, String>, Vec<Taken>)> = Vec::new();
+    for workload in documents.iter_mut().flat_map(|document| objects(&mut document.value)) {
+        let Some(template) = pod_path(workload).and_then(|path| workload.pointer(path)) else { continue };
+        let read = |field: &str| from_value::<BTreeMap<String, String>>(template["metadata"][field].clone()).unwrap_or_default();
+        let (labels, annotations) = (read("labels"), read("annotations"));
+        if !past::is_redirected(&annotations) {
+            pods.push((workload["metadata"]["namespace"].clone(), labels, past::taken(&annotations)));
+        }
+    }
+    for document in documents {
+        let mut changed = false;
+        for object in objects(&mut document.value).into_iter().filter(|object| object["kind"] == "NetworkPolicy") {
+            let Ok(policy) = from_value::<NetworkPolicy>(object.clone()) else { continue };
+            let selected = pods.iter().filter(|(namespace, labels, _)| *namespace == object["metadata"]["namespace"] && allowed::selects(&policy, labels));
+            let cut: BTreeSet<CutOff> = selected.flat_map(|(_, _, taken)| allowed::cut_off(&policy, taken)).collect();
+            for CutOff { rule, number, name } in cut {
+                if let Some(ports) = object["spec"]["ingress"][rule]["ports"].as_array_mut() {
+                    ports.push(json!({ "port": name, "protocol": "TCP" }));
+                    changed = true;
+                }
+                notes.push(Note { object: described(object), what: Done::LetIn { port: number, name } });
+            }
+        }
+        document.changed |= changed;
     }
 }
 
@@ -694,6 +734,27 @@ spec:
         assert_eq!(notes[0], Note { object: "Service x".into(), what: Done::Elsewhere("Deployment default/a".into()) });
         let apart = there.replace("metadata: {name: x}", "metadata: {name: x, namespace: other}");
         assert!(!inject(&apart, &settings()).unwrap().1.iter().any(|note| matches!(note.what, Done::Elsewhere(_))), "two namespaces are two namespaces");
+    }
+
+    #[test]
+    fn a_network_policy_that_knows_the_number_lets_users_in_by_the_name_too() {
+        let policy = |head: &str, port: &str| {
+            format!(
+                "{{kind: NetworkPolicy, metadata: {{name: p{head}}}, spec: {{podSelector: {{matchLabels: {{app: x}}}}, ingress: [{{from: [], ports: [{port}]}}]}}}}\n"
+            )
+        };
+        let workload = manifests(&[("a", &["{containerPort: 8000}"])], "{port: 80, targetPort: 8000}");
+        let text = format!("{workload}---\n{}", policy("", "{port: 8000}"));
+        let (written, notes) = inject(&text, &settings()).unwrap();
+        assert_eq!(read(&written)[2]["spec"]["ingress"][0]["ports"], json!([{ "port": 8000 }, { "port": "http", "protocol": "TCP" }]));
+        assert!(notes.contains(&Note { object: "NetworkPolicy p".into(), what: Done::LetIn { port: 8000, name: "http".into() } }), "{notes:?}");
+        assert_eq!(inject(&written, &settings()).unwrap().0, written, "once is enough");
+        for other in [policy(", namespace: other", "{port: 8000}"), policy("", "{port: http}"), policy("", "{port: 9000}")] {
+            let (written, _) = inject(&format!("{workload}---\n{other}"), &settings()).unwrap();
+            assert!(written.ends_with(&other), "{written}");
+        }
+        let declined = text.replace("labels: {app: x}", "labels: {app: x, steadfast.dev/inject: 'false'}");
+        assert_eq!(inject(&declined, &settings()).unwrap().0, declined, "nothing moves, so nothing has to be let in");
     }
 
     #[test]

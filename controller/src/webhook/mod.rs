@@ -1,6 +1,7 @@
 //! Injection: which pods get the sidecar, how a pod changes, what the API server asks, and the certificate that it trusts.
 
 pub mod admit;
+pub(crate) mod allowed;
 pub mod certificate;
 pub mod decide;
 pub mod manifest;
