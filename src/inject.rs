@@ -8,6 +8,7 @@ use std::{
 };
 
 use steadfast_controller::webhook::{
+    flags,
     manifest::{self, Done},
     patch::{ControllerAddress, LEAVE_SECONDS, RedirectSettings, SidecarResources, SidecarSettings},
 };
@@ -27,7 +28,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
     /// Image of the sidecar.
-    #[arg(long, value_name = "IMAGE")]
+    #[arg(long, value_name = "IMAGE", value_parser = flags::image)]
     image: String,
     /// Always, IfNotPresent or Never. Without it: Kubernetes' own rule.
     #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
@@ -39,16 +40,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", requires = "controller")]
     controller_ca: Option<PathBuf>,
     /// CPU that the sidecar requests.
-    #[arg(long, value_name = "QUANTITY", default_value = "50m")]
+    #[arg(long, value_name = "QUANTITY", default_value = "50m", value_parser = flags::cpu)]
     cpu: String,
     /// CPU that the sidecar requests and is limited to in pods of the class Guaranteed; in others there is no limit.
-    #[arg(long, value_name = "QUANTITY", default_value = "1")]
+    #[arg(long, value_name = "QUANTITY", default_value = "1", value_parser = flags::cpu)]
     cpu_limit: String,
     /// Memory that the sidecar requests.
-    #[arg(long, value_name = "QUANTITY", default_value = "64Mi")]
+    #[arg(long, value_name = "QUANTITY", default_value = "64Mi", value_parser = flags::memory)]
     memory: String,
     /// Memory beyond which it is killed.
-    #[arg(long, value_name = "QUANTITY", default_value = "256Mi")]
+    #[arg(long, value_name = "QUANTITY", default_value = "256Mi", value_parser = flags::memory)]
     memory_limit: String,
     /// Seconds for which a server without a preStop hook goes on before it is told to stop, so that everybody hears that the pod leaves; 0: no such hook. Needs
     /// Kubernetes 1.30.
@@ -56,7 +57,7 @@ pub(crate) struct Args {
     leave_seconds: u32,
     /// Image of steadfast with the program nft: pods with the annotation steadfast.dev/interception: redirect are then given an init container with NET_ADMIN. Without
     /// it they are left out.
-    #[arg(long, value_name = "IMAGE")]
+    #[arg(long, value_name = "IMAGE", value_parser = flags::image)]
     redirect_image: Option<String>,
 }
 
@@ -73,6 +74,9 @@ pub(crate) fn main(args: Args) -> ExitCode {
         _ => None,
     };
     let resources = SidecarResources { cpu: args.cpu, cpu_limit: args.cpu_limit, memory: args.memory, memory_limit: args.memory_limit };
+    if let Err(why) = flags::within_limits(&resources, "--") {
+        return exit::bad_input(why);
+    }
     let image_pull_policy = args.image_pull_policy;
     let redirect = args.redirect_image.map(|image| RedirectSettings { image, image_pull_policy: image_pull_policy.clone() });
     let settings = SidecarSettings { image: args.image, image_pull_policy, controller, resources, leave_seconds: args.leave_seconds, redirect };

@@ -4,6 +4,7 @@ pub mod admit;
 pub(crate) mod allowed;
 pub mod certificate;
 pub mod decide;
+pub mod flags;
 pub mod manifest;
 pub mod mounted;
 pub(crate) mod past;
