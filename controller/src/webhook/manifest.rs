@@ -1,6 +1,6 @@
 //! The same injection offline: manifests in, manifests out, for GitOps and for reading what the webhook would do.
 //!
-//! Documents in which nothing changes pass as they are written, comments and all. A Service that targets a number would go past the sidecar, so the number is given a
+//! Documents in which nothing changes pass as they are written, comments and all; the others are written anew. A Service that targets a number would go past the sidecar, so the number is given a
 //! name, in the Service and in the workload that it selects.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,11 +61,20 @@ pub enum Done {
     Skipped(String),
 }
 
+/// A file of manifests.
+#[derive(Clone, Copy, Debug)]
+pub struct File<'a> {
+    /// As its user calls it.
+    pub name: &'a str,
+    pub text: &'a str,
+}
+
 /// Why manifests could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("document {document}, line {line}: {why}")]
+#[error("{file}: document {document}, line {line}: {why}")]
 pub struct BadManifest {
-    /// From 1.
+    pub file: String,
+    /// From 1, within the file.
     pub document: usize,
     /// Within the file.
     pub line: usize,
@@ -73,55 +82,111 @@ pub struct BadManifest {
 }
 
 struct Document<'a> {
+    file: &'a str,
+    /// From 1, within the file.
+    number: usize,
     text: &'a str,
+    /// Lines before it.
     line: usize,
+    is_json: bool,
+    /// It follows an object of JSON with nothing between them.
+    follows_json: bool,
     /// The document itself, or the items of a List.
     value: Value,
     changed: bool,
 }
 
-/// Injects every workload of `text` (YAML documents or JSON) that does not decline.
+impl Document<'_> {
+    fn refuse(&self, line: usize, why: String) -> BadManifest {
+        BadManifest { file: self.file.to_owned(), document: self.number, line: self.line + line.max(1), why }
+    }
+
+    /// Keys are sorted in what changed, and comments are gone.
+    fn write(&self) -> Result<String, String> {
+        match (self.changed, self.is_json) {
+            (false, _) => Ok(self.text.to_owned()),
+            (true, true) => serde_json::to_string_pretty(&self.value).map_err(|error| error.to_string()),
+            (true, false) => serde_saphyr::to_string(&self.value).map_err(|error| error.to_string()),
+        }
+    }
+}
+
+/// The documents of a file.
+fn documents<'a>(file: &File<'a>) -> Result<Vec<Document<'a>>, BadManifest> {
+    let mut documents: Vec<Document<'a>> = Vec::new();
+    for (line, text) in split(file.text) {
+        let new = |documents: &Vec<Document<'a>>| Document {
+            file: file.name,
+            number: documents.len() + 1,
+            text,
+            line,
+            is_json: false,
+            follows_json: false,
+            value: Value::Null,
+            changed: false,
+        };
+        if let Some(objects) = json_objects(text) {
+            for (at, (before, text, value)) in objects.into_iter().enumerate() {
+                let document = Document { text, line: line + before, is_json: true, follows_json: at > 0, value, ..new(&documents) };
+                documents.push(document);
+            }
+        } else {
+            let document = new(&documents);
+            let value = yaml::read(text).map_err(|(at, why)| document.refuse(at as usize, why))?;
+            documents.push(Document { value, ..document });
+        }
+    }
+    Ok(documents)
+}
+
+/// Objects of JSON, one after another, with the lines before each; `None`: it is something else.
+fn json_objects(text: &str) -> Option<Vec<(usize, &str, Value)>> {
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Map<String, Value>>();
+    let (mut objects, mut from) = (Vec::new(), 0);
+    while let Some(object) = stream.next() {
+        let object = object.ok()?;
+        let to = stream.byte_offset();
+        let written = text[from..to].trim_start();
+        let lines = text[..to - written.len()].matches('\n').count();
+        objects.push((lines, written, Value::Object(object)));
+        from = to;
+    }
+    (!objects.is_empty()).then_some(objects)
+}
+
+/// Injects every workload of `files` (YAML documents or JSON) that does not decline.
 ///
 /// # Errors
 /// When a document is not to be read; then nothing is written.
-pub fn inject(text: &str, settings: &SidecarSettings) -> Result<(String, Vec<Note>), BadManifest> {
-    let mut documents = Vec::new();
-    for (index, (line, text)) in split(text).into_iter().enumerate() {
-        let value = yaml::read(text).map_err(|(at, why)| BadManifest { document: index + 1, line: line + at.max(1) as usize, why })?;
-        documents.push(Document { text, line, value, changed: false });
-    }
+pub fn inject(files: &[File<'_>], settings: &SidecarSettings) -> Result<(String, Vec<Note>), BadManifest> {
+    let mut documents: Vec<Document<'_>> = files.iter().map(documents).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
     let mut notes = Vec::new();
     name_targets(&mut documents, settings, &mut notes);
-    for (index, document) in documents.iter_mut().enumerate() {
-        let (text, before) = (document.text, document.line);
+    for document in &mut documents {
         let is_list = is_list(&document.value);
-        let mut changed = false;
-        for (at, object) in objects(&mut document.value).into_iter().enumerate() {
+        let mut value = document.value.take();
+        for (at, object) in objects(&mut value).into_iter().enumerate() {
             let named = described(object);
             let injected = inject_object(object, settings).map_err(|Unreadable { field, why }| {
                 let place = if is_list { format!("items[{at}].{field}") } else { field.clone() };
-                let line = before + Places::of(text).map_or(1, |places| places.find(&place).0 as usize);
-                BadManifest { document: index + 1, line, why: format!("{named}: {field}: {why}") }
+                let line = Places::of(document.text).map_or(1, |places| places.find(&place).0 as usize);
+                document.refuse(line, format!("{named}: {field}: {why}"))
             })?;
             if let Some(note) = injected {
-                changed |= matches!(note.what, Done::Injected(_));
+                document.changed |= matches!(note.what, Done::Injected(_));
                 notes.push(note);
             }
         }
-        document.changed |= changed;
+        document.value = value;
     }
     tell_past(&mut documents, &mut notes);
     let_in(&mut documents, &mut notes);
     let mut written = String::new();
     for document in &documents {
-        if !written.is_empty() {
+        if !written.is_empty() && !document.follows_json {
             written.push_str("---\n");
         }
-        if document.changed {
-            written.push_str(&serde_saphyr::to_string(&document.value).map_err(|error| BadManifest { document: 0, line: 0, why: error.to_string() })?);
-        } else {
-            written.push_str(document.text);
-        }
+        written.push_str(&document.write().map_err(|why| document.refuse(1, why))?);
         if !written.ends_with('\n') {
             written.push('\n');
         }
@@ -129,19 +194,21 @@ pub fn inject(text: &str, settings: &SidecarSettings) -> Result<(String, Vec<Not
     Ok((written, notes))
 }
 
-/// Documents with the number of lines before each. Empty ones are left out.
+/// Documents with the number of lines before each. Empty ones are left out, and so are directives such as `%YAML 1.2`, which kubectl does not know.
 pub(crate) fn split(text: &str) -> Vec<(usize, &str)> {
     let mut documents = Vec::new();
     let (mut begin, mut begin_line, mut at) = (0, 0, 0);
     let mut push = |from: usize, to: usize, line: usize| {
         let document = &text[from..to];
-        let is_empty = document.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
+        let says_nothing = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with('%') || line.trim_end() == "...";
+        let is_empty = document.lines().all(says_nothing);
         if !is_empty {
             documents.push((line, document));
         }
     };
     for (number, line) in text.split_inclusive('\n').enumerate() {
-        if line.trim_end() == "---" || line.starts_with("--- ") {
+        // What else stands behind the mark is part of a document, or none of YAML's business.
+        if line.strip_prefix("---").is_some_and(|rest| rest.trim().is_empty() || (rest.starts_with([' ', '\t']) && rest.trim_start().starts_with('#'))) {
             push(begin, at, begin_line);
             (begin, begin_line) = (at + line.len(), number + 1);
         }
@@ -512,6 +579,10 @@ mod tests {
     use super::*;
     use crate::webhook::patch::SidecarResources;
 
+    fn inject(text: &str, settings: &SidecarSettings) -> Result<(String, Vec<Note>), BadManifest> {
+        super::inject(&[File { name: "a.yaml", text }], settings)
+    }
+
     fn settings() -> SidecarSettings {
         SidecarSettings {
             image: "proxy:1".into(),
@@ -772,6 +843,40 @@ spec:
         let (written, notes) = inject(&text, &settings()).unwrap();
         assert_eq!(notes.iter().filter(|note| matches!(note.what, Done::Injected(_))).count(), 2, "{notes:?}");
         assert_eq!(written.matches("restartPolicy: Always").count(), 2);
+    }
+
+    #[test]
+    fn json_stays_json_and_its_objects_stay_side_by_side() {
+        let pod = json!({ "kind": "Pod", "metadata": { "name": "a" }, "spec": { "containers": [{ "name": "s", "image": "s", "ports": [{ "name": "http", "containerPort": 8000 }] }] } });
+        let text = format!("{{\"kind\": \"ConfigMap\",  \"data\": {{}}}}\n{pod}{pod}");
+        let (written, notes) = inject(&text, &settings()).unwrap();
+        assert!(written.starts_with("{\"kind\": \"ConfigMap\",  \"data\": {}}\n{\n  \"kind\"") && !written.contains("---"), "{written}");
+        let objects = json_objects(&written).expect("JSON");
+        assert!(objects.len() == 3 && objects[2].2["spec"]["initContainers"][0]["name"] == "steadfast-proxy" && notes.len() == 2, "{written}");
+        assert_eq!(inject(&written, &settings()).unwrap().0, written);
+        let error = inject(&format!("{{}}\n{}", json!({ "kind": "Pod", "spec": 7 })), &settings()).unwrap_err();
+        assert_eq!((error.document, error.line), (2, 2), "{error}");
+        // In flow style YAML looks like it.
+        assert!(inject("{kind: ConfigMap} # none\n", &settings()).is_ok());
+    }
+
+    #[test]
+    fn directives_and_marks_with_comments_are_no_documents() {
+        let text = format!("%YAML 1.2\n--- # the first\n{MANIFESTS}...\n---\n");
+        let (written, notes) = inject(&text, &settings()).unwrap();
+        assert!(written.starts_with("# Everything") && notes.len() == 2, "{written}");
+        let error = inject("a: 1\n--- {kind: Pod}\n", &settings()).unwrap_err();
+        assert!((error.document, error.line) == (1, 2) && !error.why.contains("from_str"), "{error}");
+    }
+
+    #[test]
+    fn a_service_and_its_workload_may_stand_in_two_files_and_an_error_names_its_own() {
+        let text = manifests(&[("a", &["{containerPort: 8000}"])], "{port: 80, targetPort: 8000}");
+        let (workload, service) = text.split_once("---\n").unwrap();
+        let files = |service| [File { name: "a.yaml", text: workload }, File { name: "b.yaml", text: service }];
+        assert_eq!(super::inject(&files(service), &settings()).unwrap(), inject(&text, &settings()).unwrap());
+        let error = super::inject(&files("a: 1\n---\nb: [\n"), &settings()).unwrap_err();
+        assert!(error.to_string().starts_with("b.yaml: document 2, line "), "{error}");
     }
 
     #[test]
