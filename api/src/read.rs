@@ -45,15 +45,26 @@ pub fn from_yaml<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, BadFi
         })
     });
     result.map_err(|error| {
-        let error = error.without_snippet();
-        let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
-        let message = error.to_string();
-        // The place stands in front already.
-        let message = plain(message.rsplit_once(" at line ").map_or(message.as_str(), |(head, _)| head), text);
+        let (line, column, message) = complaint(error, text);
         // A question mark stands for a field whose name had not been read yet.
         let field = field.trim_end_matches('?').trim_end_matches('.').to_owned();
         BadFile { file: file.to_owned(), line, column, field, message }
     })
+}
+
+/// Line and column, from 1 (0: in no single place), and what is wrong there, in words for people.
+pub fn complaint(error: serde_saphyr::Error, text: &str) -> (u64, u64, String) {
+    let error = error.without_snippet();
+    let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
+    let message = error.to_string();
+    // The place stands in front already.
+    let message = plain(message.rsplit_once(" at line ").map_or(message.as_str(), |(head, _)| head), text);
+    (line, column, message)
+}
+
+/// Reads a value that was read before into one type; refused with its dotted path, and what would be right.
+pub fn from_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, (String, String)> {
+    serde_path_to_error::deserialize(value).map_err(|error| (error.path().to_string().trim_end_matches(['?', '.']).to_owned(), error.inner().to_string()))
 }
 
 /// The library's words where they are meant for programmers, said for people.
@@ -65,6 +76,9 @@ fn plain(message: &str, text: &str) -> String {
         _ if message.contains("DuplicateKeyPolicy") => {
             let key = message.split(": ").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or("a field");
             format!("`{key}` is given twice: keep one of them")
+        }
+        _ if message.contains("non-finite float") => {
+            format!("{} is no number that JSON can hold: write it in quotes if a text is meant", message.split('`').nth(1).unwrap_or("this"))
         }
         "invalid u8" => whole(u8::MAX.into()),
         "invalid u16" => whole(u16::MAX.into()),

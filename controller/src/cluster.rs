@@ -61,6 +61,7 @@ use crate::{
         server::{self, Sidecars},
     },
     webhook::{
+        flags,
         mounted::{Mounted, Shown, Source},
         patch::{ControllerAddress, LEAVE_SECONDS, RedirectSettings, SidecarResources, SidecarSettings},
         secret::Keeper,
@@ -91,22 +92,22 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", env = "POD_IP")]
     pub address: IpAddr,
     /// Image of the sidecar.
-    #[arg(long, value_name = "IMAGE")]
+    #[arg(long, value_name = "IMAGE", value_parser = flags::image)]
     pub proxy_image: String,
     /// Always, IfNotPresent or Never. Without it: Kubernetes' own rule.
     #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
     pub proxy_image_pull_policy: Option<String>,
     /// CPU that each sidecar requests.
-    #[arg(long, value_name = "QUANTITY", default_value = "50m")]
+    #[arg(long, value_name = "QUANTITY", default_value = "50m", value_parser = flags::cpu)]
     pub proxy_cpu: String,
     /// CPU that a sidecar requests and is limited to in pods of the class Guaranteed; in others there is no limit.
-    #[arg(long, value_name = "QUANTITY", default_value = "1")]
+    #[arg(long, value_name = "QUANTITY", default_value = "1", value_parser = flags::cpu)]
     pub proxy_cpu_limit: String,
     /// Memory that each sidecar requests.
-    #[arg(long, value_name = "QUANTITY", default_value = "64Mi")]
+    #[arg(long, value_name = "QUANTITY", default_value = "64Mi", value_parser = flags::memory)]
     pub proxy_memory: String,
     /// Memory beyond which a sidecar is killed.
-    #[arg(long, value_name = "QUANTITY", default_value = "256Mi")]
+    #[arg(long, value_name = "QUANTITY", default_value = "256Mi", value_parser = flags::memory)]
     pub proxy_memory_limit: String,
     /// Seconds for which an injected server without a preStop hook goes on before it is told to stop; 0: no such hook, as on Kubernetes before 1.30, which has none.
     #[arg(long, value_name = "SECONDS", default_value_t = LEAVE_SECONDS, value_parser = clap::value_parser!(u32).range(..=600))]
@@ -140,7 +141,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub certificates: Option<PathBuf>,
     /// Image of steadfast with the program nft. With it, pods may ask to be redirected; without it they may not.
-    #[arg(long, value_name = "IMAGE")]
+    #[arg(long, value_name = "IMAGE", value_parser = flags::image)]
     pub redirect_image: Option<String>,
     /// Always, IfNotPresent or Never, of that image. Without it: Kubernetes' own rule.
     #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"], requires = "redirect_image")]
@@ -162,6 +163,18 @@ pub struct Args {
     /// Look at these namespaces alone, and need rights in no other.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub watch_namespaces: Vec<String>,
+}
+
+impl Args {
+    /// What every sidecar is given.
+    fn resources(&self) -> SidecarResources {
+        SidecarResources {
+            cpu: self.proxy_cpu.clone(),
+            cpu_limit: self.proxy_cpu_limit.clone(),
+            memory: self.proxy_memory.clone(),
+            memory_limit: self.proxy_memory_limit.clone(),
+        }
+    }
 }
 
 /// Who switches nodes off and on, if anybody does.
@@ -196,6 +209,9 @@ pub enum ClusterError {
     Certificate(#[from] BadCertificate),
     #[error("--reports-url {0}")]
     Reports(#[from] ObjectsError),
+    /// Flags that contradict each other.
+    #[error("{0}")]
+    Flags(String),
     #[error("this replica leads no more: {0}")]
     LeadLost(String),
 }
@@ -208,6 +224,7 @@ fn start<T>(what: impl Into<String>, result: io::Result<T>) -> Result<T, Cluster
 pub fn run(args: Args) -> Result<(), ClusterError> {
     // A program that has set up logging already keeps its own.
     let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).try_init();
+    flags::within_limits(&args.resources(), "--proxy-").map_err(ClusterError::Flags)?;
     http::provide();
     let runtime = start("no runtime", tokio::runtime::Builder::new_current_thread().enable_all().build())?;
     let ended = runtime.block_on(lead(args));
@@ -544,12 +561,7 @@ fn settings(args: &Args, authorities: &str) -> SidecarSettings {
             url: format!("https://{}.{}.svc:{}", args.sidecar_service, args.namespace, args.sidecar_port),
             ca: authorities.to_owned(),
         }),
-        resources: SidecarResources {
-            cpu: args.proxy_cpu.clone(),
-            cpu_limit: args.proxy_cpu_limit.clone(),
-            memory: args.proxy_memory.clone(),
-            memory_limit: args.proxy_memory_limit.clone(),
-        },
+        resources: args.resources(),
         leave_seconds: args.leave_seconds,
         redirect: args.redirect_image.clone().map(|image| RedirectSettings { image, image_pull_policy: args.redirect_image_pull_policy.clone() }),
     }

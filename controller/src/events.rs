@@ -16,7 +16,7 @@ use crate::reconcile::resource::MANAGER;
 const WAITING_MAX: usize = 1024;
 const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
 /// Bytes of a note; the API takes 1024.
-const NOTE_MAX: usize = 1000;
+pub const NOTE_MAX: usize = 1000;
 
 /// Where Events are told. Clones share it.
 #[derive(Clone, Debug)]

@@ -9,6 +9,9 @@ use std::{
     process::Command,
 };
 
+use serde_json::Value;
+use steadfast_api::read::from_yaml;
+
 /// Oldest version that the chart takes, and the one of the test cluster.
 const OLDEST: &str = "1.29.0";
 const NEWEST: &str = "1.34.0";
@@ -139,6 +142,91 @@ fn values_that_contradict_each_other_are_refused_with_what_would_be_right() {
         assert!(readers.as_ref().is_err_and(|why| why.contains("readerNamespaces") && why.contains("watchNamespaces")), "{elsewhere}: {readers:?}");
     }
     assert!(with("goldenSets.readerNamespaces={models}").expect("helm is there").is_ok());
+}
+
+/// What `at` of the schema says, whether here or in a definition that it names.
+fn resolved<'a>(schema: &'a Value, at: &'a Value) -> &'a Value {
+    at["$ref"].as_str().and_then(|path| schema.pointer(path.trim_start_matches('#'))).unwrap_or(at)
+}
+
+/// Holds values against the schema, both ways: every key is described, and nothing is described that is no key.
+fn held_against(schema: &Value, at: &Value, values: &Value, path: &str) {
+    let rule = resolved(schema, at);
+    let described = at["description"].as_str().or(rule["description"].as_str()).is_some_and(|text| !text.is_empty());
+    assert!(path.is_empty() || described, "{path}: the schema does not say what it is");
+    let Some(properties) = rule["properties"].as_object().filter(|_| values.as_object().is_some_and(|fields| !fields.is_empty())) else { return };
+    // What Kubernetes defines is not written out.
+    if path.ends_with(".resources") {
+        return;
+    }
+    assert_eq!(rule["additionalProperties"], false, "{path}: a key that is written wrong would pass");
+    for (key, value) in values.as_object().expect("an object") {
+        let here = format!("{path}.{key}");
+        held_against(schema, properties.get(key).unwrap_or_else(|| panic!("{here} is not in values.schema.json")), value, &here);
+    }
+    // Helm hands `global` to every chart of a parent.
+    let unknown = properties.keys().find(|key| values.get(key).is_none() && *key != "global");
+    assert_eq!(unknown, None, "{path}: in values.schema.json, and not in values.yaml");
+}
+
+#[test]
+fn every_value_is_in_the_schema_with_what_it_is_for() {
+    let read = |file: &str| fs::read_to_string(root().join("deploy/chart").join(file)).expect(file);
+    let schema: Value = serde_json::from_str(&read("values.schema.json")).expect("JSON");
+    let values: Value = from_yaml("values.yaml", &read("values.yaml")).expect("YAML");
+    held_against(&schema, &schema, &values, "");
+}
+
+#[test]
+fn a_value_that_is_misspelt_or_means_nothing_is_refused_by_its_name() {
+    let with = |value: &str| try_template(&["--kube-version", NEWEST, "--set", value]);
+    for (value, place) in [
+        ("networkpolicy.enabled=true", "networkpolicy"),
+        ("nodeAgent.enable=true", "/nodeAgent"),
+        ("webhook.failurePolicy=ignore", "/webhook/failurePolicy"),
+        ("webhook.timeoutSeconds=31", "/webhook/timeoutSeconds"),
+        ("image.pullPolicy=never", "/image/pullPolicy"),
+        ("image.digest=sha256:0", "/image"),
+        ("image.repository=", "/image/repository"),
+        ("proxy.image.repository=a b", "/proxy/image/repository"),
+        // A number of that size would be written 2.0261126e+07.
+        ("proxy.image.tag=20261126", "/proxy/image/tag"),
+        ("proxy.leaveSeconds=abc", "/proxy/leaveSeconds"),
+        ("proxy.leaveSeconds=601", "/proxy/leaveSeconds"),
+        ("proxy.memory=64MB", "/proxy/memory"),
+        ("failures.maxUnavailableNodes=abc", "/failures/maxUnavailableNodes"),
+        ("failures.maxUnavailableNodes=101%", "/failures/maxUnavailableNodes"),
+        ("failures.maxUnavailableNodes=0", "/failures/maxUnavailableNodes"),
+        ("failures.nodes=yes", "/failures/nodes"),
+        ("replicas=0", "/replicas"),
+        ("watchNamespaces=models", "/watchNamespaces"),
+        ("watchNamespaces={models,models}", "/watchNamespaces"),
+        ("watchNamespaces={Models}", "/watchNamespaces/0"),
+        ("goldenSets.readerNamespaces={a,a}", "/goldenSets/readerNamespaces"),
+        ("leaderElection.leaseDurationSeconds=2", "/leaderElection/leaseDurationSeconds"),
+        ("leaderElection.leaseDurationSeconds=301", "/leaderElection/leaseDurationSeconds"),
+        ("reports.url=file:///etc", "/reports/url"),
+        ("powerHook.url=hook", "/powerHook/url"),
+        ("runAsUser=0", "/runAsUser"),
+    ] {
+        let Some(refused) = with(value) else { return };
+        assert!(refused.as_ref().is_err_and(|why| why.contains("schema") && why.contains(&format!("{place}'"))), "{value}: {refused:?}");
+    }
+    for value in [
+        "failures.maxUnavailableNodes=2",
+        "failures.maxUnavailableNodes=100%",
+        "proxy.cpuLimit=0.5",
+        "runAsUser=null",
+        "image.repository=localhost:5000/team/steadfast",
+        "image.repository=registry.example/steadfast@sha256",
+        "goldenSets.readerNamespaces={*}",
+        "reports.url=s3://bucket/path",
+        "leaderElection.leaseDurationSeconds=5",
+        "global.imageRegistry=x",
+    ] {
+        let taken = with(value).expect("helm is there");
+        assert!(taken.is_ok(), "{value}: {taken:?}");
+    }
 }
 
 #[test]

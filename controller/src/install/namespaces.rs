@@ -17,7 +17,9 @@ use super::{Finding, Options, objects::may, words};
 use crate::{
     reconcile::pods::{FAULTS_ALLOWED, FAULTS_LABEL},
     webhook::{
+        allowed::{self, CutOff},
         decide::{Decision, INJECT_LABEL, decide},
+        past::{self, Taken},
         patch::{SidecarResources, SidecarSettings, patch},
     },
 };
@@ -163,7 +165,9 @@ async fn of_target(client: &Client, name: &str, system: &str) -> Vec<Finding> {
         )),
         Err(error) => findings.push(Finding::warning("targets", format!("rights in {name} could not be asked for: {}", words(&error)), "ask again")),
     }
+    let pods = Api::<Pod>::namespaced(client.clone(), name).list(&ListParams::default().limit(PODS_MAX)).await;
     if let Ok(policies) = Api::<NetworkPolicy>::namespaced(client.clone(), name).list(&ListParams::default()).await {
+        findings.extend(cut_off(name, &policies.items, pods.as_ref().map_or(&[], |pods| &pods.items)));
         let egress: Vec<String> = policies.items.iter().filter(|policy| narrows_egress(policy)).map(ResourceExt::name_any).collect();
         if !egress.is_empty() {
             findings.push(Finding::warning(
@@ -173,7 +177,7 @@ async fn of_target(client: &Client, name: &str, system: &str) -> Vec<Finding> {
             ));
         }
     }
-    if let Ok(pods) = Api::<Pod>::namespaced(client.clone(), name).list(&ListParams::default().limit(PODS_MAX)).await {
+    if let Ok(pods) = pods {
         findings.extend(skipped(name, &pods.items));
     }
     findings
@@ -182,6 +186,43 @@ async fn of_target(client: &Client, name: &str, system: &str) -> Vec<Finding> {
 fn narrows_egress(policy: &NetworkPolicy) -> bool {
     let spec = policy.spec.clone().unwrap_or_default();
     spec.policy_types.iter().flatten().any(|kind| kind == "Egress") || spec.egress.is_some()
+}
+
+/// The ports of a pod that a sidecar takes over by their names, or has taken over.
+fn taken(namespace: &str, pod: &Pod) -> Vec<Taken> {
+    match decide(pod, namespace, &asks(), false) {
+        Decision::Inject(plan) => {
+            let by_name = plan.routes.into_iter().filter(|route| route.is_named && route.probes.is_none());
+            by_name.map(|route| Taken { name: route.name, sidecar: route.sidecar, server: route.server }).collect()
+        }
+        Decision::Already if !past::is_redirected(pod.annotations()) => past::taken(pod.annotations()),
+        Decision::Already | Decision::NotAsked | Decision::Skip(_) => Vec::new(),
+    }
+}
+
+/// Policies that let users in by a server's number: with the sidecar they come by another, and would be cut off.
+fn cut_off(namespace: &str, policies: &[NetworkPolicy], pods: &[Pod]) -> Vec<Finding> {
+    let pods: Vec<_> = pods.iter().map(|pod| (pod, taken(namespace, pod))).collect();
+    let mut findings = Vec::new();
+    for policy in policies {
+        let selected = pods.iter().filter(|(pod, _)| allowed::selects(policy, pod.labels()));
+        let cut: BTreeMap<CutOff, String> =
+            selected.flat_map(|(pod, taken)| allowed::cut_off(policy, taken).into_iter().map(|cut| (cut, pod.name_any()))).collect();
+        let name = policy.name_any();
+        findings.extend(cut.into_iter().map(|(CutOff { rule, number, name: port }, pod)| {
+            Finding::warning(
+                "targets",
+                format!("network policy {name} of {namespace} lets users in by number {number}; at a pod with the sidecar, such as {pod}, they arrive by the port named {port}, and are cut off"),
+                format!("add {{port: {port}, protocol: TCP}} to spec.ingress[{rule}].ports of {name}, beside the number; `steadfast inject` does it in manifests"),
+            )
+        }));
+    }
+    findings
+}
+
+/// Labels of a namespace that asks.
+fn asks() -> BTreeMap<String, String> {
+    BTreeMap::from([(INJECT_LABEL.to_owned(), "true".to_owned())])
 }
 
 /// A server as the restricted standard wants it, with limits enough for every quota that asks for some.
@@ -239,7 +280,7 @@ async fn sidecar(client: &Client, name: &str) -> Finding {
 
 /// Pods that are there and would not have the sidecar, by reason.
 fn skipped(namespace: &str, pods: &[Pod]) -> Vec<Finding> {
-    let asks = BTreeMap::from([(INJECT_LABEL.to_owned(), "true".to_owned())]);
+    let asks = asks();
     let mut reasons: BTreeMap<&'static str, (usize, String, String)> = BTreeMap::new();
     for pod in pods {
         if let Decision::Skip(skip) = decide(pod, namespace, &asks, false) {
@@ -262,6 +303,32 @@ mod tests {
         let pod = injected().expect("it can be injected");
         assert_eq!(pod["spec"]["initContainers"][0]["name"], "steadfast-proxy");
         assert_eq!(pod["spec"]["initContainers"][0]["resources"]["limits"]["cpu"], Value::Null);
+    }
+
+    #[test]
+    fn a_policy_that_knows_a_number_alone_is_told_with_what_to_add_to_it() {
+        let pod = |name: &str, more: Value| -> Pod {
+            let mut pod = json!({ "metadata": { "name": name, "labels": { "app": "x" } }, "spec": { "containers": [{ "name": "a", "ports": [{ "name": "http", "containerPort": 8000 }] }] } });
+            json_patch::merge(&mut pod, &more);
+            serde_json::from_value(pod).unwrap()
+        };
+        let policy = |port: Value| -> NetworkPolicy {
+            let rule = json!({ "ports": [{ "port": port }] });
+            serde_json::from_value(json!({ "metadata": { "name": "api" }, "spec": { "podSelector": { "matchLabels": { "app": "x" } }, "ingress": [rule] } }))
+                .unwrap()
+        };
+        let told = |port: Value, pods: &[Pod]| cut_off("models", &[policy(port)], pods);
+        let findings = told(json!(8000), &[pod("p", json!({})), pod("q", json!({}))]);
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert!(findings[0].message.contains("api of models") && findings[0].message.contains("8000"), "{findings:?}");
+        assert!(findings[0].next.as_deref().is_some_and(|next| next.contains("{port: http, protocol: TCP} to spec.ingress[0].ports of api")), "{findings:?}");
+        let annotations = json!({ "steadfast.dev/injected": "0", "steadfast.dev/routes": "http=4180:8000" });
+        let injected = json!({ "metadata": { "annotations": annotations }, "spec": { "initContainers": [{ "name": "steadfast-proxy" }] } });
+        assert_eq!(told(json!(8000), &[pod("p", injected)]).len(), 1, "it is cut off already");
+        assert_eq!(told(json!("http"), &[pod("p", json!({}))]), []);
+        for other in [json!({ "metadata": { "labels": { "app": "y" } } }), json!({ "metadata": { "labels": { INJECT_LABEL: "false" } } })] {
+            assert_eq!(told(json!(8000), &[pod("p", other)]), []);
+        }
     }
 
     #[test]

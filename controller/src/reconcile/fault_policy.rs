@@ -426,7 +426,7 @@ mod tests {
             has_sidecar: false,
             asks: true,
             faults_allowed: true,
-            ports: crate::reconcile::pods::PodPorts::default(),
+            ports: crate::webhook::past::PodPorts::default(),
         };
         let without = [
             (pod("a", "x"), "HostNetwork"),

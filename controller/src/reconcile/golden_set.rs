@@ -665,7 +665,7 @@ mod tests {
             has_sidecar: true,
             asks: true,
             faults_allowed: false,
-            ports: crate::reconcile::pods::PodPorts::default(),
+            ports: crate::webhook::past::PodPorts::default(),
         };
         let held = taken_over(&object, &[pod("a"), pod("b"), pod("c")]);
         assert_eq!(held.out.keys().collect::<Vec<_>>(), ["uid-a"]);

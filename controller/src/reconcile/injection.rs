@@ -6,20 +6,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::{
-    api::core::v1::{Pod, Service},
-    apimachinery::pkg::util::intstr::IntOrString,
-};
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, Client, Resource, ResourceExt, runtime::watcher};
 
 use super::{
-    pods::{PodFacts, PodPorts, Pods},
+    pods::{PodFacts, Pods},
     watched::Watched,
 };
 use crate::{
-    events::Events,
+    events::{Events, NOTE_MAX},
     metrics::Metrics,
-    webhook::decide::{Decision, HEALTH_PORT, INJECT_LABEL, Skip, decide, is_apart},
+    webhook::{
+        decide::{Decision, INJECT_LABEL, Skip, decide},
+        past,
+    },
 };
 
 /// A pod is told of when it has been there for so long: the webhook may be about to be asked, and pods that are deleted at once concern nobody.
@@ -121,16 +121,13 @@ impl Injection {
         let (mut count, mut seen) = (0, HashSet::new());
         for service in self.services.all() {
             let namespace = service.namespace().unwrap_or_default();
-            let past = by_namespace.get(namespace.as_str()).map(|pods| past_sidecar(&service, pods)).unwrap_or_default();
-            if past.is_empty() {
-                continue;
-            }
+            let Some(note) = by_namespace.get(namespace.as_str()).and_then(|pods| past_sidecar(&service, pods)) else { continue };
             count += 1;
             let uid = service.uid().unwrap_or_default();
             seen.insert(uid.clone());
             if self.told.get(&uid).is_none_or(|told| now.duration_since(*told) >= AGAIN) {
                 self.told.insert(uid, now);
-                self.events.warn(service.object_ref(&()), "BypassesSidecar", "Route", &note(&past));
+                self.events.warn(service.object_ref(&()), "BypassesSidecar", "Route", &note);
             }
         }
         self.told.retain(|uid, _| seen.contains(uid));
@@ -167,77 +164,23 @@ fn why(pod: &Pod, namespace: &str, own: &str, may_redirect: bool) -> Option<(&'s
     }
 }
 
-/// A port of a Service by which users come past the sidecars, and why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Past {
-    port: i32,
-    how: How,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum How {
-    /// It targets the number of a server that has a sidecar in front of it.
-    Number(i32),
-    /// It targets a number that no sidecar stands in front of, and that nobody left out.
-    NotTaken(i32),
-    /// The Service has no address of its own: whoever finds the pods by DNS dials the server's number.
-    Headless,
-}
-
-/// What an Event says about a Service, each kind of way with its remedy.
-fn note(past: &[Past]) -> String {
-    const NAMED: &str = "give the server's port a name in the pod template and make it the targetPort (`steadfast inject` does both in manifests)";
-    const REDIRECT: &str = "annotate the pods steadfast.dev/interception: redirect";
-    let list = |of: fn(&Past) -> Option<String>| past.iter().filter_map(of).collect::<Vec<_>>().join(", ");
-    let numbers = list(|past| if let How::Number(target) = past.how { Some(format!("{} leads to number {target}", past.port)) } else { None });
-    let not_taken = list(|past| if let How::NotTaken(target) = past.how { Some(format!("{} leads to number {target}", past.port)) } else { None });
-    let headless = list(|past| (past.how == How::Headless).then(|| past.port.to_string()));
-    let mut notes = Vec::new();
-    if !numbers.is_empty() {
-        notes.push(format!("port {numbers}, past the sidecars of the pods behind it: {NAMED}, or {REDIRECT}"));
+/// What is said of a Service by which users come past the sidecars of these pods.
+fn past_sidecar(service: &Service, pods: &[&PodFacts]) -> Option<String> {
+    let behind: Vec<_> = pods.iter().filter(|pod| past::selects(service, &pod.labels)).map(|pod| &pod.ports).collect();
+    let past = past::past(service, &behind);
+    let mut note = (!past.is_empty()).then(|| past::note(&past, " (`steadfast inject` does both in manifests)"))?;
+    if let Some(command) =
+        past::command(&service.name_any(), &service.namespace().unwrap_or_default(), &past).filter(|command| note.len() + command.len() + 2 <= NOTE_MAX)
+    {
+        note = format!("{note}; {command}");
     }
-    if !not_taken.is_empty() {
-        notes.push(format!("port {not_taken}, which no sidecar of the pods behind it stands in front of: {NAMED}, and start the pods anew"));
-    }
-    if !headless.is_empty() {
-        notes.push(format!(
-            "port {headless} is the server's own number, which clients of a headless Service dial at the pods' addresses, past the sidecars: {REDIRECT}"
-        ));
-    }
-    notes.join("; ")
-}
-
-fn past_sidecar(service: &Service, pods: &[&PodFacts]) -> Vec<Past> {
-    let Some(spec) = &service.spec else { return Vec::new() };
-    let Some(selector) = spec.selector.as_ref().filter(|selector| !selector.is_empty()) else { return Vec::new() };
-    let behind: Vec<_> = pods.iter().filter(|pod| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))).map(|pod| &pod.ports).collect();
-    let leads_past = |number: i32| behind.iter().any(|ports| ports.past.contains(&number));
-    let not_taken = |number: i32| {
-        let known = |ports: &&PodPorts, left: &Vec<i32>| ports.sidecar.contains(&number) || number == HEALTH_PORT || left.contains(&number);
-        behind.iter().any(|ports| ports.left.as_ref().is_some_and(|left| !known(ports, left)))
-    };
-    let tcp = spec.ports.iter().flatten().filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"));
-    tcp.filter_map(|port| {
-        let target = match &port.target_port {
-            None => Some(port.port),
-            Some(IntOrString::Int(number)) => Some(*number),
-            Some(IntOrString::String(_)) => None,
-        };
-        let how = match target {
-            Some(target) if leads_past(target) => How::Number(target),
-            // By its name it is not for users, and nobody misses the sidecar there.
-            Some(target) if not_taken(target) && !port.name.as_deref().is_some_and(is_apart) => How::NotTaken(target),
-            None if spec.cluster_ip.as_deref() == Some("None") && leads_past(port.port) => How::Headless,
-            Some(_) | None => return None,
-        };
-        Some(Past { port: port.port, how })
-    })
-    .collect()
+    Some(note)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::webhook::past::PodPorts;
 
     fn pod(labels: &str) -> PodFacts {
         PodFacts {
@@ -249,7 +192,7 @@ mod tests {
             has_sidecar: true,
             asks: true,
             faults_allowed: false,
-            ports: PodPorts { sidecar: vec![4180, 4181], past: vec![8000, 8001], left: Some(vec![8002]) },
+            ports: PodPorts { sidecar: vec![4180], past: vec![(8000, "http".into())], left: Some(Vec::new()) },
         }
     }
 
@@ -265,50 +208,20 @@ mod tests {
     }
 
     #[test]
-    fn every_port_of_a_service_that_leads_past_the_sidecar_is_found() {
-        let pod = pod("{app: x}");
-        let past = |spec: &str| -> Vec<(i32, How)> {
-            let service = serde_saphyr::from_str(&format!("spec: {spec}")).unwrap();
-            past_sidecar(&service, &[&pod]).into_iter().map(|past| (past.port, past.how)).collect()
-        };
-        let number = |port: i32, target: i32| (port, How::Number(target));
-        assert_eq!(past("{selector: {app: x}, ports: [{port: 80, targetPort: 8000}]}"), [number(80, 8000)]);
-        assert_eq!(
-            past("{selector: {app: x}, ports: [{port: 8000}, {port: 81, targetPort: grpc}, {port: 82, targetPort: 8001}]}"),
-            [number(8000, 8000), number(82, 8001)]
+    fn an_event_about_a_service_holds_the_command_that_mends_it_as_long_as_there_is_room() {
+        let service: Service =
+            serde_saphyr::from_str("{metadata: {name: web, namespace: models}, spec: {selector: {app: x}, ports: [{port: 80, targetPort: 8000}]}}").unwrap();
+        let said = past_sidecar(&service, &[&pod("{app: x}")]).unwrap();
+        assert!(
+            said.contains("set targetPort: http in port 80") && said.ends_with(r#""value":"http"}]'"#) && said.contains("kubectl patch service web -n models"),
+            "{said}"
         );
-        assert_eq!(past("{selector: {app: x}, ports: [{port: 80, targetPort: 9000}]}"), [(80, How::NotTaken(9000))]);
-        assert_eq!(
-            past("{clusterIP: None, selector: {app: x}, ports: [{port: 8000, targetPort: http}, {port: 80, targetPort: http}]}"),
-            [(8000, How::Headless)]
-        );
-        for right in [
-            "{selector: {app: x}, ports: [{port: 80, targetPort: http}]}",
-            "{selector: {app: x}, ports: [{port: 8000, targetPort: http}]}",
-            "{selector: {app: x}, ports: [{port: 80, targetPort: 8002}, {port: 81, targetPort: 4180}, {port: 82, targetPort: 4179}]}",
-            "{selector: {app: x}, ports: [{port: 80, targetPort: 8000, protocol: UDP}, {port: 90, name: http-metrics, targetPort: 9000}]}",
-            "{selector: {app: y}, ports: [{port: 80, targetPort: 8000}]}",
-            "{ports: [{port: 80, targetPort: 8000}]}",
-        ] {
-            assert_eq!(past(right), [], "{right}");
-        }
-    }
-
-    #[test]
-    fn a_service_is_told_of_all_its_ports_and_what_would_be_right() {
-        let past = [(80, How::Number(8000)), (81, How::Number(8001)), (90, How::NotTaken(9000)), (8000, How::Headless)];
-        let said = note(&past.map(|(port, how)| Past { port, how }));
-        for word in [
-            "80 leads to number 8000",
-            "81 leads to number 8001",
-            "90 leads to number 9000",
-            "port 8000 is the server's own",
-            "targetPort",
-            "interception: redirect",
-        ] {
-            assert!(said.contains(word), "{word}: {said}");
-        }
-        assert!(said.len() <= 1000, "an Event takes no more: {}", said.len());
+        assert_eq!(past_sidecar(&service, &[&pod("{app: y}")]), None);
+        let mut many = service.clone();
+        let spec = many.spec.as_mut().unwrap();
+        spec.ports = spec.ports.take().map(|ports| vec![ports[0].clone(); 12]);
+        let said = past_sidecar(&many, &[&pod("{app: x}")]).unwrap();
+        assert!(!said.contains("kubectl"), "half a command is none: {said}");
     }
 
     #[test]

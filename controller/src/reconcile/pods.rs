@@ -13,7 +13,10 @@ use kube::{Api, Client, ResourceExt, core::PartialObjectMeta, runtime::watcher};
 use tokio::sync::watch;
 
 use super::{scope::Scope, watched::Watched};
-use crate::webhook::decide::{INJECTED_ANNOTATION, INTERCEPTION_ANNOTATION, LEFT_ANNOTATION, REDIRECT, ROUTES_ANNOTATION, asked};
+use crate::webhook::{
+    decide::{INJECTED_ANNOTATION, INTERCEPTION_ANNOTATION, LEFT_ANNOTATION, ROUTES_ANNOTATION, asked},
+    past::PodPorts,
+};
 
 /// The phase is not metadata, so the API server chooses: nothing is armed, replayed or missed in a pod that is over.
 const NOT_OVER: &str = "status.phase!=Succeeded,status.phase!=Failed";
@@ -39,31 +42,6 @@ pub struct PodFacts {
     /// Its namespace allows faults.
     pub faults_allowed: bool,
     pub ports: PodPorts,
-}
-
-/// Where the numbers of an injected pod lead.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PodPorts {
-    /// To the sidecar.
-    pub sidecar: Vec<i32>,
-    /// Past the sidecar, to a server that it stands in front of.
-    pub past: Vec<i32>,
-    /// Past it, as they were meant to; `None`: whoever injected the pod did not tell.
-    pub left: Option<Vec<i32>>,
-}
-
-impl PodPorts {
-    fn read(annotations: &BTreeMap<String, String>) -> Self {
-        let is_redirected = annotations.get(INTERCEPTION_ANNOTATION).is_some_and(|word| word == REDIRECT);
-        let routes = annotations.get(ROUTES_ANNOTATION).map(|routes| numbers(routes)).unwrap_or_default();
-        let mut ports = Self { left: annotations.get(LEFT_ANNOTATION).map(|left| numbers(left).into_iter().flatten().collect()), ..Self::default() };
-        for route in routes {
-            let [sidecar, server] = route[..] else { continue };
-            ports.sidecar.push(sidecar);
-            if is_redirected { &mut ports.sidecar } else { &mut ports.past }.push(server);
-        }
-        ports
-    }
 }
 
 /// Watches over pods and namespaces. Wants `list` and `watch` on both: on pods where it looks, on namespaces cluster-wide.
@@ -164,25 +142,4 @@ impl Pods {
 
 fn allows_faults(labels: &BTreeMap<String, String>) -> bool {
     labels.get(FAULTS_LABEL).is_some_and(|value| value == FAULTS_ALLOWED)
-}
-
-/// The numbers of each part of `http=4180:8000,grpc=4181:8001` and `metrics:8002`.
-fn numbers(annotation: &str) -> Vec<Vec<i32>> {
-    let of = |part: &str| part.split([':', '=']).skip(1).filter_map(|number| number.parse().ok()).collect();
-    annotation.split(',').filter(|part| !part.is_empty()).map(of).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn where_numbers_lead_is_read_from_the_annotations() {
-        let read = |all: &[(&str, &str)]| PodPorts::read(&all.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect());
-        let routes = (ROUTES_ANNOTATION, "http=4180:8000,8001=4181:8001");
-        assert_eq!(read(&[routes, (LEFT_ANNOTATION, "")]), PodPorts { sidecar: vec![4180, 4181], past: vec![8000, 8001], left: Some(Vec::new()) });
-        let redirected = read(&[routes, (INTERCEPTION_ANNOTATION, REDIRECT), (LEFT_ANNOTATION, "metrics:8002,redis:6379")]);
-        assert_eq!(redirected, PodPorts { sidecar: vec![4180, 8000, 4181, 8001], past: Vec::new(), left: Some(vec![8002, 6379]) });
-        assert_eq!(read(&[]), PodPorts::default());
-    }
 }

@@ -77,6 +77,20 @@ impl Skip {
     /// The reason of [`Skip::NoHttpPort`].
     pub const NO_HTTP_PORT: &'static str = "NoHttpPort";
 
+    /// For who injects manifests himself, by the flags that he has.
+    pub fn offline(&self) -> String {
+        match self {
+            Self::NoNamedPort => "no container declares a TCP port for users with a name, and no Service of these manifests targets one by its number: where users dial it, give the server's port a name \
+                                  such as http and let the Service's targetPort be that name; where nobody does, there is nothing to stand in front of"
+                .to_owned(),
+            Self::RedirectNotAllowed => format!(
+                "annotation {INTERCEPTION_ANNOTATION} asks for {REDIRECT}, which takes an init container with NET_ADMIN: name its image by --redirect-image, or leave the annotation out"
+            ),
+            Self::StaticPod => "annotation kubernetes.io/config.mirror says that it mirrors a static pod: inject the file that kubelet reads, which has no such annotation".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// CamelCase, for Events and as a label of the metric.
     pub const fn reason(&self) -> &'static str {
         match self {

@@ -1,16 +1,23 @@
 //! The same injection offline: manifests in, manifests out, for GitOps and for reading what the webhook would do.
 //!
-//! Documents in which nothing changes pass as they are written, comments and all. A Service that targets a number would go past the sidecar, so the number is given a
+//! Documents in which nothing changes pass as they are written, comments and all; the others are written anew. A Service that targets a number would go past the sidecar, so the number is given a
 //! name, in the Service and in the workload that it selects.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{
+    core::v1::{Pod, Service},
+    networking::v1::NetworkPolicy,
+};
 use serde_json::{Map, Value, json};
+use steadfast_api::read::{Places, from_value};
 
 use super::{
-    decide::{Decision, INJECT_LABEL, ROUTES_ANNOTATION, decide, is_apart},
+    allowed::{self, CutOff},
+    decide::{Decision, INJECT_LABEL, Plan, ROUTES_ANNOTATION, Skip, decide, is_apart},
+    past::{self, PodPorts, Taken},
     patch::{SidecarSettings, patch},
+    yaml,
 };
 
 /// What was done to one object.
@@ -29,12 +36,23 @@ pub enum Done {
     Named {
         port: i64,
         name: String,
+        /// The Service has no address of its own, so not everybody who uses it asks where to dial.
+        is_headless: bool,
     },
     /// The Service's port goes on leading to this number, past the sidecar, and why.
     Unnamed {
         port: i64,
         why: String,
     },
+    /// Ports of the Service by which users come past the sidecars all the same, and what would be right.
+    Past(String),
+    /// The NetworkPolicy let users in by this number alone, and now by the port's name too, which leads to the sidecar.
+    LetIn {
+        port: i32,
+        name: String,
+    },
+    /// The Service targets numbers, and this workload has the labels that it selects, but only one of the two says its namespace.
+    Elsewhere(String),
     /// Pods are made of it, by an operator that is not known here.
     UnknownKind,
     Already,
@@ -43,11 +61,20 @@ pub enum Done {
     Skipped(String),
 }
 
+/// A file of manifests.
+#[derive(Clone, Copy, Debug)]
+pub struct File<'a> {
+    /// As its user calls it.
+    pub name: &'a str,
+    pub text: &'a str,
+}
+
 /// Why manifests could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("document {document}, line {line}: {why}")]
+#[error("{file}: document {document}, line {line}: {why}")]
 pub struct BadManifest {
-    /// From 1.
+    pub file: String,
+    /// From 1, within the file.
     pub document: usize,
     /// Within the file.
     pub line: usize,
@@ -55,51 +82,111 @@ pub struct BadManifest {
 }
 
 struct Document<'a> {
+    file: &'a str,
+    /// From 1, within the file.
+    number: usize,
     text: &'a str,
+    /// Lines before it.
     line: usize,
+    is_json: bool,
+    /// It follows an object of JSON with nothing between them.
+    follows_json: bool,
     /// The document itself, or the items of a List.
     value: Value,
     changed: bool,
 }
 
-/// Injects every workload of `text` (YAML documents or JSON) that does not decline.
+impl Document<'_> {
+    fn refuse(&self, line: usize, why: String) -> BadManifest {
+        BadManifest { file: self.file.to_owned(), document: self.number, line: self.line + line.max(1), why }
+    }
+
+    /// Keys are sorted in what changed, and comments are gone.
+    fn write(&self) -> Result<String, String> {
+        match (self.changed, self.is_json) {
+            (false, _) => Ok(self.text.to_owned()),
+            (true, true) => serde_json::to_string_pretty(&self.value).map_err(|error| error.to_string()),
+            (true, false) => serde_saphyr::to_string(&self.value).map_err(|error| error.to_string()),
+        }
+    }
+}
+
+/// The documents of a file.
+fn documents<'a>(file: &File<'a>) -> Result<Vec<Document<'a>>, BadManifest> {
+    let mut documents: Vec<Document<'a>> = Vec::new();
+    for (line, text) in split(file.text) {
+        let new = |documents: &Vec<Document<'a>>| Document {
+            file: file.name,
+            number: documents.len() + 1,
+            text,
+            line,
+            is_json: false,
+            follows_json: false,
+            value: Value::Null,
+            changed: false,
+        };
+        if let Some(objects) = json_objects(text) {
+            for (at, (before, text, value)) in objects.into_iter().enumerate() {
+                let document = Document { text, line: line + before, is_json: true, follows_json: at > 0, value, ..new(&documents) };
+                documents.push(document);
+            }
+        } else {
+            let document = new(&documents);
+            let value = yaml::read(text).map_err(|(at, why)| document.refuse(at as usize, why))?;
+            documents.push(Document { value, ..document });
+        }
+    }
+    Ok(documents)
+}
+
+/// Objects of JSON, one after another, with the lines before each; `None`: it is something else.
+fn json_objects(text: &str) -> Option<Vec<(usize, &str, Value)>> {
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Map<String, Value>>();
+    let (mut objects, mut from) = (Vec::new(), 0);
+    while let Some(object) = stream.next() {
+        let object = object.ok()?;
+        let to = stream.byte_offset();
+        let written = text[from..to].trim_start();
+        let lines = text[..to - written.len()].matches('\n').count();
+        objects.push((lines, written, Value::Object(object)));
+        from = to;
+    }
+    (!objects.is_empty()).then_some(objects)
+}
+
+/// Injects every workload of `files` (YAML documents or JSON) that does not decline.
 ///
 /// # Errors
 /// When a document is not to be read; then nothing is written.
-pub fn inject(text: &str, settings: &SidecarSettings) -> Result<(String, Vec<Note>), BadManifest> {
-    let mut documents = Vec::new();
-    for (index, (line, text)) in split(text).into_iter().enumerate() {
-        // YAML 1.1 would read the name `y` as true.
-        let options = serde_saphyr::options! { strict_booleans: true };
-        let value = serde_saphyr::from_str_with_options::<Value>(text, options).map_err(|error| {
-            let error = error.without_snippet();
-            BadManifest { document: index + 1, line: line + error.location().map_or(0, |at| at.line() as usize), why: error.to_string() }
-        })?;
-        documents.push(Document { text, line, value, changed: false });
-    }
+pub fn inject(files: &[File<'_>], settings: &SidecarSettings) -> Result<(String, Vec<Note>), BadManifest> {
+    let mut documents: Vec<Document<'_>> = files.iter().map(documents).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
     let mut notes = Vec::new();
-    name_targets(&mut documents, &mut notes);
-    for (index, document) in documents.iter_mut().enumerate() {
-        let fail = |why: String| BadManifest { document: index + 1, line: document.line + 1, why };
-        let mut changed = false;
-        for object in objects(&mut document.value) {
-            if let Some(note) = inject_object(object, settings).map_err(fail)? {
-                changed |= matches!(note.what, Done::Injected(_));
+    name_targets(&mut documents, settings, &mut notes);
+    for document in &mut documents {
+        let is_list = is_list(&document.value);
+        let mut value = document.value.take();
+        for (at, object) in objects(&mut value).into_iter().enumerate() {
+            let named = described(object);
+            let injected = inject_object(object, settings).map_err(|Unreadable { field, why }| {
+                let place = if is_list { format!("items[{at}].{field}") } else { field.clone() };
+                let line = Places::of(document.text).map_or(1, |places| places.find(&place).0 as usize);
+                document.refuse(line, format!("{named}: {field}: {why}"))
+            })?;
+            if let Some(note) = injected {
+                document.changed |= matches!(note.what, Done::Injected(_));
                 notes.push(note);
             }
         }
-        document.changed |= changed;
+        document.value = value;
     }
+    tell_past(&mut documents, &mut notes);
+    let_in(&mut documents, &mut notes);
     let mut written = String::new();
     for document in &documents {
-        if !written.is_empty() {
+        if !written.is_empty() && !document.follows_json {
             written.push_str("---\n");
         }
-        if document.changed {
-            written.push_str(&serde_saphyr::to_string(&document.value).map_err(|error| BadManifest { document: 0, line: 0, why: error.to_string() })?);
-        } else {
-            written.push_str(document.text);
-        }
+        written.push_str(&document.write().map_err(|why| document.refuse(1, why))?);
         if !written.ends_with('\n') {
             written.push('\n');
         }
@@ -107,19 +194,21 @@ pub fn inject(text: &str, settings: &SidecarSettings) -> Result<(String, Vec<Not
     Ok((written, notes))
 }
 
-/// Documents with the number of lines before each. Empty ones are left out.
+/// Documents with the number of lines before each. Empty ones are left out, and so are directives such as `%YAML 1.2`, which kubectl does not know.
 pub(crate) fn split(text: &str) -> Vec<(usize, &str)> {
     let mut documents = Vec::new();
     let (mut begin, mut begin_line, mut at) = (0, 0, 0);
     let mut push = |from: usize, to: usize, line: usize| {
         let document = &text[from..to];
-        let is_empty = document.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
+        let says_nothing = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with('%') || line.trim_end() == "...";
+        let is_empty = document.lines().all(says_nothing);
         if !is_empty {
             documents.push((line, document));
         }
     };
     for (number, line) in text.split_inclusive('\n').enumerate() {
-        if line.trim_end() == "---" || line.starts_with("--- ") {
+        // What else stands behind the mark is part of a document, or none of YAML's business.
+        if line.strip_prefix("---").is_some_and(|rest| rest.trim().is_empty() || (rest.starts_with([' ', '\t']) && rest.trim_start().starts_with('#'))) {
             push(begin, at, begin_line);
             (begin, begin_line) = (at + line.len(), number + 1);
         }
@@ -129,13 +218,13 @@ pub(crate) fn split(text: &str) -> Vec<(usize, &str)> {
     documents
 }
 
+fn is_list(document: &Value) -> bool {
+    document["kind"].as_str().is_some_and(|kind| kind.ends_with("List")) && document["items"].is_array()
+}
+
 /// The objects of a document: itself, or a List's items.
 fn objects(document: &mut Value) -> Vec<&mut Value> {
-    if document["kind"].as_str().is_some_and(|kind| kind.ends_with("List")) && document["items"].is_array() {
-        document["items"].as_array_mut().map(|items| items.iter_mut().collect()).unwrap_or_default()
-    } else {
-        vec![document]
-    }
+    if is_list(document) { document["items"].as_array_mut().map(|items| items.iter_mut().collect()).unwrap_or_default() } else { vec![document] }
 }
 
 /// Where the pod stands in an object of this kind.
@@ -166,7 +255,14 @@ fn described(object: &Value) -> String {
     format!("{} {namespace}{}", object["kind"].as_str().unwrap_or("object"), metadata("name").or(metadata("generateName")).unwrap_or("without a name"))
 }
 
-fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Option<Note>, String> {
+/// What of an object cannot be read.
+struct Unreadable {
+    /// Dotted path within the object.
+    field: String,
+    why: String,
+}
+
+fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Option<Note>, Unreadable> {
     let described = described(object);
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
     let Some(path) = pod_path(object) else {
@@ -176,29 +272,39 @@ fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Optio
     if !template["metadata"].is_object() {
         template["metadata"] = Value::Object(Map::new());
     }
-    let pod: Pod = serde_json::from_value(template.clone()).map_err(|error| format!("{described}: its pod cannot be read: {error}"))?;
-    let asked = BTreeMap::from([(INJECT_LABEL.to_owned(), "true".to_owned())]);
-    let what = match decide(&pod, &namespace, &asked, settings.redirect.is_some()) {
+    let field = |within: &str| [&path.replace('/', ".")[path.len().min(1)..], within].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".");
+    let pod: Pod = from_value(template.clone()).map_err(|(within, why)| {
+        let quoted = if why.ends_with("expected a string") { ": write it in quotes, if a text is meant" } else { "" };
+        Unreadable { field: field(&within), why: format!("{why}{quoted}") }
+    })?;
+    let what = match decide(&pod, &namespace, &asked(), settings.redirect.is_some()) {
         Decision::NotAsked => Done::Declined,
         Decision::Already => Done::Already,
-        Decision::Skip(skip) => Done::Skipped(skip.to_string()),
+        Decision::Skip(skip) => Done::Skipped(skip.offline()),
         Decision::Inject(plan) => {
-            json_patch::patch(template, &patch(&pod, &plan, settings)).map_err(|error| format!("{described}: {error}"))?;
+            json_patch::patch(template, &patch(&pod, &plan, settings)).map_err(|error| Unreadable { field: field(""), why: error.to_string() })?;
             Done::Injected(plan.routes.iter().map(|route| format!("{} ({} behind {})", route.name, route.server, route.sidecar)).collect())
         }
     };
     Ok(Some(Note { object: described, what }))
 }
 
-/// Gives numbers that Services target a name, where the workloads are in the same manifests.
-fn name_targets(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
-    let services: Vec<Value> = documents
-        .iter_mut()
-        .flat_map(|document| objects(&mut document.value))
-        .filter(|object| object["kind"] == "Service")
-        .map(|object| object.clone())
-        .collect();
-    for service in services {
+/// Labels of a namespace that asks: whoever runs the program does.
+fn asked() -> BTreeMap<String, String> {
+    BTreeMap::from([(INJECT_LABEL.to_owned(), "true".to_owned())])
+}
+
+fn services(documents: &mut [Document<'_>]) -> Vec<Value> {
+    let all = documents.iter_mut().flat_map(|document| objects(&mut document.value));
+    all.filter(|object| object["kind"] == "Service").map(|object| object.clone()).collect()
+}
+
+/// Gives numbers that Services target a name, where the workloads are in the same manifests and will have a sidecar there.
+fn name_targets(documents: &mut [Document<'_>], settings: &SidecarSettings, notes: &mut Vec<Note>) {
+    for service in services(documents) {
+        let namespace = service["metadata"]["namespace"].as_str().unwrap_or("default");
+        let may_redirect = settings.redirect.is_some();
+        let mut is_missed = false;
         for (index, port) in service["spec"]["ports"].as_array().into_iter().flatten().enumerate() {
             let target = if port["targetPort"].is_null() { &port["port"] } else { &port["targetPort"] };
             let Some(number) = target.as_i64().filter(|_| port["protocol"].is_null() || port["protocol"] == "TCP") else { continue };
@@ -208,21 +314,29 @@ fn name_targets(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
                 behind.push(template.clone());
                 false
             });
-            // By its name it is not for users, and nobody behind it has named it; or nobody behind it will have a sidecar.
+            is_missed |= behind.is_empty();
+            // By its name it is not for users, and nobody behind it has named it.
             let is_named = || behind.iter().any(|template| matches!(port_of(template, number), Port::Named(_)));
-            if behind.iter().all(declines) || (is_apart(wished) && !is_named()) {
+            if is_apart(wished) && !is_named() {
                 continue;
             }
             let name = match common_name(&behind, number, wished) {
                 Ok(name) => name,
                 Err(why) => {
-                    notes.push(Note { object: described(&service), what: Done::Unnamed { port: number, why } });
+                    if behind.iter().any(|template| may_have_sidecar(template, namespace, may_redirect)) {
+                        notes.push(Note { object: described(&service), what: Done::Unnamed { port: number, why } });
+                    }
                     continue;
                 }
             };
+            // A number leads on to whoever has no sidecar, or lets it pass, or is redirected.
+            if !behind.iter().any(|template| takes_over(template, namespace, number, &name, may_redirect)) {
+                continue;
+            }
             // Also where the sidecar is declined: the Service leads there by the same name.
             each_template(documents, &service, |template| name_port(template, number, &name));
-            notes.push(Note { object: described(&service), what: Done::Named { port: number, name: name.clone() } });
+            let is_headless = service["spec"]["clusterIP"] == "None";
+            notes.push(Note { object: described(&service), what: Done::Named { port: number, name: name.clone(), is_headless } });
             for document in documents.iter_mut() {
                 let mut changed = false;
                 for object in objects(&mut document.value).into_iter().filter(|object| is_same(object, &service)) {
@@ -232,28 +346,130 @@ fn name_targets(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
                 document.changed |= changed;
             }
         }
+        if let Some(workload) = is_missed.then(|| elsewhere(documents, &service)).flatten() {
+            notes.push(Note { object: described(&service), what: Done::Elsewhere(workload) });
+        }
     }
 }
 
-/// Does something to every pod template that a Service selects; `act` says whether it changed it.
-fn each_template(documents: &mut [Document<'_>], service: &Value, mut act: impl FnMut(&mut Value) -> bool) {
-    let Some(selector) = service["spec"]["selector"].as_object().filter(|selector| !selector.is_empty()) else { return };
+/// A workload that a Service would select, if not only one of the two said its namespace.
+fn elsewhere(documents: &mut [Document<'_>], service: &Value) -> Option<String> {
+    let is_said = |object: &Value| object["metadata"]["namespace"].is_string();
+    let mut workloads = documents.iter_mut().flat_map(|document| objects(&mut document.value));
+    workloads
+        .find(|workload| {
+            is_said(workload) != is_said(service)
+                && pod_path(workload).and_then(|path| workload.pointer(path)).is_some_and(|template| is_selected(template, service))
+        })
+        .map(|workload| described(workload))
+}
+
+fn decided(template: &Value, namespace: &str, may_redirect: bool) -> Option<Decision> {
+    from_value::<Pod>(template.clone()).ok().map(|pod| decide(&pod, namespace, &asked(), may_redirect))
+}
+
+/// Whether nothing but names of ports keeps the sidecar from these pods.
+fn may_have_sidecar(template: &Value, namespace: &str, may_redirect: bool) -> bool {
+    matches!(decided(template, namespace, may_redirect), Some(Decision::Inject(_) | Decision::Already | Decision::Skip(Skip::NoNamedPort)))
+}
+
+/// Whether the sidecar of these pods takes over the server's port `number` by its name, which will be this one if it has none.
+fn takes_over(template: &Value, namespace: &str, number: i64, name: &str, may_redirect: bool) -> bool {
+    let decision = decided(template, namespace, may_redirect);
+    let route = |plan: &Plan| plan.routes.iter().find(|route| i64::from(route.server) == number).cloned();
+    if let Some(Decision::Inject(plan)) = &decision
+        && let Some(route) = route(plan)
+    {
+        return route.probes.is_none();
+    }
+    match decision {
+        Some(Decision::Already) => ports(template).past.iter().any(|(server, _)| i64::from(*server) == number),
+        Some(Decision::NotAsked) | None => false,
+        Some(Decision::Inject(_) | Decision::Skip(_)) => {
+            let mut named = template.clone();
+            let decision = name_port(&mut named, number, name).then(|| decided(&named, namespace, may_redirect)).flatten();
+            matches!(decision, Some(Decision::Inject(plan)) if route(&plan).is_some())
+        }
+    }
+}
+
+/// What the annotations of an injected template say.
+fn ports(template: &Value) -> PodPorts {
+    PodPorts::read(&from_value(template["metadata"]["annotations"].clone()).unwrap_or_default())
+}
+
+/// Tells of Services that lead past the sidecars all the same, by the controller's own rule; of those ports of which nothing was said yet.
+fn tell_past(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
+    for service in services(documents) {
+        let Ok(read) = from_value::<Service>(service.clone()) else { continue };
+        let mut behind = Vec::new();
+        each_template(documents, &service, |template| {
+            if template["metadata"]["annotations"][ROUTES_ANNOTATION].is_string() {
+                behind.push(ports(template));
+            }
+            false
+        });
+        let object = described(&service);
+        let is_told =
+            |number: i32| notes.iter().any(|note| note.object == object && matches!(note.what, Done::Unnamed { port, .. } if port == i64::from(number)));
+        let mut past = past::past(&read, &behind.iter().collect::<Vec<_>>());
+        past.retain(|past| !matches!(past.how, past::How::Number(number, _) | past::How::NotTaken(number) if is_told(number)));
+        if !past.is_empty() {
+            notes.push(Note { object, what: Done::Past(past::note(&past, "")) });
+        }
+    }
+}
+
+/// Lets users in by the names of ports that sidecars took over, where NetworkPolicies of the same manifests know the numbers alone. The numbers stay: pods without a
+/// sidecar, those of before a rollout among them, are still reached by them.
+fn let_in(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
+    let mut pods: Vec<(Value, BTreeMap<String, String>, Vec<Taken>)> = Vec::new();
+    for workload in documents.iter_mut().flat_map(|document| objects(&mut document.value)) {
+        let Some(template) = pod_path(workload).and_then(|path| workload.pointer(path)) else { continue };
+        let read = |field: &str| from_value::<BTreeMap<String, String>>(template["metadata"][field].clone()).unwrap_or_default();
+        let (labels, annotations) = (read("labels"), read("annotations"));
+        if !past::is_redirected(&annotations) {
+            pods.push((workload["metadata"]["namespace"].clone(), labels, past::taken(&annotations)));
+        }
+    }
     for document in documents {
         let mut changed = false;
-        for workload in objects(&mut document.value) {
-            if workload["metadata"]["namespace"] == service["metadata"]["namespace"]
-                && let Some(template) = pod_path(workload).and_then(|path| workload.pointer_mut(path))
-                && selector.iter().all(|(key, value)| template["metadata"]["labels"][key] == *value)
-            {
-                changed |= act(template);
+        for object in objects(&mut document.value).into_iter().filter(|object| object["kind"] == "NetworkPolicy") {
+            let Ok(policy) = from_value::<NetworkPolicy>(object.clone()) else { continue };
+            let selected = pods.iter().filter(|(namespace, labels, _)| *namespace == object["metadata"]["namespace"] && allowed::selects(&policy, labels));
+            let cut: BTreeSet<CutOff> = selected.flat_map(|(_, _, taken)| allowed::cut_off(&policy, taken)).collect();
+            for CutOff { rule, number, name } in cut {
+                if let Some(ports) = object["spec"]["ingress"][rule]["ports"].as_array_mut() {
+                    ports.push(json!({ "port": name, "protocol": "TCP" }));
+                    changed = true;
+                }
+                notes.push(Note { object: described(object), what: Done::LetIn { port: number, name } });
             }
         }
         document.changed |= changed;
     }
 }
 
-fn declines(template: &Value) -> bool {
-    template["metadata"]["labels"][INJECT_LABEL] == "false"
+/// Whether a Service without regard to namespaces selects these pods.
+fn is_selected(template: &Value, service: &Value) -> bool {
+    let selector = service["spec"]["selector"].as_object().filter(|selector| !selector.is_empty());
+    selector.is_some_and(|selector| selector.iter().all(|(key, value)| template["metadata"]["labels"][key] == *value))
+}
+
+/// Does something to every pod template that a Service selects; `act` says whether it changed it.
+fn each_template(documents: &mut [Document<'_>], service: &Value, mut act: impl FnMut(&mut Value) -> bool) {
+    for document in documents {
+        let mut changed = false;
+        for workload in objects(&mut document.value) {
+            if workload["metadata"]["namespace"] == service["metadata"]["namespace"]
+                && let Some(template) = pod_path(workload).and_then(|path| workload.pointer_mut(path))
+                && is_selected(template, service)
+            {
+                changed |= act(template);
+            }
+        }
+        document.changed |= changed;
+    }
 }
 
 fn is_same(object: &Value, other: &Value) -> bool {
@@ -363,6 +579,10 @@ mod tests {
     use super::*;
     use crate::webhook::patch::SidecarResources;
 
+    fn inject(text: &str, settings: &SidecarSettings) -> Result<(String, Vec<Note>), BadManifest> {
+        super::inject(&[File { name: "a.yaml", text }], settings)
+    }
+
     fn settings() -> SidecarSettings {
         SidecarSettings {
             image: "proxy:1".into(),
@@ -386,12 +606,12 @@ metadata: {name: web}
 spec:
   selector: {matchLabels: {app: web}}
   template:
-    metadata: {labels: {app: web, flag: 'yes', n: 'y'}}
+    metadata: {labels: {app: web, flag: 'yes', 'n': 'y'}}
     spec:
       containers:
         - name: server
           image: web
-          args: [\"8000\", 'off', y]
+          args: [\"8000\", 'off', 'y']
 ---
 apiVersion: v1
 kind: Service
@@ -402,7 +622,7 @@ spec:
 ";
 
     fn read(text: &str) -> Vec<Value> {
-        split(text).into_iter().map(|(_, text)| serde_saphyr::from_str_with_options(text, serde_saphyr::options! { strict_booleans: true }).unwrap()).collect()
+        split(text).into_iter().map(|(_, text)| yaml::read(text).unwrap()).collect()
     }
 
     #[test]
@@ -419,10 +639,24 @@ spec:
         assert_eq!(
             notes,
             [
-                Note { object: "Service web".into(), what: Done::Named { port: 8000, name: "web".into() } },
+                Note { object: "Service web".into(), what: Done::Named { port: 8000, name: "web".into(), is_headless: false } },
                 Note { object: "Deployment web".into(), what: Done::Injected(vec!["web (8000 behind 4180)".into()]) },
             ]
         );
+    }
+
+    #[test]
+    fn octals_and_booleans_of_yaml_1_1_keep_their_meaning_in_what_is_written() {
+        let volume = "volumes: [{name: v, secret: {secretName: s, defaultMode: 0644}}], automountServiceAccountToken: off, containers";
+        let pod = |name: &str| {
+            format!("{{kind: Pod, metadata: {{name: {name}}}, spec: {{{volume}: [{{name: s, image: s, ports: [{{name: http, containerPort: 8000}}]}}]}}}}")
+        };
+        let sibling = "{kind: ConfigMap, metadata: {name: x, labels: {a: '0644', b: 'yes', c: '1_0', d: '2001-01-01'}}, mode: 0644, is: yes, whole: 1.0}";
+        let (written, _) = inject(&format!("kind: List\nitems:\n- {}\n- {sibling}\n", pod("a")), &settings()).unwrap();
+        assert!(written.contains("defaultMode: 420\n") && written.contains("automountServiceAccountToken: false\n"), "{written}");
+        assert!(written.contains("mode: 420\n") && written.contains("is: true\n") && written.contains("whole: 1\n"), "{written}");
+        let labels = &read(&written)[0]["items"][1]["metadata"]["labels"];
+        assert_eq!(*labels, json!({ "a": "0644", "b": "yes", "c": "1_0", "d": "2001-01-01" }), "texts stay texts: {written}");
     }
 
     #[test]
@@ -440,8 +674,9 @@ spec:
         assert_eq!(written, declined);
         assert_eq!(notes, [Note { object: "Deployment web".into(), what: Done::Declined }]);
         let host = MANIFESTS.replace("    spec:\n      containers", "    spec:\n      hostNetwork: true\n      containers");
-        let (_, notes) = inject(&host, &settings()).unwrap();
-        assert!(matches!(&notes[1].what, Done::Skipped(why) if why.contains("hostNetwork")), "{notes:?}");
+        let (written, notes) = inject(&host, &settings()).unwrap();
+        assert_eq!(written, host, "a number leads to the server, who has no sidecar");
+        assert!(matches!(&notes[..], [Note { what: Done::Skipped(why), .. }] if why.contains("hostNetwork")), "{notes:?}");
     }
 
     /// Workloads by name, with the ports of each container, and Services of their label.
@@ -512,6 +747,94 @@ spec:
     }
 
     #[test]
+    fn only_what_the_sidecar_will_take_over_is_renamed() {
+        let port = "{port: 80, targetPort: 8000}";
+        for (container, service) in [
+            ("{name: metrics, containerPort: 8000}", port),
+            ("{name: redis, containerPort: 8000}, {name: http, containerPort: 1}", port),
+            ("{containerPort: 8000}, {containerPort: 4179}", port),
+            ("{containerPort: 8000}", "{name: redis, port: 80, targetPort: 8000}"),
+        ] {
+            let text = manifests(&[("a", &[container])], service);
+            let (targets, notes) = service_targets(&text);
+            assert!(targets == [json!(8000)] && !notes.iter().any(|note| note.object == "Service x"), "{container}: {notes:?}");
+        }
+        // Redirected, numbers lead to the sidecar too.
+        let text = manifests(&[("a", &["{containerPort: 8000}"])], port).replacen(
+            "labels: {app: x}",
+            "labels: {app: x}, annotations: {steadfast.dev/interception: redirect}",
+            1,
+        );
+        let redirect = Some(crate::webhook::patch::RedirectSettings { image: "agent:1".into(), image_pull_policy: None });
+        let (written, notes) = inject(&text, &SidecarSettings { redirect, ..settings() }).unwrap();
+        assert_eq!(read(&written)[1], read(&text)[1]);
+        assert!(matches!(&notes[..], [Note { what: Done::Injected(_), .. }]), "{notes:?}");
+    }
+
+    /// What the controller would say of the Service once all of it runs.
+    fn told_by_the_controller(written: &str) -> Vec<past::Past> {
+        let (services, workloads): (Vec<_>, Vec<_>) = read(written).into_iter().partition(|object| object["kind"] == "Service");
+        let service: Service = from_value(services[0].clone()).unwrap();
+        let behind: Vec<_> = workloads.iter().map(|workload| ports(&workload["spec"]["template"])).collect();
+        past::past(&service, &behind.iter().collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_headless_service_is_told_what_the_controller_will_say() {
+        for (service, is_past) in
+            [("{port: 8000}", true), ("{port: 8000, targetPort: http}", true), ("{port: 80, targetPort: http}", false), ("{port: 80, targetPort: 8000}", false)]
+        {
+            for head in ["clusterIP: None, ", ""] {
+                let text = manifests(&[("a", &["{name: http, containerPort: 8000}"])], service).replace("selector: {app", &format!("{head}selector: {{app"));
+                let (written, notes) = inject(&text, &settings()).unwrap();
+                let told: Vec<_> = notes.iter().filter_map(|note| if let Done::Past(said) = &note.what { Some(said.as_str()) } else { None }).collect();
+                let past = told_by_the_controller(&written);
+                assert_eq!(!told.is_empty(), !past.is_empty(), "{text}: {notes:?}");
+                assert_eq!(!past.is_empty(), is_past && !head.is_empty(), "{text}: {past:?}");
+                assert!(told.iter().all(|said| *said == past::note(&past, "") && said.contains("interception: redirect")), "{told:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_service_whose_workload_alone_says_its_namespace_is_told_so() {
+        let text = manifests(&[("a", &["{containerPort: 8000}"])], "{port: 80, targetPort: 8000}");
+        let there = text.replacen("metadata: {name: a}", "metadata: {name: a, namespace: default}", 1);
+        let (written, notes) = inject(&there, &settings()).unwrap();
+        assert_eq!(written, there);
+        assert_eq!(notes[0], Note { object: "Service x".into(), what: Done::Elsewhere("Deployment default/a".into()) });
+        let apart = there.replace("metadata: {name: x}", "metadata: {name: x, namespace: other}");
+        assert!(!inject(&apart, &settings()).unwrap().1.iter().any(|note| matches!(note.what, Done::Elsewhere(_))), "two namespaces are two namespaces");
+    }
+
+    #[test]
+    fn a_network_policy_that_knows_the_number_lets_users_in_by_the_name_too() {
+        let policy = |head: &str, port: &str| {
+            format!(
+                "{{kind: NetworkPolicy, metadata: {{name: p{head}}}, spec: {{podSelector: {{matchLabels: {{app: x}}}}, ingress: [{{from: [], ports: [{port}]}}]}}}}\n"
+            )
+        };
+        let workload = manifests(&[("a", &["{containerPort: 8000}"])], "{port: 80, targetPort: 8000}");
+        let text = format!("{workload}---\n{}", policy("", "{port: 8000}"));
+        let (written, notes) = inject(&text, &settings()).unwrap();
+        assert_eq!(read(&written)[2]["spec"]["ingress"][0]["ports"], json!([{ "port": 8000 }, { "port": "http", "protocol": "TCP" }]));
+        assert!(notes.contains(&Note { object: "NetworkPolicy p".into(), what: Done::LetIn { port: 8000, name: "http".into() } }), "{notes:?}");
+        assert_eq!(inject(&written, &settings()).unwrap().0, written, "once is enough");
+        for other in [policy(", namespace: other", "{port: 8000}"), policy("", "{port: http}"), policy("", "{port: 9000}")] {
+            let (written, _) = inject(&format!("{workload}---\n{other}"), &settings()).unwrap();
+            assert!(written.ends_with(&other), "{written}");
+        }
+        let declined = text.replace("labels: {app: x}", "labels: {app: x, steadfast.dev/inject: 'false'}");
+        assert_eq!(inject(&declined, &settings()).unwrap().0, declined, "nothing moves, so nothing has to be let in");
+    }
+
+    #[test]
+    fn a_pod_without_named_ports_is_not_sent_in_a_circle() {
+        let (_, notes) = inject("{kind: Job, metadata: {name: a}, spec: {template: {spec: {containers: [{name: s, image: s}]}}}}", &settings()).unwrap();
+        assert!(matches!(&notes[..], [Note { what: Done::Skipped(why), .. }] if !why.contains("steadfast inject") && why.contains("name")), "{notes:?}");
+    }
+
+    #[test]
     fn lists_cron_jobs_and_bare_pods_are_injected_too() {
         let container = "containers: [{name: s, image: s, ports: [{name: http, containerPort: 8000}]}]";
         let text = format!(
@@ -523,10 +846,50 @@ spec:
     }
 
     #[test]
+    fn json_stays_json_and_its_objects_stay_side_by_side() {
+        let pod = json!({ "kind": "Pod", "metadata": { "name": "a" }, "spec": { "containers": [{ "name": "s", "image": "s", "ports": [{ "name": "http", "containerPort": 8000 }] }] } });
+        let text = format!("{{\"kind\": \"ConfigMap\",  \"data\": {{}}}}\n{pod}{pod}");
+        let (written, notes) = inject(&text, &settings()).unwrap();
+        assert!(written.starts_with("{\"kind\": \"ConfigMap\",  \"data\": {}}\n{\n  \"kind\"") && !written.contains("---"), "{written}");
+        let objects = json_objects(&written).expect("JSON");
+        assert!(objects.len() == 3 && objects[2].2["spec"]["initContainers"][0]["name"] == "steadfast-proxy" && notes.len() == 2, "{written}");
+        assert_eq!(inject(&written, &settings()).unwrap().0, written);
+        let error = inject(&format!("{{}}\n{}", json!({ "kind": "Pod", "spec": 7 })), &settings()).unwrap_err();
+        assert_eq!((error.document, error.line), (2, 2), "{error}");
+        // In flow style YAML looks like it.
+        assert!(inject("{kind: ConfigMap} # none\n", &settings()).is_ok());
+    }
+
+    #[test]
+    fn directives_and_marks_with_comments_are_no_documents() {
+        let text = format!("%YAML 1.2\n--- # the first\n{MANIFESTS}...\n---\n");
+        let (written, notes) = inject(&text, &settings()).unwrap();
+        assert!(written.starts_with("# Everything") && notes.len() == 2, "{written}");
+        let error = inject("a: 1\n--- {kind: Pod}\n", &settings()).unwrap_err();
+        assert!((error.document, error.line) == (1, 2) && !error.why.contains("from_str"), "{error}");
+    }
+
+    #[test]
+    fn a_service_and_its_workload_may_stand_in_two_files_and_an_error_names_its_own() {
+        let text = manifests(&[("a", &["{containerPort: 8000}"])], "{port: 80, targetPort: 8000}");
+        let (workload, service) = text.split_once("---\n").unwrap();
+        let files = |service| [File { name: "a.yaml", text: workload }, File { name: "b.yaml", text: service }];
+        assert_eq!(super::inject(&files(service), &settings()).unwrap(), inject(&text, &settings()).unwrap());
+        let error = super::inject(&files("a: 1\n---\nb: [\n"), &settings()).unwrap_err();
+        assert!(error.to_string().starts_with("b.yaml: document 2, line "), "{error}");
+    }
+
+    #[test]
     fn a_document_that_cannot_be_read_is_named_by_its_line() {
         let error = inject("a: 1\n---\nkind: Pod\nspec: [\n", &settings()).unwrap_err();
         assert!(error.document == 2 && error.line >= 4, "{error}");
-        let error = inject("kind: Pod\nmetadata: {name: x}\nspec: {containers: 7}\n", &settings()).unwrap_err();
-        assert!(error.why.contains("Pod x"), "{error}");
+        let error = inject("kind: Pod\nmetadata: {name: x}\nspec:\n  containers: 7\n", &settings()).unwrap_err();
+        assert!(error.line == 4 && error.why.starts_with("Pod x: spec.containers: ") && error.why.contains('7'), "{error}");
+        let text = "kind: Service\n---\nkind: List\nitems:\n- kind: CronJob\n  metadata: {name: x}\n  spec: {jobTemplate: {spec: {template: {spec: {\n    containers: [{name: x, image: x,\n      args: [a,\n      y]}]}}}}}\n";
+        let error = inject(text, &settings()).unwrap_err();
+        let said = "CronJob x: spec.jobTemplate.spec.template.spec.containers[0].args[1]: invalid type: boolean `true`, expected a string: write it in quotes";
+        assert!((error.document, error.line) == (2, 10) && error.why.starts_with(said), "{error}");
+        let error = inject("kind: Pod\nspec: 1\nspec: 2\n", &settings()).unwrap_err();
+        assert_eq!((error.line, error.why.as_str()), (3, "`spec` is given twice: keep one of them"));
     }
 }

@@ -43,7 +43,7 @@ fn is_same(one: &Quantity, other: &Quantity) -> bool {
 }
 
 /// What a quantity of Kubernetes comes to. Whole numbers of that size are exact, and so are the decimals that people write, each read in one way.
-fn amount(text: &str) -> Option<f64> {
+pub(super) fn amount(text: &str) -> Option<f64> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | '+' | '-')).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
     let number: f64 = number.parse().ok()?;
