@@ -30,8 +30,10 @@ struct Told {
     about: ObjectReference,
     warning: bool,
     reason: String,
-    action: &'static str,
+    action: String,
     note: String,
+    /// Who else it is about, of what must not be counted together with others of its reason.
+    apart: Option<ObjectReference>,
 }
 
 impl Events {
@@ -40,10 +42,13 @@ impl Events {
         let (queue, mut told) = mpsc::channel::<Told>(WAITING_MAX);
         let counted = dropped.clone();
         tokio::spawn(async move {
-            let recorder = Recorder::new(client, Reporter { controller: MANAGER.to_owned(), instance: std::env::var("POD_NAME").ok() });
-            while let Some(Told { about, warning, reason, action, note }) = told.recv().await {
+            let reporter = Reporter { controller: MANAGER.to_owned(), instance: std::env::var("POD_NAME").ok() };
+            let counts = Recorder::new(client.clone(), reporter.clone());
+            while let Some(Told { about, warning, reason, action, note, apart }) = told.recv().await {
                 let type_ = if warning { EventType::Warning } else { EventType::Normal };
-                let event = Event { type_, reason, note: Some(note), action: action.to_owned(), secondary: None };
+                // One recorder counts what is alike in all but its note, and keeps the first note.
+                let recorder = if apart.is_some() { Recorder::new(client.clone(), reporter.clone()) } else { counts.clone() };
+                let event = Event { type_, reason, note: Some(note), action, secondary: apart };
                 match timeout(WRITTEN_WITHIN, recorder.publish(&event, &about)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
@@ -59,20 +64,25 @@ impl Events {
 
     /// `reason` and `action` in CamelCase.
     pub fn warn(&self, about: ObjectReference, reason: &str, action: &'static str, note: &str) {
-        self.tell(about, true, reason, action, note);
+        self.tell(about, true, reason, action, note, None);
     }
 
     /// As [`Events::warn`], about something that is as it should be.
     pub fn say(&self, about: ObjectReference, reason: &str, action: &'static str, note: &str) {
-        self.tell(about, false, reason, action, note);
+        self.tell(about, false, reason, action, note, None);
     }
 
-    fn tell(&self, about: ObjectReference, warning: bool, reason: &str, action: &'static str, note: &str) {
+    /// An Event of its own, however many are like it: of `about`, and `related` to another.
+    pub fn apart(&self, about: ObjectReference, related: ObjectReference, warning: bool, reason: &str, action: &str, note: &str) {
+        self.tell(about, warning, reason, action, note, Some(related));
+    }
+
+    fn tell(&self, about: ObjectReference, warning: bool, reason: &str, action: &str, note: &str, apart: Option<ObjectReference>) {
         let mut end = note.len().min(NOTE_MAX);
         while !note.is_char_boundary(end) {
             end -= 1;
         }
-        let told = Told { about, warning, reason: reason.to_owned(), action, note: note[..end].to_owned() };
+        let told = Told { about, warning, reason: reason.to_owned(), action: action.to_owned(), note: note[..end].to_owned(), apart };
         if self.queue.try_send(told).is_err() {
             self.dropped.inc();
         }

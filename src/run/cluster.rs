@@ -40,6 +40,7 @@ pub(super) fn lead(test: &ResilienceTest, access: &Access, namespace: Option<Str
         let status = match report {
             Ok(report) => written(&report, common).map_err(|why| RemoteError::Failed(stays(&why, access, &remote, &submitted)))?,
             Err(RemoteError::Failed(why)) => return Err(RemoteError::Failed(stays(&why, access, &remote, &submitted))),
+            Err(withdrawn @ RemoteError::Withdrawn(_)) => return Err(withdrawn),
             Err(refused) => {
                 remote.remove(&submitted).await?;
                 return Err(refused);

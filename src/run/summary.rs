@@ -15,6 +15,8 @@ use steadfast_controller::{
 /// As many outages as fit on a screen; the report has them all.
 const OUTAGES_SHOWN: usize = 12;
 
+const DOUBTS_SHOWN: usize = 12;
+
 /// The summary, with colours where standard output is a terminal.
 pub(crate) fn text(report: &Report, stored: Option<&Stored>) -> String {
     let mut text = String::new();
@@ -62,6 +64,17 @@ pub(crate) fn text(report: &Report, stored: Option<&Stored>) -> String {
     }
     table(&mut text, rows);
 
+    if report.faults.iter().any(|fault| !fault.doubts.is_empty()) {
+        line(&mut text, "\nOf the faults, not done or not seen");
+        let doubts = report.faults.iter().flat_map(|fault| fault.doubts.iter().map(move |doubt| (fault, doubt)));
+        for (fault, doubt) in doubts.clone().take(DOUBTS_SHOWN) {
+            line(&mut text, &format!("  {} ({}, {} pods): {doubt}", fault.name, fault.action, fault.pods.len()));
+        }
+        let more = doubts.count().saturating_sub(DOUBTS_SHOWN);
+        if more > 0 {
+            line(&mut text, &format!("  and {more} more"));
+        }
+    }
     for left in &report.run.left_behind {
         line(&mut text, &format!("\nleft behind: {left}"));
     }

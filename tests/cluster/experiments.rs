@@ -181,7 +181,7 @@ fn what_cannot_be_run_is_refused_with_what_would_be_right() {
     let said = refused(&test("case", good).replace("goldenSet: digits", "goldenSet: other"));
     assert!(said.contains("there is no GoldenSet other") && said.contains("golden manifest"), "{said}");
     let said = refused(&test("case", "  baseline: 1s\n  steps: [{name: lost, nodeFailure: {nodes: {mode: one}}, for: 2h}]\n"));
-    assert!(said.contains("spec.steps[0].nodeFailure.for") && said.contains("1h or less"), "{said}");
+    assert!(said.contains("spec.steps[0]: ") && said.contains("nodeFailure lasts 1h or less"), "{said}");
     assert!(space.list("resiliencetests").is_empty(), "what was refused is not left behind");
     // Nobody can speak for a pod without a sidecar: that is told at once.
     let leave_out = r#"{"spec":{"template":{"metadata":{"labels":{"steadfast.dev/inject":"false"}}}}}"#;

@@ -414,6 +414,37 @@ fn what_is_cut_off_returns_when_its_test_is_deleted_and_what_a_budget_refuses_is
     let began = Instant::now();
     eventually_as_before(&cluster, &installed, &space, &before, 30);
     println!("a drain that a budget holds up ends {:.1} s after its test was deleted", began.elapsed().as_secs_f64());
+    // Whoever is on call for the node could read whose doing it was.
+    let of_nodes = ["--namespace", "default", "get", "events", "--field-selector", "reason=FaultBegan,involvedObject.kind=Node", "-o", "yaml"];
+    let said = cluster.kubectl(&of_nodes).expect("Events of nodes");
+    assert!(said.contains("/drained: drain on nodes n"), "{said}");
+    // A budget that holds one pod back: what it refused is told where people look.
+    space.kubectl(&["delete", "poddisruptionbudget/all"]).expect("deleted");
+    let pods = space.wait_injected("app=digits", 3);
+    space.kubectl(&["label", "pod", &pods[0], "guarded=yes"]).expect("labelled");
+    space
+        .apply("apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: one}\nspec: {minAvailable: 1, selector: {matchLabels: {guarded: 'yes'}}}\n");
+    space.wait(30, "a budget that counts", || (space.get("poddisruptionbudget/one")?["status"]["currentHealthy"] == 1).then_some(()));
+    space.apply(&test("partly", "  baseline: 1s\n  steps: [{name: evict, evict: {pods: {mode: all}}}]\n  stable: {within: 60s, hold: 1s}\n"));
+    let status = space.wait(120, format_args!("the end\n{}", installed.state()), || {
+        let status = space.get("resiliencetest/partly")?["status"].clone();
+        (status["phase"] == "Finished").then_some(status)
+    });
+    let reason = status["reason"].as_str().unwrap_or_default();
+    let refused = format!("(evict of 3 pods): {} was not evicted: ", pods[0]);
+    assert!(status["verdict"] == "pass" && reason.contains(&refused) && reason.contains("disruption budget"), "{status:#}");
+    let events = space.list("events");
+    let told = |about: &str, reason: &str| {
+        let of = |event: &&Value| {
+            event["involvedObject"]["name"] == about
+                && event["reason"] == reason
+                && event["message"].as_str().is_some_and(|note| note.contains("/partly: evict on pods "))
+        };
+        events.iter().filter(of).count()
+    };
+    for about in pods.iter().map(String::as_str).chain(["partly"]) {
+        assert_eq!((told(about, "FaultBegan"), told(about, "FaultEnded")), (1, 1), "{about}: {events:#?}");
+    }
 
     // A namespace that is deleted takes its pods along first, and those of a node that is cut off cannot end: the fault must not wait for them.
     let gone = cluster.namespace_with("gone", ASKS);

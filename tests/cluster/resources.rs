@@ -48,10 +48,33 @@ fn a_test_is_taken_and_its_mistakes_are_refused_with_what_would_be_right() {
         ("availability: {atLeast: 99%}", "availability: {atLeast: 99%}\n      consistency: {atLeast: 99%}", "exactly one of"),
         ("baseline: 30s", "baselin: 30s", "unknown field"),
         ("app: recommender", "", "at least one label"),
+        ("load: 90%}, for: 60s", "load: 90%}, for: 400d", "for: write 1ms to 24h"),
+        ("load: 90%}, for: 60s", "load: 90%}, for: 300h", "for: write 1ms to 24h"),
+        ("load: 90%}, for: 60s", "load: 90%}, for: 0s", "for: write 1ms to 24h"),
+        ("load: 90%}, for: 60s", "load: 90%}, for: 1day 1h", "for: write 1ms to 24h"),
+        ("podKill: {pods: {mode: fixed, value: 2}}", "podKill: {pods: {mode: one}, gracePeriod: 100d}", "write 1h or less"),
+        ("podKill: {pods: {mode: fixed, value: 2}}", "nodeFailure: {nodes: {mode: one}}, for: 2h", "nodeFailure lasts 1h or less"),
+        ("delay: 500ms}, for: 60s", "delay: 500ms, by: agent}, for: 2h", "networkLatency by the agent lasts 1h or less"),
+        ("podKill: {pods: {mode: fixed, value: 2}}", "taint: {nodes: {mode: one}, key: bad key}, for: 5s", "such as example.com/maintenance"),
+        ("podKill: {pods: {mode: fixed, value: 2}}", "taint: {nodes: {mode: one}, value: 'bad value!'}, for: 5s", "a letter or digit first and last"),
+        ("below: 20%, for: 30s", "below: 20%, for: 1ms", "write 1s to 10m"),
+        ("below: 20%, for: 30s", "below: 20%, for: 1d", "write 1s to 10m"),
     ] {
         assert!(TEST.contains(right), "{right}");
         let refused = space.try_apply(&TEST.replacen(right, wrong, 1)).expect_err(wrong);
         assert!(refused.contains(says), "{wrong}: {refused}");
+    }
+    // However it is written.
+    for (right, good) in [
+        ("load: 90%}, for: 60s", "load: 90%}, for: 24h"),
+        ("load: 90%}, for: 60s", "load: 90%}, for: 1day"),
+        ("load: 90%}, for: 60s", "load: 90%}, for: 1h 30m 5s"),
+        ("load: 90%}, for: 60s", "load: 90%}, for: 5 minutes"),
+        ("podKill: {pods: {mode: fixed, value: 2}}", "taint: {nodes: {mode: one}, key: example.com/a_b, value: so.on}, for: 1h"),
+        ("podKill: {pods: {mode: fixed, value: 2}}", "podKill: {pods: {mode: one}, gracePeriod: 10s}"),
+        ("below: 20%, for: 30s", "below: 20%, for: 10m"),
+    ] {
+        space.try_apply(&TEST.replacen(right, good, 1)).expect(good);
     }
 }
 
@@ -92,13 +115,18 @@ fn the_other_resources_refuse_their_mistakes_too() {
     for (kind, spec) in [("FaultPolicy", policy), ("ResilienceSchedule", schedule), ("GoldenSet", set)] {
         space.try_apply(&object(kind, spec)).expect("it is taken");
     }
+    space.try_apply(&object("ResilienceSchedule", &schedule.replace("2026-12-24", "2028-02-29").replace("4h", "2d"))).expect("a leap year");
     for (kind, spec, right, wrong, says) in [
         ("FaultPolicy", policy, "expiresAfter: 10m, ", "", "expiresAfter: Required"),
+        ("FaultPolicy", policy, "expiresAfter: 10m", "expiresAfter: 30d", "write 1ms to 24h"),
         ("FaultPolicy", policy, "concurrent: 10", "concurrent: 0", "should be greater than or equal to 1"),
         ("ResilienceSchedule", schedule, "'09:30'", "'9'", "a time of day such as 09:30"),
         ("ResilienceSchedule", schedule, "days: [Mon]", "days: []", "name at least one of Mon"),
         ("ResilienceSchedule", schedule, "'16:00'", "'09:30'", "never open"),
-        ("ResilienceSchedule", schedule, "2026-12-24", "24.12.", "a date such as"),
+        ("ResilienceSchedule", schedule, "2026-12-24", "24.12.", "a date that the calendar has"),
+        ("ResilienceSchedule", schedule, "2026-12-24", "2026-02-30", "a date that the calendar has"),
+        ("ResilienceSchedule", schedule, "2026-12-24", "2026-02-29", "that year has no 29th of February"),
+        ("ResilienceSchedule", schedule, "meanTimeBetween: 4h", "meanTimeBetween: 0s", "write 1s to a year"),
         ("GoldenSet", set, "configMap: {name: x}", "", "exactly one of"),
         ("GoldenSet", set, "source:", "digest: sha256:1, source:", "64 hexadecimal digits"),
         ("GoldenSet", set, "configMap: {name: x}", "objectStore: {url: bucket}", "write s3://BUCKET/PATH"),

@@ -116,6 +116,11 @@ const BAD: &[(&str, &str, &str)] = &[
         "taint: {nodes: {mode: one}, key: not a key}, for: 5s",
         "18:29: spec.steps[1].taint: the local platform's scheduler knows no cordons and taints: write nodeFailure or podKill\n18:55: spec.steps[1].taint.key: \"not a key\" is not the key of a taint: write letters, digits, `-`, `_` and `.`, such as example.com/maintenance",
     ),
+    (
+        "podKill: {pods: {mode: fixed, value: 2}}",
+        "podKill: {pods: {mode: one}, gracePeriod: 2h}",
+        "18:64: spec.steps[1].podKill.gracePeriod: 2h is too long: write 1h or less",
+    ),
     ("delay: 500ms}, for: 5s}", "delay: 500ms}}", "17:7: spec.steps[0]: step \"slow\": networkLatency lasts for a while: say how long, such as `for: 60s`"),
     ("value: 2", "value: 3", "18:59: spec.steps[1].podKill.pods.value: 3 of 2 pods cannot be chosen: write 1 to 2, or mode all"),
     ("name: killed", "name: slow", "18:14: spec.steps[1].name: \"slow\" is there twice: give every step its own name"),

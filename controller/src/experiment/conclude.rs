@@ -77,11 +77,12 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
     let hold = spec.stable.hold.get().as_micros() as i64;
     let lost = history.outages(hold, clock.begin, clock.end);
     let outages: Vec<_> = lost.iter().map(|lost: &Lost| lost.outage.clone()).collect();
-    let taken = |fault: &&FaultWindow| spec.steps.get(fault.step as usize).is_some_and(|step| step.action.takes_pods());
+    let action = |fault: &FaultWindow| spec.steps.get(fault.step as usize).map(|step| &step.action);
     let facts = Facts {
         measured: &measured,
         outages: &outages,
-        pods_were_taken: faults.iter().any(|fault| taken(&fault)),
+        pods_were_taken: faults.iter().filter_map(action).any(Action::takes_pods),
+        scaled_to_nothing: faults.iter().filter_map(action).any(|action| matches!(action, Action::Scale(scale) if scale.replicas == 0)),
         faults: faults.len(),
         complete: course.ending == Ending::Complete,
     };

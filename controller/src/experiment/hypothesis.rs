@@ -11,7 +11,13 @@ use steadfast_api::{
 };
 
 use super::{run::Ending, score::mark_of};
-use crate::observe::{availability::Measured, recovery::until};
+use crate::{
+    observe::{availability::Measured, recovery::until},
+    words::some,
+};
+
+/// Faults, and doubts about one of them, in the sentence of a verdict.
+const DOUBTS_SAID: usize = 3;
 
 /// What a hypothesis is held against.
 pub struct Facts<'a> {
@@ -20,6 +26,8 @@ pub struct Facts<'a> {
     pub outages: &'a [Outage],
     /// A fault that takes pods away was carried out.
     pub pods_were_taken: bool,
+    /// One that left no pod wanted was.
+    pub scaled_to_nothing: bool,
     /// Any fault was.
     pub faults: usize,
     /// The run reached its end: what was seen until an early one proves no absence.
@@ -101,7 +109,10 @@ fn latency(goal: &LatencyAtMost, facts: &Facts<'_>) -> (RunOutcome, String) {
 fn recovery(goal: &RecoveryAtMost, facts: &Facts<'_>) -> (RunOutcome, String) {
     let most = ms_of(goal.at_most);
     let Some(count) = std::num::NonZeroUsize::new(facts.outages.len()) else {
-        return if facts.pods_were_taken {
+        return if facts.scaled_to_nothing {
+            let why = "the target was scaled to nothing: pods that nobody wants are no outage, and no recovery is measured; ask for availability during faults";
+            (RunOutcome::Inconclusive, why.to_owned())
+        } else if facts.pods_were_taken {
             (RunOutcome::Inconclusive, "pods were taken away, and no outage was seen".to_owned())
         } else if facts.faults == 0 {
             (RunOutcome::Inconclusive, "no fault was carried out, so there was nothing to recover from".to_owned())
@@ -169,7 +180,18 @@ pub fn verdict(ending: &Ending, hypothesis: &[HypothesisResult], phases: &[Phase
         1 => ", and the target was stable again after the fault".to_owned(),
         count => format!(", and the target was stable again after each of {count} faults"),
     };
-    (RunOutcome::Pass, format!("{held}{stable}."))
+    (RunOutcome::Pass, format!("{held}{stable}.{}", partly(faults)))
+}
+
+/// What of the faults was not done, or not seen: who reads that a run passed must know how much it was put to. It changes no outcome, since something of each fault
+/// is proved, and a step that respects budgets promises no more.
+fn partly(faults: &[FaultWindow]) -> String {
+    let partly: Vec<String> = faults
+        .iter()
+        .filter(|fault| !fault.doubts.is_empty())
+        .map(|fault| format!("{:?} ({} of {} pods): {}", fault.name, fault.action, fault.pods.len(), some(&fault.doubts, DOUBTS_SAID)))
+        .collect();
+    if partly.is_empty() { String::new() } else { format!(" Not all of it took place, or was seen to: {}.", some(&partly, DOUBTS_SAID)) }
 }
 
 fn ms_of(span: Span) -> f64 {
@@ -250,7 +272,8 @@ mod tests {
 
     fn judge(yaml: &str, good: usize, failed: usize, outages: &[Outage], taken: bool) -> (RunOutcome, String) {
         let hypothesis: Hypothesis = steadfast_api::read::from_yaml("h", yaml).unwrap();
-        let result = evaluate(&hypothesis, &Facts { measured: &|_| measured(good, failed), outages, pods_were_taken: taken, faults: 1, complete: true });
+        let facts = Facts { measured: &|_| measured(good, failed), outages, pods_were_taken: taken, scaled_to_nothing: false, faults: 1, complete: true };
+        let result = evaluate(&hypothesis, &facts);
         (result.outcome, format!("{}: {}", result.statement, result.observed))
     }
 
@@ -271,8 +294,10 @@ mod tests {
         assert_eq!(judge("recovery: {atMost: 1h}", 1, 0, &[], true).0, RunOutcome::Inconclusive);
         assert_eq!(judge("recovery: {atMost: 1h}", 1, 0, &[], false).0, RunOutcome::Pass);
         let hypothesis: Hypothesis = steadfast_api::read::from_yaml("h", "recovery: {atMost: 1h}").unwrap();
-        let nothing = Facts { measured: &|_| measured(1, 0), outages: &[], pods_were_taken: false, faults: 0, complete: true };
+        let nothing = Facts { measured: &|_| measured(1, 0), outages: &[], pods_were_taken: false, scaled_to_nothing: false, faults: 0, complete: true };
         assert_eq!(evaluate(&hypothesis, &nothing).outcome, RunOutcome::Inconclusive, "no fault, nothing to recover from");
+        let away = evaluate(&hypothesis, &Facts { scaled_to_nothing: true, faults: 1, ..nothing });
+        assert!(away.outcome == RunOutcome::Inconclusive && away.observed.contains("scaled to nothing"), "{away:?}");
         assert_eq!(verdict(&Ending::Complete, &[], &[], &[], &[]).0, RunOutcome::Inconclusive, "nothing was asked");
     }
 
@@ -293,7 +318,9 @@ mod tests {
     fn a_success_that_was_not_watched_to_the_end_is_inconclusive_and_a_failure_stays_one() {
         let hypothesis: Hypothesis = steadfast_api::read::from_yaml("h", "availability: {atLeast: 50%}").unwrap();
         let early = |good, failed| {
-            evaluate(&hypothesis, &Facts { measured: &|_| measured(good, failed), outages: &[], pods_were_taken: false, faults: 1, complete: false }).outcome
+            let (measured, taken) = (|_| measured(good, failed), false);
+            evaluate(&hypothesis, &Facts { measured: &measured, outages: &[], pods_were_taken: taken, scaled_to_nothing: false, faults: 1, complete: false })
+                .outcome
         };
         assert_eq!((early(1, 0), early(1, 3)), (RunOutcome::Inconclusive, RunOutcome::Fail));
     }
@@ -302,5 +329,29 @@ mod tests {
     fn shares_are_never_rounded_up() {
         assert_eq!([0.999_999_9, 1.0, 0.5, 0.999, 0.0].map(share), ["99.999%", "100%", "50%", "99.9%", "0%"]);
         assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn a_verdict_says_what_of_a_fault_did_not_take_place() {
+        let fault = FaultWindow {
+            name: "all evicted".into(),
+            action: "evict".into(),
+            description: String::new(),
+            round: 1,
+            step: 0,
+            start_ms: 0.0,
+            end_ms: 0.0,
+            nodes: Vec::new(),
+            pods: vec!["a".into(), "b".into(), "c".into()],
+            evidence: vec!["a was evicted".into()],
+            doubts: vec!["b was not evicted: its budget needs 2".into(), "c was not evicted: its budget needs 2".into()],
+            undone_ms: None,
+        };
+        let (outcome, reason) = verdict(&Ending::Complete, &[], &[], std::slice::from_ref(&fault), &[]);
+        assert_eq!(outcome, RunOutcome::Pass, "a step that respects budgets promises no more");
+        let said = "\"all evicted\" (evict of 3 pods): b was not evicted: its budget needs 2, c was not evicted: its budget needs 2.";
+        assert!(reason.ends_with(said), "{reason}");
+        let (_, reason) = verdict(&Ending::Complete, &[], &[], &[FaultWindow { doubts: Vec::new(), ..fault }], &[]);
+        assert!(reason.ends_with("after the fault."), "{reason}");
     }
 }

@@ -7,7 +7,7 @@ use flate2::read::GzDecoder;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde_json::json;
 use steadfast_api::{
@@ -46,6 +46,9 @@ pub enum RemoteError {
     /// The API server's words, or the controller's.
     #[error("{0}")]
     Refused(String),
+    /// Nobody had begun to run it, and it was deleted again.
+    #[error("{0}")]
+    Withdrawn(String),
     #[error("{0}")]
     Failed(String),
 }
@@ -94,9 +97,9 @@ impl Watched {
             return Seen::Nothing;
         }
         if silent > GIVEN_UP_AFTER {
+            let then = if is_taken_up { "; what is in force ends by itself, and once a controller leads again it tells how the run ended" } else { "" };
             return Seen::GivenUp(format!(
-                "no controller has said anything of it for {} minutes: look at the Pods of Steadfast and at its Lease; what is in force ends by itself, and once a \
-                 controller leads again it tells how the run ended",
+                "no controller has said anything of it for {} minutes: look at the Pods of Steadfast and at its Lease{then}",
                 silent.as_secs() / 60
             ));
         }
@@ -117,6 +120,19 @@ impl Watched {
 pub struct Submitted {
     pub name: String,
     uid: Option<String>,
+}
+
+/// Whether nobody has begun to run it: nothing of it is in force, and there is no report to wait for.
+fn has_not_begun(test: &ResilienceTest) -> bool {
+    test.status.as_ref().is_none_or(|status| status.phase == RunPhase::Pending)
+}
+
+/// What is missing where the API server knows nothing of what it was asked: the kind, or the namespace.
+fn not_there(answer: &kube::core::Status, namespace: &str) -> RemoteError {
+    if answer.details.as_ref().is_some_and(|details| details.kind == "namespaces") {
+        return RemoteError::Refused(format!("there is no namespace {namespace} in this cluster: name that of the target with --namespace"));
+    }
+    RemoteError::Failed("this cluster knows no ResilienceTest: install the chart in deploy/chart".to_owned())
 }
 
 impl Remote {
@@ -140,15 +156,13 @@ impl Remote {
         let made = self.tests.create(&PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }, &object).await;
         match made {
             Ok(made) => Ok(Submitted { name: made.name_any(), uid: made.uid() }),
-            Err(kube::Error::Api(answer)) if answer.code == 404 => {
-                Err(RemoteError::Failed("this cluster knows no ResilienceTest: install the chart in deploy/chart".to_owned()))
-            }
+            Err(kube::Error::Api(answer)) if answer.code == 404 => Err(not_there(&answer, &self.namespace)),
             Err(kube::Error::Api(answer)) => Err(RemoteError::Refused(answer.message)),
             Err(error) => Err(RemoteError::Failed(error.to_string())),
         }
     }
 
-    /// Tells every change of its status, and returns the last one. `interrupt` turning true ends the run early, with what was seen.
+    /// Tells every change of its status, and returns the last one. `interrupt` turning true ends the run early, with what was seen; a test that has not begun is deleted.
     pub async fn follow(
         &self,
         test: &Submitted,
@@ -162,7 +176,10 @@ impl Remote {
             match self.tests.get_opt(&test.name).await {
                 Ok(Some(now)) if now.uid() == test.uid => {
                     heard = tokio::time::Instant::now();
-                    match watched.look(heard, now.status.unwrap_or_default()) {
+                    if *interrupt.borrow() && self.withdraw(&now).await? {
+                        return Err(RemoteError::Withdrawn(format!("interrupted before the run began: resiliencetest {} is deleted again", test.name)));
+                    }
+                    match watched.look(heard, now.status.clone().unwrap_or_default()) {
                         Seen::News(status) => tell(status),
                         Seen::Ended(status) => {
                             tell(&status);
@@ -170,6 +187,9 @@ impl Remote {
                         }
                         Seen::Silence(words) => tell(&ResilienceTestStatus { progress: Some(words), ..ResilienceTestStatus::default() }),
                         Seen::Nothing => {}
+                        Seen::GivenUp(why) if self.withdraw(&now).await? => {
+                            return Err(RemoteError::Withdrawn(format!("resiliencetest {}: {why}; it is deleted again", test.name)));
+                        }
                         Seen::GivenUp(why) => return Err(RemoteError::Failed(format!("resiliencetest {}: {why}", test.name))),
                     }
                 }
@@ -185,6 +205,21 @@ impl Remote {
                 () = sleep(LOOK_EVERY) => {}
                 _ = interrupt.changed(), if !stopping => {}
             }
+        }
+    }
+
+    /// Deletes a test that has not begun. False: it has, or somebody changed it a moment ago.
+    async fn withdraw(&self, test: &ResilienceTest) -> Result<bool, RemoteError> {
+        if !has_not_begun(test) {
+            return Ok(false);
+        }
+        // Whoever begins it writes that down first, and then this is another version.
+        let preconditions = Some(Preconditions { uid: test.uid(), resource_version: test.resource_version() });
+        match self.tests.delete(&test.name_any(), &DeleteParams { preconditions, ..DeleteParams::default() }).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(true),
+            Err(kube::Error::Api(answer)) if answer.code == 409 => Ok(false),
+            Err(error) => Err(RemoteError::Failed(format!("it has not begun, and could not be deleted: {error}"))),
         }
     }
 
@@ -279,5 +314,80 @@ mod tests {
         assert!(matches!(watched.look(at(100_040), phase(RunPhase::Running, "1 of 3")), Seen::News(_)), "it goes on");
         assert!(matches!(watched.look(at(100_040 + 661), phase(RunPhase::Running, "1 of 3")), Seen::GivenUp(_)));
         assert!(matches!(watched.look(at(200_000), phase(RunPhase::Finished, "")), Seen::Ended(_)));
+    }
+
+    #[test]
+    fn a_namespace_that_is_not_there_is_not_a_missing_installation() {
+        let answer = |kind: &str| -> kube::core::Status {
+            serde_json::from_value(json!({ "message": "not found", "reason": "NotFound", "code": 404, "details": { "kind": kind, "name": "nosuch" } })).unwrap()
+        };
+        assert!(matches!(not_there(&answer("namespaces"), "nosuch"), RemoteError::Refused(why) if why.contains("no namespace nosuch")));
+        assert!(matches!(not_there(&answer(""), "nosuch"), RemoteError::Failed(why) if why.contains("install the chart")));
+    }
+
+    /// What an API server was asked, and the test that it holds.
+    type Held = std::sync::Arc<std::sync::Mutex<(Vec<String>, Option<serde_json::Value>)>>;
+
+    /// One that begins to run the test right before it would be deleted, if `begins`.
+    fn server(status: serde_json::Value, begins: bool) -> (Remote, Held) {
+        use http_body_util::BodyExt as _;
+        let object = json!({
+            "apiVersion": "steadfast.dev/v1alpha1", "kind": "ResilienceTest",
+            "metadata": { "name": "t", "uid": "u", "resourceVersion": "7" }, "spec": {}, "status": status,
+        });
+        let held = Held::new(std::sync::Mutex::new((Vec::new(), Some(object))));
+        let shared = std::sync::Arc::clone(&held);
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let held = std::sync::Arc::clone(&shared);
+            async move {
+                let method = request.method().clone();
+                let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+                let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+                let mut held = held.lock().unwrap();
+                let failure = |code: u16| (code, json!({ "kind": "Status", "status": "Failure", "reason": "x", "message": "x", "code": code }));
+                let (code, answer) = match (method.as_str(), held.1.clone()) {
+                    (_, None) => failure(404),
+                    ("DELETE", Some(mut now)) => {
+                        held.0.push(format!("delete {} {}", body["preconditions"]["uid"], body["preconditions"]["resourceVersion"]));
+                        if begins && now["status"]["phase"] != "Running" {
+                            now["metadata"]["resourceVersion"] = "8".into();
+                            now["status"] = json!({ "phase": "Running" });
+                            held.1 = Some(now);
+                            failure(409)
+                        } else {
+                            held.1 = None;
+                            (200, now)
+                        }
+                    }
+                    ("PATCH", Some(mut now)) => {
+                        held.0.push("stop".to_owned());
+                        now["status"] = json!({ "phase": "Finished", "reason": "Interrupted" });
+                        held.1 = Some(now.clone());
+                        (200, now)
+                    }
+                    (_, Some(now)) => (200, now),
+                };
+                let body = kube::client::Body::from(answer.to_string().into_bytes());
+                Ok::<_, std::convert::Infallible>(http::Response::builder().status(code).body(body).unwrap())
+            }
+        });
+        let client = kube::Client::new(service, "n");
+        (Remote { tests: Api::namespaced(client.clone(), "n"), maps: Api::namespaced(client, "n"), namespace: "n".to_owned() }, held)
+    }
+
+    #[tokio::test]
+    async fn a_test_that_has_not_begun_is_deleted_at_once_when_it_is_interrupted() {
+        let submitted = Submitted { name: "t".to_owned(), uid: Some("u".to_owned()) };
+        let interrupted = || watch::channel(true).1;
+        for status in [json!({}), json!({ "phase": "Pending", "progress": "waits: another comes first" })] {
+            let (remote, held) = server(status, false);
+            let ended = remote.follow(&submitted, interrupted(), |_| {}).await;
+            assert!(matches!(ended, Err(RemoteError::Withdrawn(why)) if why.contains("resiliencetest t is deleted")));
+            assert_eq!(*held.lock().unwrap(), (vec![r#"delete "u" "7""#.to_owned()], None));
+        }
+        let (remote, held) = server(json!({}), true);
+        let ended = remote.follow(&submitted, interrupted(), |_| {}).await.unwrap();
+        assert_eq!(ended.reason.as_deref(), Some("Interrupted"), "it began in that moment, and is told to stop");
+        assert_eq!(held.lock().unwrap().0, [r#"delete "u" "7""#, "stop"]);
     }
 }

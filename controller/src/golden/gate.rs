@@ -79,7 +79,12 @@ impl Gate {
         let sets: Api<GoldenSet> = Api::namespaced(self.client.clone(), &self.namespace);
         let set = match sets.get_opt(&self.name).await {
             Ok(Some(set)) => set,
-            Ok(None) => return Err(GateError::Refused(format!("there is no GoldenSet {} in namespace {}", self.name, self.namespace))),
+            Ok(None) => {
+                return Err(GateError::Refused(format!(
+                    "there is no GoldenSet {} in namespace {}: kubectl get goldensets --all-namespaces",
+                    self.name, self.namespace
+                )));
+            }
             Err(kube::Error::Api(answer)) if answer.code == 404 => {
                 return Err(GateError::Refused("this cluster knows no GoldenSet: install the chart in deploy/chart".to_owned()));
             }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::{
+    apps::v1::Deployment,
     core::v1::{Namespace, Pod},
     networking::v1::NetworkPolicy,
 };
@@ -25,6 +26,8 @@ use crate::{
 };
 
 const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
+/// The Deployment of the chart and of the plain manifests.
+const CONTROLLER: &str = "steadfast-controller";
 /// Of pods that are tried; none is made.
 const POD: &str = "steadfast-install-check";
 /// Namespaces of model servers that are looked at.
@@ -148,10 +151,36 @@ pub(super) async fn of_targets(client: &Client, options: &Options) -> Vec<Findin
     if targets.is_empty() && findings.is_empty() {
         findings.push(Finding::ok("targets", "no namespace opts in yet; --target NAME looks at one before it does"));
     }
+    let watched = watched(client, &options.namespace).await;
     for target in &targets {
+        findings.extend(left_out(&target.name_any(), &watched));
         findings.extend(of_target(client, &target.name_any(), &options.namespace).await);
     }
     findings
+}
+
+/// The namespaces that a controller that is there looks at; none: all of them, or there is no controller, or it cannot be seen.
+async fn watched(client: &Client, system: &str) -> Vec<String> {
+    let deployment = Api::<Deployment>::namespaced(client.clone(), system).get_opt(CONTROLLER).await.ok().flatten();
+    let containers = deployment.and_then(|deployment| deployment.spec).and_then(|spec| spec.template.spec).map(|spec| spec.containers).unwrap_or_default();
+    let args = containers.iter().flat_map(|container| container.args.iter().flatten());
+    args.filter_map(|arg| arg.strip_prefix("--watch-namespaces=")).flat_map(|names| names.split(',')).map(str::to_owned).collect()
+}
+
+fn left_out(target: &str, watched: &[String]) -> Option<Finding> {
+    if watched.is_empty() || watched.iter().any(|name| name == target) {
+        return None;
+    }
+    let mut all = watched.to_vec();
+    all.push(target.to_owned());
+    Some(Finding::warning(
+        "targets",
+        format!(
+            "the controller that is there does not look at {target}, but at {} alone (watchNamespaces): no sidecar, policy or test comes to anything there",
+            watched.join(", ")
+        ),
+        format!("helm upgrade with --set 'watchNamespaces={{{}}}'", all.join(",")),
+    ))
 }
 
 async fn of_target(client: &Client, name: &str, system: &str) -> Vec<Finding> {
@@ -329,6 +358,18 @@ mod tests {
         for other in [json!({ "metadata": { "labels": { "app": "y" } } }), json!({ "metadata": { "labels": { INJECT_LABEL: "false" } } })] {
             assert_eq!(told(json!(8000), &[pod("p", other)]), []);
         }
+    }
+
+    #[test]
+    fn a_target_that_the_controller_does_not_look_at_is_told_of() {
+        let watched = ["models".to_owned(), "more".to_owned()];
+        assert_eq!((left_out("models", &watched), left_out("mix", &[])), (None, None));
+        let finding = left_out("mix", &watched).expect("it is ignored");
+        assert!(
+            finding.severity == super::super::Severity::Warning && finding.message.contains("does not look at mix, but at models, more alone"),
+            "{finding:?}"
+        );
+        assert_eq!(finding.next.as_deref(), Some("helm upgrade with --set 'watchNamespaces={models,more,mix}'"));
     }
 
     #[test]

@@ -220,6 +220,17 @@ pub struct Undone {
     pub left_behind: Vec<String>,
 }
 
+/// A step's fault, and what it hits.
+#[derive(Clone, Copy, Debug)]
+pub struct StepFault<'a> {
+    pub step: &'a str,
+    /// As the step names it.
+    pub action: &'a str,
+    pub nodes: &'a [String],
+    /// Where it chooses no nodes.
+    pub pods: &'a [String],
+}
+
 /// A platform could not do something.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {why}")]
@@ -271,6 +282,8 @@ pub trait Platform: Send + Sync + 'static {
     fn apply(&self, order: Order, expires_after: Span) -> impl Future<Output = Result<InForce, PlatformError>> + Send;
     /// The run ends: what is being carried out now is given up as soon as it can be, and what was done of it taken back; nobody waits for proofs any more.
     fn give_up(&self) {}
+    /// Tells whoever is on call for what it hits: a fault is about to begin, or has ended.
+    fn tell(&self, _fault: StepFault<'_>, _begins: bool) {}
     /// Takes an order back and returns once its effect is gone. A lost node returns (empty), a burn stops, a policy is disarmed.
     fn undo(&self, order: InForce) -> impl Future<Output = Undone> + Send;
     /// Largest resident memory seen of each pod's sidecar, in bytes, by pod name.

@@ -22,11 +22,20 @@ const INSTANT: [&str; 3] = ["podKill", "evict", "containerKill"];
 /// Actions that take either `nodes` or `pods`.
 const PLACED: [&str; 4] = ["networkLatency", "networkLoss", "networkPartition", "cpuPressure"];
 
+/// Keys of taints: an optional DNS name and `/`, then a name.
+const TAINT_KEY: &str = "^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[a-zA-Z0-9]([-a-zA-Z0-9_.]{0,61}[a-zA-Z0-9])?$";
+/// Values of taints.
+const TAINT_VALUE: &str = "^([a-zA-Z0-9]([-a-zA-Z0-9_.]{0,61}[a-zA-Z0-9])?)?$";
+/// Days that a calendar has, but for the 29th of February.
+const DATE: &str = "^[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|[12][0-9]))$";
+
 /// A column of `kubectl get`. Of the type date are moments that have passed: kubectl shows how long ago they were, and `<invalid>` for those to come.
 struct Column(&'static str, &'static str, &'static str);
 
 /// Why it is as it is, in a word; `kubectl describe` has the sentence.
 const REASON: Column = Column("Reason", "string", ".status.conditions[?(@.type==\"Ready\")].reason");
+
+const AGE: Column = Column("Age", "date", ".metadata.creationTimestamp");
 
 struct Definition {
     kind: &'static str,
@@ -42,9 +51,8 @@ struct Definition {
 impl Definition {
     fn crd(self) -> Value {
         let Self { kind, singular, plural, short, description, columns, spec, status } = self;
-        let age = Column("Age", "date", ".metadata.creationTimestamp");
-        let columns: Vec<Value> =
-            columns.iter().chain([&age]).map(|Column(name, kind, path)| json!({ "name": name, "type": kind, "jsonPath": path })).collect();
+        let age = (!columns.iter().any(|column| column.2 == AGE.2)).then_some(&AGE);
+        let columns: Vec<Value> = columns.iter().chain(age).map(|Column(name, kind, path)| json!({ "name": name, "type": kind, "jsonPath": path })).collect();
         let mut schema = json!({
             "type": "object",
             "description": description,
@@ -129,6 +137,25 @@ fn test() -> Definition {
         .cloned()
         .collect();
     rule(step, &exactly_one(&actions), &format!("a step does one thing: give exactly one of {}", actions.join(", ")));
+    rule(at(step, "for"), &span("self", "1ms", "24h"), "for: write 1ms to 24h, such as 60s");
+    rule(at(step, "podKill.gracePeriod"), &span("self", "0s", "1h"), "podKill.gracePeriod: write 1h or less, such as 30s");
+    let hour = span("self.__for__", "0s", "1h");
+    rule(step, &format!("!has(self.nodeFailure) || !has(self.__for__) || ({hour})"), "for: nodeFailure lasts 1h or less, such as 10m");
+    rule(
+        step,
+        &format!("!has(self.networkLatency) || !has(self.networkLatency.by) || self.networkLatency.by != 'agent' || !has(self.__for__) || ({hour})"),
+        "for: networkLatency by the agent lasts 1h or less, such as 10m",
+    );
+    rule(
+        at(step, "taint.key"),
+        &format!("self.matches('{TAINT_KEY}')"),
+        "taint.key: write letters, digits, `-`, `_` and `.`, at most 63, with a domain before if you like, such as example.com/maintenance",
+    );
+    rule(
+        at(step, "taint.value"),
+        &format!("self.matches('{TAINT_VALUE}')"),
+        "taint.value: write letters, digits, `-`, `_` and `.`, at most 63, a letter or digit first and last, such as soon; or leave it out",
+    );
     let instant: Vec<String> = INSTANT.iter().map(|action| format!("has(self.{action})")).collect();
     rule(
         step,
@@ -146,6 +173,7 @@ fn test() -> Definition {
     for action in PLACED {
         rule(at(step, action), "has(self.nodes) != has(self.pods)", "give exactly one of nodes and pods, such as `pods: {mode: one}`");
     }
+    rule(at(&mut spec, "halt.[].availability.for"), &span("self", "1s", "10m"), "halt.availability.for: write 1s to 10m, such as 5s");
     rule(
         &mut spec,
         "!has(self.target.selector.matchLabels) || size(self.target.selector.matchLabels) > 0",
@@ -159,15 +187,32 @@ fn test() -> Definition {
         description: "An experiment: what is broken, for how long, and what must hold meanwhile. Without steps it watches for unplanned failures until it is deleted.",
         columns: &[
             Column("Phase", "string", ".status.phase"),
-            Column("Progress", "string", ".status.progress"),
             Column("Verdict", "string", ".status.verdict"),
             Column("Score", "integer", ".status.score"),
             Column("Availability", "string", ".status.availability"),
             Column("Recovery", "string", ".status.recovery"),
             Column("Suspend", "boolean", ".spec.suspend"),
+            AGE,
+            // Sentences: what they push off the screen must not be a verdict.
+            Column("Progress", "string", ".status.progress"),
+            Column("Reason", "string", ".status.reason"),
         ],
         spec,
         status: structural::<ResilienceTestStatus>(),
+    }
+}
+
+/// Whether a length of time at `path` lies within these bounds, as far as CEL can tell: it knows no days or longer (which are more than any bound of less than two
+/// days), and of what is written with longer words, such as `5 minutes`, whoever reads the object judges.
+fn span(path: &str, least: &str, most: &str) -> String {
+    let known = format!("{path}.matches('^([0-9]+ ?(ns|us|ms|s|m|h) ?)+$')");
+    let of = format!("duration({path}.replace(' ', ''))");
+    let within = format!("(!{known} || ({of} >= duration('{least}') && {of} <= duration('{most}')))");
+    let days = format!("{path}.matches('[0-9] ?(d|w|y|M|mon)')");
+    match most {
+        "8784h" => within,
+        "24h" => format!("{path}.matches('^1 ?d(ay)?$') || (!{days} && {within})"),
+        _ => format!("!{days} && {within}"),
     }
 }
 
@@ -193,7 +238,14 @@ fn schedule() -> Definition {
 
     rule(at(&mut spec, "window"), "self.from != self.to", "window: from and to are the same, so it is never open; a window over midnight has from after to");
     rule(at(&mut spec, "window.days"), "size(self) > 0", "window.days: name at least one of Mon, Tue, Wed, Thu, Fri, Sat, Sun");
-    rule(at(&mut spec, "blackoutDates.[]"), "self.matches('^[0-9]{4}-[0-9]{2}-[0-9]{2}$')", "a date such as 2026-12-24");
+    rule(at(&mut spec, "blackoutDates.[]"), &format!("self.matches('{DATE}')"), "a date that the calendar has, such as 2026-12-24");
+    let year = "int(self.substring(0, 4))";
+    rule(
+        at(&mut spec, "blackoutDates.[]"),
+        &format!("!self.matches('^[0-9]{{4}}-02-29$') || ({year} % 4 == 0 && ({year} % 100 != 0 || {year} % 400 == 0))"),
+        "that year has no 29th of February",
+    );
+    rule(at(&mut spec, "meanTimeBetween"), &span("self", "1s", "8784h"), "meanTimeBetween: write 1s to a year, such as 4h");
     Definition {
         kind: "ResilienceSchedule",
         singular: "resilienceschedule",
@@ -214,6 +266,8 @@ fn schedule() -> Definition {
 }
 
 fn policy() -> Definition {
+    let mut spec = structural::<FaultPolicySpec>();
+    rule(at(&mut spec, "expiresAfter"), &span("self", "1ms", "24h"), "expiresAfter: write 1ms to 24h, such as 10m: what is forgotten must end");
     Definition {
         kind: "FaultPolicy",
         singular: "faultpolicy",
@@ -227,7 +281,7 @@ fn policy() -> Definition {
             Column("Expires", "string", ".status.expiresAt"),
             REASON,
         ],
-        spec: structural::<FaultPolicySpec>(),
+        spec,
         status: structural::<FaultPolicyStatus>(),
     }
 }

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -34,6 +34,7 @@ use super::{
 use crate::{
     events::Events,
     serve::{ingest::Ingest, policy::PolicyHub},
+    words::some,
 };
 
 /// A burst of changes is looked at once.
@@ -47,6 +48,12 @@ const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
 const WRITES_MAX: usize = 8;
 /// What a sidecar that nobody has heard for so long counted last has come in.
 const SILENT_FOR: Duration = Duration::from_mins(2);
+/// A sidecar dials in as soon as it starts, and to a new leader within seconds.
+const DIALS_WITHIN: Duration = Duration::from_secs(30);
+/// What is forgotten ends; whoever wants it for longer makes it anew.
+const EXPIRES_MAX: Span = Span::from_secs(24 * 3600);
+/// Pods in a sentence.
+const PODS_NAMED: usize = 3;
 /// A policy's name is a metric's label.
 const NAME_MAX: usize = 63;
 
@@ -66,6 +73,7 @@ pub struct FaultPolicies {
     writing: HashSet<String>,
     /// By UID: what took place.
     counted: HashMap<String, Counted>,
+    began: Instant,
 }
 
 /// Faults of one policy that took place: of pods that are gone too, and under leaders before this one. It never goes back.
@@ -115,6 +123,8 @@ enum Standing {
     NoPods,
     /// So many sidecars do not understand it.
     SidecarTooOld(usize),
+    /// These pods' have never dialled in.
+    SidecarsSilent(Vec<String>),
     Arming,
     Armed,
 }
@@ -127,6 +137,7 @@ impl Standing {
             Self::NotAllowed => "NotAllowed",
             Self::NoPods => "NoPods",
             Self::SidecarTooOld(_) => "SidecarTooOld",
+            Self::SidecarsSilent(_) => "SidecarsSilent",
             Self::Arming => "Arming",
             Self::Armed => "Armed",
         }
@@ -143,6 +154,10 @@ impl Standing {
             Self::SidecarTooOld(count) => {
                 format!("{count} of {} sidecars are too old for what it says, and have not armed it: start their pods anew", status.pods_matched)
             }
+            Self::SidecarsSilent(pods) => {
+                let (armed, matched) = (status.pods_armed, status.pods_matched);
+                format!("{armed} of {matched} sidecars have it in force; {}", silence(pods))
+            }
             Self::Arming => format!("{} of {} sidecars have it in force", status.pods_armed, status.pods_matched),
             Self::Armed => format!("in force in {} pods", status.pods_armed),
         }
@@ -152,7 +167,19 @@ impl Standing {
 impl FaultPolicies {
     pub fn new(client: Client, pods: Arc<Pods>, hub: Arc<PolicyHub>, ingest: Arc<Ingest>, events: Events) -> Self {
         let policies = Watched::within(pods.scope().apis(&client), watcher::Config::default(), |_| {});
-        Self { client, policies, pods, hub, ingest, events, set: HashMap::new(), written: HashMap::new(), writing: HashSet::new(), counted: HashMap::new() }
+        Self {
+            client,
+            policies,
+            pods,
+            hub,
+            ingest,
+            events,
+            set: HashMap::new(),
+            written: HashMap::new(),
+            writing: HashSet::new(),
+            counted: HashMap::new(),
+            began: Instant::now(),
+        }
     }
 
     /// Returns once what is asked for now is in the hub.
@@ -268,7 +295,10 @@ impl FaultPolicies {
             Some(why) => Standing::Invalid(why),
             None if matched.is_empty() => Standing::NoPods,
             None if too_old > 0 => Standing::SidecarTooOld(too_old),
-            None if status.pods_armed < status.pods_matched => Standing::Arming,
+            None if status.pods_armed < status.pods_matched => {
+                let silent = if self.began.elapsed() < DIALS_WITHIN { Vec::new() } else { silent(matched.into_values(), &self.hub, &self.ingest, now) };
+                if silent.is_empty() { Standing::Arming } else { Standing::SidecarsSilent(silent) }
+            }
             None => Standing::Armed,
         };
         (standing, status)
@@ -313,7 +343,9 @@ impl FaultPolicies {
                     match standing {
                         Standing::Armed => self.events.say(about, reason, "Arm", message),
                         Standing::Expired => self.events.say(about, reason, "Disarm", message),
-                        Standing::Invalid(_) | Standing::NotAllowed | Standing::SidecarTooOld(_) => self.events.warn(about, reason, "Arm", message),
+                        Standing::Invalid(_) | Standing::NotAllowed | Standing::SidecarTooOld(_) | Standing::SidecarsSilent(_) => {
+                            self.events.warn(about, reason, "Arm", message)
+                        }
                         Standing::NoPods | Standing::Arming => {}
                     }
                 }
@@ -344,6 +376,34 @@ async fn write(client: Client, telling: Telling) -> (Telling, Result<bool, Strin
     (telling, written)
 }
 
+/// Names of those of these pods whose sidecars have never dialled in, though they have had the time.
+pub fn silent<'a>(pods: impl Iterator<Item = &'a PodFacts>, hub: &PolicyHub, ingest: &Ingest, now: Timestamp) -> Vec<String> {
+    let had_time = |pod: &PodFacts| pod.created.is_some_and(|created| now.duration_since(created) >= SignedDuration::from_secs(DIALS_WITHIN.as_secs() as i64));
+    let mut silent: Vec<String> =
+        pods.filter(|pod| had_time(pod) && !hub.connected(&pod.uid) && ingest.heard(&pod.uid).is_none()).map(|pod| pod.name.clone()).collect();
+    silent.sort();
+    silent
+}
+
+/// That these pods' sidecars are silent, and what it may come from.
+pub fn silence(pods: &[String]) -> String {
+    format!(
+        "{} have never dialled in, those of {}: not started yet, injected offline without --controller, kept from dialling out by a NetworkPolicy, or given an \
+         authority that is not the controller's any more (docs/injection.md)",
+        pods.len(),
+        some(pods, PODS_NAMED)
+    )
+}
+
+/// Names of the policies that are, or at some time since then were, to be in force in a pod with one of these sets of labels.
+pub fn in_force(policies: &[FaultPolicy], labels: &[&BTreeMap<String, String>], since: Timestamp) -> Vec<String> {
+    let is_in_force = |policy: &&FaultPolicy| {
+        let Ok((spec, _, Some(_))) = judge(policy, &policy.name_any(), since) else { return false };
+        policy.metadata.deletion_timestamp.is_none() && labels.iter().any(|labels| spec.selector.matches(labels))
+    };
+    policies.iter().filter(is_in_force).map(ResourceExt::name_any).collect()
+}
+
 /// Whether everything that somebody might wait for is the same. Messages count pods.
 fn only_counts_differ(one: &FaultPolicyStatus, other: &FaultPolicyStatus) -> bool {
     let standing = |status: &FaultPolicyStatus| {
@@ -369,6 +429,9 @@ fn judge<'a>(policy: &'a FaultPolicy, name: &str, now: Timestamp) -> Result<(&'a
     let spec = policy.spec.get().map_err(|why| format!("spec: {why}"))?;
     if name.len() > NAME_MAX {
         return Err(format!("metadata.name: {} characters are too many, it is a label of metrics: give it {NAME_MAX} at most", name.len()));
+    }
+    if spec.expires_after > EXPIRES_MAX {
+        return Err(format!("spec.expiresAfter: {} is too long: write 24h or less", spec.expires_after));
     }
     let created = policy.metadata.creation_timestamp.as_ref().map_or(now, |created| created.0);
     let expires_after = SignedDuration::try_from(spec.expires_after.get()).map_err(|error| format!("spec.expiresAfter: {error}"))?;
@@ -410,9 +473,22 @@ mod tests {
         assert_eq!((expires_at.to_string().as_str(), left), ("2026-01-01T00:10:00Z", Some(Span::from_secs(300))));
         let later: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
         assert_eq!(judge(&good, "p", later).unwrap().2, None);
+        let long = policy("{expiresAfter: 30d, budget: {concurrent: 1, share: 1%}}", "'2026-01-01T00:00:00Z'");
+        assert!(judge(&long, "p", now).unwrap_err().starts_with("spec.expiresAfter: 30days is too long: write 24h"));
         let bad = policy("{expiresAfter: soon}", "'2026-01-01T00:00:00Z'");
         assert!(judge(&bad, "p", now).unwrap_err().contains("such as 500ms"));
         assert!(judge(&good, &"p".repeat(64), now).unwrap_err().contains("63"));
+    }
+
+    #[test]
+    fn a_policy_is_in_force_from_its_creation_until_it_expires_where_it_selects() {
+        let good = policy("{selector: {matchLabels: {app: x}}, expiresAfter: 10m, budget: {concurrent: 1, share: 1%}}", "'2026-01-01T00:00:00Z'");
+        let labels = |app: &str| BTreeMap::from([("app".to_owned(), app.to_owned())]);
+        let (x, y) = (labels("x"), labels("y"));
+        let names = |labels: &[&BTreeMap<String, String>], since: &str| in_force(std::slice::from_ref(&good), labels, since.parse().unwrap());
+        assert_eq!(names(&[&y, &x], "2026-01-01T00:09:59Z"), ["p"]);
+        assert!(names(&[&x], "2026-01-01T00:10:00Z").is_empty(), "it had expired");
+        assert!(names(&[&y], "2026-01-01T00:00:00Z").is_empty() && names(&[], "2026-01-01T00:00:00Z").is_empty());
     }
 
     #[test]
@@ -495,6 +571,11 @@ mod tests {
         let status = FaultPolicyStatus { pods_matched: 3, pods_armed: 1, ..FaultPolicyStatus::default() };
         assert!(Standing::NotAllowed.message("models", &status).contains("kubectl label namespace models steadfast.dev/faults=allowed"));
         assert!(Standing::Arming.message("models", &status).contains("1 of 3"));
+        let silent = Standing::SidecarsSilent(vec!["a".into(), "b".into()]).message("models", &status);
+        assert!(
+            silent.contains("1 of 3 sidecars have it") && silent.contains("2 have never dialled in, those of a, b: ") && silent.contains("--controller"),
+            "{silent}"
+        );
         let used: BTreeMap<&str, Standing> = [Standing::Expired, Standing::NoPods, Standing::Armed].into_iter().map(|s| (s.reason(), s)).collect();
         assert_eq!(used.len(), 3);
     }

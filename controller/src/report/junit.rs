@@ -34,7 +34,9 @@ pub fn render(report: &Report) -> Result<String, String> {
         let mut case = TestCase::new(format!("{} (round {})", phase.name, phase.round), status(outcome, &says));
         case.set_classname(name.as_str());
         case.set_time(duration(phase.end_ms - phase.start_ms));
-        case.set_system_out(says);
+        let of_this = report.faults.iter().filter(|fault| fault.round == phase.round && Some(fault.step) == phase.step);
+        let doubts = of_this.flat_map(|fault| &fault.doubts).map(|doubt| format!("\nnot done or not seen: {doubt}"));
+        case.set_system_out(says + &doubts.collect::<String>());
         steps.add_test_case(case);
     }
     out.add_test_suite(steps);
@@ -120,7 +122,23 @@ pub(crate) mod tests {
 
     #[test]
     fn every_hypothesis_and_every_fault_is_one_test_case() {
-        let xml = render(&small()).unwrap();
+        let mut report = small();
+        report.faults = vec![steadfast_api::report::FaultWindow {
+            name: "node lost".to_owned(),
+            action: "drain".to_owned(),
+            description: String::new(),
+            round: 1,
+            step: 0,
+            start_ms: 0.0,
+            end_ms: 0.0,
+            nodes: Vec::new(),
+            pods: Vec::new(),
+            evidence: Vec::new(),
+            doubts: vec!["p-1 was not evicted".to_owned()],
+            undone_ms: None,
+        }];
+        let xml = render(&report).unwrap();
+        assert!(xml.contains("not done or not seen: p-1 was not evicted"), "{xml}");
         assert_eq!(xml.matches("<testcase").count(), 5, "{xml}");
         assert_eq!((xml.matches("<failure").count(), xml.matches("<skipped").count()), (2, 1), "{xml}");
         assert!(xml.contains("98% of &lt;5,000&gt; requests") && xml.contains("stable from 1.0 s"), "{xml}");

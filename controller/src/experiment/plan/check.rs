@@ -11,7 +11,7 @@ use steadfast_api::{
     policy::{GOLDEN_SETS_MAX, LabelSelector},
     test::{
         Action, During, Halt, Hypothesis, LatencyBy, Local, NetworkLatency, NodeFailure, NodeFailureBy, RecoveredAt, ResilienceTest, ResilienceTestSpec,
-        Selection, Step,
+        Selection, Step, Taint,
     },
 };
 
@@ -23,6 +23,11 @@ use crate::observe::requests::Requests;
 
 /// An agent heals a node by itself no later than this.
 const NODE_FAILURE_MAX: Span = LASTS_MAX;
+
+/// Nobody looks at one step for longer; what is forgotten must end.
+const STEP_MAX: Span = Span::from_secs(24 * 3600);
+/// A pod that takes longer to end is not ended by a test.
+const GRACE_MAX: Span = Span::from_secs(3600);
 
 /// Something wrong at a field: what stands there, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -265,13 +270,14 @@ impl Check<'_> {
                 }
             }
             Action::Scale(action) => self.scale(&format!("{field}.replicas"), action.replicas),
-            Action::Taint(action) if !qualified_name(&action.key) => {
-                self.wrong(
-                    format!("{field}.key"),
-                    format!("{:?} is not the key of a taint: write letters, digits, `-`, `_` and `.`, such as example.com/maintenance", action.key),
-                );
+            Action::Taint(action) => self.taint(field, action),
+            Action::PodKill(action) if action.grace_period > GRACE_MAX => {
+                self.wrong(format!("{field}.gracePeriod"), format!("{} is too long: write {GRACE_MAX} or less", action.grace_period));
             }
             _ => {}
+        }
+        if step.duration > STEP_MAX {
+            self.wrong(format!("{field}.for"), format!("{} is too long: write 24h or less", step.duration));
         }
         if self.target == Target::Cluster && matches!(step.action, Action::NodeFailure(_)) && step.duration > NODE_FAILURE_MAX {
             self.wrong(format!("{field}.for"), format!("{} is too long for a node to be lost: write {NODE_FAILURE_MAX} or less", step.duration));
@@ -281,6 +287,21 @@ impl Check<'_> {
         {
             let field = which.map_or_else(|| field.to_owned(), |which| format!("{field}.{which}"));
             self.wrong(field, why);
+        }
+    }
+
+    fn taint(&mut self, field: &str, action: &Taint) {
+        if !qualified_name(&action.key) {
+            self.wrong(
+                format!("{field}.key"),
+                format!("{:?} is not the key of a taint: write letters, digits, `-`, `_` and `.`, such as example.com/maintenance", action.key),
+            );
+        }
+        if !action.value.is_empty() && !plain(&action.value, 63, char::is_ascii_alphanumeric) {
+            self.wrong(
+                format!("{field}.value"),
+                format!("{:?} is not the value of a taint: write at most 63 letters, digits, `-`, `_` and `.`, a letter or digit first and last", action.value),
+            );
         }
     }
 
@@ -423,11 +444,14 @@ const fn not_local(action: &Action) -> Option<(Option<&'static str>, &'static st
 /// A key as labels and taints have it: an optional DNS prefix and `/`, then a name of at most 63 characters.
 fn qualified_name(key: &str) -> bool {
     let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
-    let plain = |text: &str, most: usize| {
-        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-        text.len() <= most && edge(text.chars().next()) && edge(text.chars().last()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    plain(name, 63) && prefix.is_none_or(|prefix| plain(prefix, 253))
+    let of_domain = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    plain(name, 63, char::is_ascii_alphanumeric) && prefix.is_none_or(|prefix| !prefix.contains('_') && plain(prefix, 253, of_domain))
+}
+
+/// These characters, and `-`, `_` and `.` but at the edges.
+fn plain(text: &str, most: usize, is: impl Fn(&char) -> bool) -> bool {
+    let edge = |c: Option<char>| c.is_some_and(|c| is(&c));
+    text.len() <= most && edge(text.chars().next()) && edge(text.chars().last()) && text.chars().all(|c| is(&c) || "-_.".contains(c))
 }
 
 fn show(labels: &BTreeMap<String, String>) -> String {

@@ -13,7 +13,7 @@ use super::{Conductor, Ending, FaultSpan, lock};
 use crate::{
     experiment::{progress::PhaseNow, select},
     observe::marks::Planned,
-    platform::{Order, Platform},
+    platform::{Order, Platform, StepFault},
     words::{NAMES_MAX, some},
 };
 
@@ -37,9 +37,12 @@ impl<P: Platform> Conductor<'_, P> {
         let asked = Instant::now();
         let expires = Span::new(step.duration.get() + grace(&step.action) + EXPIRY_MARGIN);
         let platform = self.platform;
+        let told = StepFault { step: &step.name, action: step.action.name(), nodes: &nodes, pods: &pods };
+        platform.tell(told, true);
         let in_force = match self.brought_to_end(platform.apply(order, expires)).await {
             Ok(in_force) => in_force,
             Err(error) => {
+                platform.tell(told, false);
                 let broken = || Ending::Broken(format!("step {:?} could not be carried out: {error}", step.name));
                 return Err(self.given_up.clone().unwrap_or_else(broken));
             }
@@ -139,6 +142,8 @@ impl<P: Platform> Conductor<'_, P> {
             span.evidence = undone.evidence;
             span.doubts = undone.doubts;
             span.undone = undone.left_behind.is_empty().then_some(at);
+            let step = &self.plan.test.spec.steps[span.step as usize];
+            platform.tell(StepFault { step: &step.name, action: step.action.name(), nodes: &span.nodes, pods: &span.pods }, false);
             self.course.left_behind.extend(undone.left_behind);
             let mut history = lock(self.history);
             let until = history.us(at);

@@ -10,10 +10,13 @@
 //! What a run changes here is a policy in sidecars, which expires on their own clocks, or a pod deleted, which its workload replaces: neither outlives the run. What
 //! could outlive it ([`failures`]) is written down before it is done, and taken back by whoever finds it.
 
+mod bell;
 mod facts;
 pub mod failures;
 mod orders;
 mod timers;
+
+pub use bell::Bell;
 
 use std::{
     collections::BTreeMap,
@@ -53,7 +56,7 @@ use self::{
     failures::{GivenUp, Means, ledger::Ledger},
     orders::Orders,
 };
-use super::{Change, InForce, Order, Platform, PlatformError, Pod, Undone};
+use super::{Change, InForce, Order, Platform, PlatformError, Pod, StepFault, Undone};
 use crate::{
     reconcile::{
         pods::PodFacts,
@@ -70,7 +73,6 @@ const LISTED_WITHIN: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(5);
 
 /// What a run on a cluster needs to start.
-#[derive(Clone)]
 pub struct KubernetesOptions {
     pub means: Arc<Means>,
     pub hub: Arc<PolicyHub>,
@@ -84,6 +86,8 @@ pub struct KubernetesOptions {
     pub target: Target,
     /// Who is asked before each fault, if anybody need be.
     pub leave: Option<MayBreak>,
+    /// Whoever is on call reads there of faults.
+    pub bell: Bell,
 }
 
 struct Inner {
@@ -109,6 +113,7 @@ pub struct KubernetesPlatform {
     service: String,
     timers: Option<PlatformTimers>,
     leave: Option<MayBreak>,
+    bell: Bell,
     tasks: Vec<AbortHandle>,
 }
 
@@ -116,7 +121,7 @@ impl KubernetesPlatform {
     /// Finds the target's Service and watches its pods. Returns once all of them are known. Wants `list` and `watch` on pods, Services, EndpointSlices, nodes and
     /// workloads, `delete` on pods, `create` on evictions, and for each kind of failure what the chart's `failures` say.
     pub async fn start(options: KubernetesOptions) -> Result<Self, PlatformError> {
-        let KubernetesOptions { means, hub, ingest, run, test, namespace, target, leave } = options;
+        let KubernetesOptions { means, hub, ingest, run, test, namespace, target, leave, bell } = options;
         let client = means.client.clone();
         let (service, address) = service(&client, &namespace, &target).await?;
         let (tell, changes) = mpsc::unbounded_channel();
@@ -132,7 +137,7 @@ impl KubernetesPlatform {
             tokio::spawn(watch_nodes(Arc::clone(&inner))).abort_handle(),
             tokio::spawn(watch_workloads(Arc::clone(&inner))).abort_handle(),
         ];
-        let mut platform = Self { inner, changes: tokio::sync::Mutex::new(changes), address, service, timers: None, leave, tasks };
+        let mut platform = Self { inner, changes: tokio::sync::Mutex::new(changes), address, service, timers: None, leave, bell, tasks };
         let waited = timeout(LISTED_WITHIN, is_listed.wait_for(|listed| *listed)).await;
         if !matches!(waited, Ok(Ok(_))) {
             return Err(PlatformError::new("the target's pods", format!("were not listed within {LISTED_WITHIN:?}: the API server does not answer")));
@@ -404,6 +409,11 @@ impl Platform for KubernetesPlatform {
 
     async fn apply(&self, order: Order, expires_after: Span) -> Result<InForce, PlatformError> {
         Orders::apply(&self.inner, order, expires_after).await
+    }
+
+    fn tell(&self, fault: StepFault<'_>, begins: bool) {
+        let namespace = &self.inner.namespace;
+        self.bell.ring(fault, begins, namespace, |pod| self.inner.facts().uid(pod).map(str::to_owned));
     }
 
     fn give_up(&self) {

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, ReplicaSet, StatefulSet},
@@ -24,9 +25,11 @@ use steadfast_api::{
 use super::SCHEDULE_LABEL;
 use crate::{
     reconcile::{
+        fault_policy::in_force,
         pods::{FAULTS_ALLOWED, FAULTS_LABEL, Pods},
-        resource::{API_VERSION, GoldenSet, ResilienceSchedule, ResilienceTest},
+        resource::{API_VERSION, FaultPolicy, GoldenSet, ResilienceSchedule, ResilienceTest},
     },
+    webhook::decide::INJECTED_ANNOTATION,
     words::some,
 };
 
@@ -179,6 +182,9 @@ pub async fn health(client: &Client, namespace: &str, target: &LabelSelector, go
     if let Some(skip) = of_pods(&pods, &selector, wanted(&makers, target)) {
         return Ok(Some(skip));
     }
+    if let Some(skip) = of_policies(&all::<FaultPolicy>(client, namespace, &every).await?, &pods, Timestamp::now()) {
+        return Ok(Some(skip));
+    }
     Ok(if golden { of_golden_sets(&all::<GoldenSet>(client, namespace, &every).await?, &pods) } else { None })
 }
 
@@ -198,6 +204,14 @@ impl Maker {
 /// Pods that the target has when it is whole, as far as its workloads say.
 fn wanted(makers: &[Maker], target: &LabelSelector) -> usize {
     makers.iter().filter(|maker| target.matches(&maker.labels)).map(|maker| maker.replicas).sum()
+}
+
+/// A run would measure their faults as its own.
+fn of_policies(policies: &[FaultPolicy], pods: &[Pod], now: Timestamp) -> Option<Skip> {
+    let labels: Vec<_> = pods.iter().filter(|pod| pod.annotations().contains_key(INJECTED_ANNOTATION)).map(ResourceExt::labels).collect();
+    let armed = in_force(policies, &labels, now);
+    let say = || format!("faults are armed in pods of the target already, by FaultPolicy {}: delete it, or wait until it expires", some(&armed, NAMES_MAX));
+    (!armed.is_empty()).then(|| Skip::new("FaultsArmed", say()))
 }
 
 fn of_golden_sets(sets: &[GoldenSet], pods: &[Pod]) -> Option<Skip> {
@@ -303,6 +317,22 @@ mod tests {
         let makers =
             [maker("{app: x, tier: a}", Some(2)), maker("{app: x}", None), maker("{app: y}", Some(9)), maker("{}", Some(9)), maker("{app: x}", Some(0))];
         assert_eq!(wanted(&makers, &target), 3);
+    }
+
+    #[test]
+    fn targets_whose_pods_have_faults_armed_are_left_in_peace() {
+        let armed: FaultPolicy = serde_saphyr::from_str(
+            "metadata: {name: slow, creationTimestamp: '2026-01-01T00:00:00Z'}\nspec: {selector: {matchLabels: {app: x}}, expiresAfter: 10m, budget: {concurrent: 1, share: 1%}}",
+        )
+        .unwrap();
+        let pod = |app: &str, annotations: &str| -> Pod {
+            serde_saphyr::from_str(&format!("metadata: {{name: p, labels: {{app: {app}}}, annotations: {{{annotations}}}}}")).unwrap()
+        };
+        let (at, injected) = ("2026-01-01T00:05:00Z".parse().unwrap(), format!("{INJECTED_ANNOTATION}: a"));
+        let reason =
+            |pod: Pod| of_policies(std::slice::from_ref(&armed), &[pod], at).map(|skip| (skip.reason, skip.message.contains("FaultPolicy slow: delete it")));
+        assert_eq!(reason(pod("x", &injected)), Some(("FaultsArmed", true)));
+        assert_eq!((reason(pod("y", &injected)), reason(pod("x", ""))), (None, None), "it reaches none of these");
     }
 
     #[test]

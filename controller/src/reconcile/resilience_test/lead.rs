@@ -1,11 +1,13 @@
 //! One run, from a plan to a report; what becomes of it meanwhile stands in its test's status.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use kube::{Resource, ResourceExt};
+use k8s_openapi::jiff::Timestamp;
+use kube::{Api, Resource, ResourceExt, api::ListParams};
 use steadfast_api::{
     mark::{Mark, Outage},
     report::Report,
@@ -15,24 +17,29 @@ use steadfast_api::{
 use tokio::{
     sync::{mpsc, watch},
     task::spawn_blocking,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::{
-    Tests,
+    ASK_WITHIN, Tests,
     report::report_name,
-    status::{in_words, summary},
+    status::{UNDOING, in_words, summary},
 };
 use crate::{
     experiment::{
         Plan, Progress,
         conclude::{About, conclude},
         hypothesis::millis,
-        run::{Course, Window, run},
+        run::{Course, Ending, Window, run},
     },
     observe::History,
-    platform::kubernetes::{KubernetesOptions, KubernetesPlatform},
-    reconcile::resource::ResilienceTest,
+    platform::kubernetes::{Bell, KubernetesOptions, KubernetesPlatform},
+    reconcile::{
+        fault_policy::{in_force, silence, silent},
+        pods::PodFacts,
+        resource::{FaultPolicy, ResilienceTest},
+    },
+    words::some,
 };
 
 /// Evidence that waits for its reader.
@@ -42,6 +49,8 @@ const WINDOWS_MAX: usize = 2;
 /// Of a run that people look at, and of one that few do.
 const DRAW_EVERY: Duration = Duration::from_secs(1);
 const WATCH_EVERY: Duration = Duration::from_secs(5);
+/// FaultPolicies in a sentence.
+const POLICIES_NAMED: usize = 5;
 /// Outages of one window that have Events of their own.
 const OUTAGES_TOLD: usize = 10;
 
@@ -92,10 +101,17 @@ impl Tests {
             namespace: namespace.clone(),
             target: plan.test.spec.target.clone(),
             leave: self.schedules.leave_for(test),
+            bell: Bell::new(self.events.clone(), test.object_ref(&())),
         })
         .await
         .map_err(|error| error.to_string())?;
         let platform = Arc::new(platform);
+        let armed = self.armed(plan, &namespace, Instant::now()).await;
+        if !armed.is_empty() {
+            self.events.warn(test.object_ref(&()), "FaultsArmed", if plan.test.spec.steps.is_empty() { "Watch" } else { "Run" }, &armed_in_words(&armed));
+        }
+        // A watch looks for them again in each of its windows.
+        let armed = if plan.test.spec.steps.is_empty() { BTreeSet::new() } else { armed };
         let (interrupt, interrupted) = watch::channel(false);
         let (told, hear) = watch::channel(Progress::default());
         let rerun = format!("kubectl -n {namespace} get resiliencetest {name} -o yaml, then apply it under another name");
@@ -113,6 +129,7 @@ impl Tests {
             let reports = async {
                 while let Some((mut course, history)) = windows.recv().await {
                     course.notes.extend(platform.notes());
+                    self.note(plan, &namespace, &armed, &mut course).await;
                     let report = self.conclude(plan, course, history, about()).await?;
                     self.window(test, &report, so_far).await;
                 }
@@ -127,6 +144,7 @@ impl Tests {
             }
         };
         course.notes.extend(platform.notes());
+        self.note(plan, &namespace, &armed, &mut course).await;
         let report = self.conclude(plan, course, history, about()).await?;
         if watches {
             self.window(test, &report, so_far).await;
@@ -135,6 +153,47 @@ impl Tests {
             so_far.update(|status| summary(&report, address, status));
         }
         Ok(report)
+    }
+
+    /// FaultPolicies that are, or since then were, in force in pods of the target. Those that were deleted meanwhile are not known any more.
+    async fn armed(&self, plan: &Plan, namespace: &str, since: Instant) -> BTreeSet<String> {
+        let api: Api<FaultPolicy> = Api::namespaced(self.means.client.clone(), namespace);
+        let policies = match timeout(ASK_WITHIN, api.list(&ListParams::default())).await {
+            Ok(Ok(policies)) => policies.items,
+            Ok(Err(error)) => {
+                tracing::warn!(namespace, %error, "which FaultPolicies are armed is not known");
+                return BTreeSet::new();
+            }
+            Err(_) => return BTreeSet::new(),
+        };
+        let pods = self.of_target(plan, namespace);
+        let labels: Vec<_> = pods.iter().map(|pod| &pod.labels).collect();
+        let now = Timestamp::now();
+        in_force(&policies, &labels, now.checked_sub(since.elapsed()).unwrap_or(now)).into_iter().collect()
+    }
+
+    /// Its pods that have sidecars.
+    fn of_target(&self, plan: &Plan, namespace: &str) -> Vec<PodFacts> {
+        let selector = &plan.test.spec.target.selector;
+        self.pods.all().into_iter().filter(|pod| pod.has_sidecar && pod.namespace == namespace && selector.matches(&pod.labels)).collect()
+    }
+
+    /// What a reader must know of what others do in the target's pods: it is in the figures, and may be why the run did not come to its end.
+    async fn note(&self, plan: &Plan, namespace: &str, armed: &BTreeSet<String>, course: &mut Course) {
+        let armed: BTreeSet<String> = self.armed(plan, namespace, course.began).await.into_iter().chain(armed.iter().cloned()).collect();
+        let mut more = String::new();
+        if !armed.is_empty() {
+            course.notes.push(armed_in_words(&armed));
+            more = format!("; {}", armed_in_words(&armed));
+        }
+        let silent = silent(self.of_target(plan, namespace).iter(), &self.hub, &self.ingest, Timestamp::now());
+        let is_told = !silent.is_empty() && matches!(course.ending, Ending::Broken(_) | Ending::NeverSteady(_));
+        if is_told {
+            more = format!("{more}; of the target's sidecars {}", silence(&silent));
+        }
+        if let Ending::Broken(why) | Ending::NeverSteady(why) | Ending::Halted(why) = &mut course.ending {
+            why.push_str(&more);
+        }
     }
 
     /// On a thread of its own: other runs must not wait for the figures of this one.
@@ -190,18 +249,23 @@ impl Tests {
         let every = if watches { WATCH_EVERY } else { DRAW_EVERY };
         loop {
             sleep(every).await;
-            if self.shall_end(test, watches) {
+            let ends = self.shall_end(test, watches);
+            if ends {
                 interrupt.send_replace(true);
-                continue;
             }
             let (said, live) = {
                 let now = hear.borrow();
-                (in_words(&now), LiveProgress::from(&*now))
+                (if ends { UNDOING.to_owned() } else { in_words(&now) }, LiveProgress::from(&*now))
             };
             so_far.update(|status| ResilienceTestStatus { progress: Some(said), live: Some(live), ..status });
             self.write(test, so_far.now()).await;
         }
     }
+}
+
+fn armed_in_words(policies: &BTreeSet<String>) -> String {
+    let names: Vec<&String> = policies.iter().collect();
+    format!("faults of others are armed in pods of the target, by FaultPolicy {}: they are in every figure, the baseline's too", some(&names, POLICIES_NAMED))
 }
 
 /// Whether it has begun or ended in its window.

@@ -25,13 +25,18 @@ use crate::{
         resource::{API_VERSION, MANAGER, ResilienceTest},
         status::fit,
     },
-    words::cut,
+    words::{cut, some},
 };
 
 const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(1);
 /// Characters of what the API server said of a status that it refused.
 const BARE_MAX: usize = 512;
+
+/// Of a run that ends.
+pub(super) const UNDOING: &str = "undoing everything";
+/// Names of what a fault hits in a line that stands in a column: `status.live` has room for all.
+const ON_SHOWN: usize = 1;
 
 /// What became of a status that was to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,20 +172,19 @@ fn conditions(before: &[Condition], status: &ResilienceTestStatus) -> Vec<Condit
             before.iter().find(|condition| condition.kind == kind && condition.status == is).map_or_else(now, |known| known.last_transition_time.clone());
         Condition { kind: kind.to_owned(), status: is.to_owned(), reason, message, last_transition_time: since, observed_generation: generation }
     };
-    vec![
-        one("Running", if running { "True" } else { "False" }, format!("{:?}", status.phase), status.progress.clone().unwrap_or_default()),
-        one("Verdict", passed, verdict, message),
-    ]
+    // Of what was refused there is nothing else to say.
+    let progress = status.progress.clone().or_else(|| (status.phase == RunPhase::Refused).then(|| message.clone())).unwrap_or_default();
+    vec![one("Running", if running { "True" } else { "False" }, format!("{:?}", status.phase), progress), one("Verdict", passed, verdict, message)]
 }
 
 /// E.g. `2 of 7: node lost, on n1; 99.2% available, p99 3.1 ms`.
 pub(super) fn in_words(progress: &Progress) -> String {
     let phase = match &progress.phase {
         PhaseNow::WarmUp => return "warm-up".to_owned(),
-        PhaseNow::CleanUp => return "undoing everything".to_owned(),
+        PhaseNow::CleanUp => return UNDOING.to_owned(),
         PhaseNow::Baseline => "baseline".to_owned(),
         PhaseNow::Watch => "watching".to_owned(),
-        PhaseNow::Fault { name, on } => format!("{name} on {on}"),
+        PhaseNow::Fault { name, on } => format!("{name} on {}", some(&on.split(", ").collect::<Vec<_>>(), ON_SHOWN)),
         PhaseNow::Recovery { name } => format!("recovery from {name}"),
     };
     let available = progress.availability.map(|ratio| format!("; {} available", share(ratio))).unwrap_or_default();
@@ -207,7 +211,9 @@ mod tests {
         let done = ResilienceTestStatus { phase: RunPhase::Finished, verdict: Some(RunOutcome::Pass), ..ResilienceTestStatus::default() };
         assert_eq!(words(&conditions(&first, &done)), ["Running False Finished", "Verdict True Pass"]);
         let refused = ResilienceTestStatus { phase: RunPhase::Refused, reason: Some("why".into()), ..ResilienceTestStatus::default() };
-        assert_eq!(words(&conditions(&[], &refused)), ["Running False Refused", "Verdict Unknown Refused"]);
+        let refused = conditions(&[], &refused);
+        assert_eq!(words(&refused), ["Running False Refused", "Verdict Unknown Refused"]);
+        assert_eq!((refused[0].message.as_str(), refused[1].message.as_str()), ("why", "why"));
     }
 
     /// The object, how many writes are refused yet, and how many came.
@@ -302,5 +308,7 @@ mod tests {
             ..Progress::default()
         };
         assert_eq!(in_words(&progress), "2 of 7: slow on n1; 99.2% available, p99 3.10 ms");
+        let many = Progress { phase: PhaseNow::Fault { name: "slow".into(), on: "n1, n2, n3".into() }, ..progress };
+        assert!(in_words(&many).starts_with("2 of 7: slow on n1 and 2 more; "), "it stands in a column");
     }
 }
