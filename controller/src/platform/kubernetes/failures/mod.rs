@@ -46,6 +46,9 @@ use crate::{
     reconcile::pods::Pods,
 };
 
+/// The key of taints that the controller's own pods tolerate (deploy/chart/templates/controller.yaml).
+const TOLERATED: &str = "steadfast.dev/taint";
+
 /// What this controller has to make failures with.
 pub struct Means {
     /// Asks a busy API server again, for minutes if need be.
@@ -168,13 +171,21 @@ pub(super) async fn choosable(means: &Means, action: &Action, nodes: Vec<String>
         Action::CpuPressure(_) | Action::Cordon(_) => (true, false),
         _ => (false, false),
     };
+    // A taint that the controller does not tolerate leaves it one node at least to come back to.
+    let keeps_away = matches!(action, Action::Taint(taint) if taint.effect == TaintEffect::NoSchedule && taint.key != TOLERATED);
     if !guarded {
         return Ok(nodes);
     }
     let mut may = Vec::new();
     let mut refused = None;
     for node in nodes {
-        let verdict = if takes && node == means.node {
+        let verdict = if keeps_away && node == means.node {
+            Err(FailureError::new(
+                format!("node {node}"),
+                "holds the controller that leads: should it be lost, a taint of this key would keep away from every node whoever is to take it back; \
+                 steadfast.dev/taint is tolerated",
+            ))
+        } else if takes && node == means.node {
             Err(FailureError::new(
                 format!("node {node}"),
                 "holds the controller that leads, and with it the users of this run: no failure takes it away or slows its network",
