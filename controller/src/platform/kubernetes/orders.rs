@@ -28,7 +28,7 @@ use super::{
 use crate::{
     platform::{
         InForce, Order, PlatformError, Undone,
-        armed::{self, Before},
+        armed::{self, Before, Told},
     },
     words::{NAMES_MAX, some},
 };
@@ -389,8 +389,10 @@ async fn disarm(inner: &Inner, armed: &Armed, began: Instant) -> Undone {
     for uid in covered.keys().filter(|uid| inner.hub.connected(uid)) {
         inner.ingest.requests_until(uid, now, deadline.saturating_duration_since(Instant::now())).await;
     }
-    let evidence = armed::evidence(&inner.ingest, &armed.policy, &armed.spec, &covered, &lock(&armed.before), began.elapsed());
-    let doubts = if evidence.is_empty() { vec!["no sidecar that had it in force reported that it did anything".to_owned()] } else { Vec::new() };
+    let Told { evidence, mut doubts } = armed::evidence(&inner.ingest, &armed.policy, &armed.spec, &covered, &lock(&armed.before), began.elapsed());
+    if evidence.is_empty() && doubts.is_empty() {
+        doubts.push("no sidecar that had it in force reported that it did anything".to_owned());
+    }
     Undone { evidence, doubts, left_behind }
 }
 
