@@ -19,6 +19,7 @@ use steadfast_api::{
 use super::{
     advice,
     hypothesis::{self, Facts},
+    losses::losses,
     plan::Plan,
     run::{Course, Ending, FaultSpan},
     score,
@@ -111,6 +112,8 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
         outages: &outages,
         total: &total,
         baseline: &baseline,
+        losses: &losses(history, &lost, clock.begin, clock.end),
+        keep_alive: course.keep_alive,
         pods: &pods,
         timers: timers.as_ref(),
     });

@@ -94,6 +94,8 @@ pub struct Course {
     pub platform: &'static str,
     pub sidecar_rss: std::collections::BTreeMap<String, u64>,
     pub timers: Option<PlatformTimers>,
+    /// Whether users keep their connections from one request to the next.
+    pub keep_alive: bool,
 }
 
 /// Leads the run on a platform that has just been started, and closes it. `seen` is the sidecars' evidence; `interrupt` turning true ends the run early. A test without
@@ -149,6 +151,7 @@ pub async fn run<P: Platform>(
             sidecar_rss: std::collections::BTreeMap::new(),
             timers: platform.timers(),
         },
+            keep_alive: platform.keep_alive(),
     };
     if let Err(ending) = conductor.flow().await {
         conductor.course.ending = ending;
