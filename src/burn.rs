@@ -8,6 +8,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit;
 
+mod busy;
+
 /// Hold cores busy.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  steadfast burn --load 90% --cores 0,1 --for 60s")]
@@ -38,7 +40,8 @@ pub fn main(args: Args) -> ExitCode {
             (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
             (Err(error), _) | (_, Err(error)) => return exit::failed(format!("signals cannot be caught: {error}")),
         };
-        let burn = match Burn::start(&Target { load: args.load.ratio(), threads, pin: args.cores, duration: args.duration.get() }) {
+        let before = busy::read(&args.cores);
+        let burn = match Burn::start(&Target { load: args.load.ratio(), threads, pin: args.cores.clone(), duration: args.duration.get() }) {
             Ok(burn) => burn,
             Err(error) => return exit::bad_input(error),
         };
@@ -52,10 +55,15 @@ pub fn main(args: Args) -> ExitCode {
             _ = interrupt.recv() => {}
             () = over => {}
         }
+        let busy = before.zip(busy::read(&args.cores)).and_then(|(before, after)| after.since(&before));
         let outcome = burn.stop();
         let mut line = serde_json::json!({ "asked": outcome.asked, "achieved": outcome.achieved, "seconds": outcome.seconds });
         if let Some(limited_by) = outcome.limited_by {
             line["limitedBy"] = limited_by.into();
+        }
+        // Who had the cores that the burner did not get.
+        if let Some(busy) = busy {
+            line["busy"] = busy.into();
         }
         println!("{line}");
         ExitCode::SUCCESS

@@ -29,6 +29,9 @@ pub struct Report {
     pub total: Service,
     pub series: Series,
     pub advice: Vec<Advice>,
+    /// GoldenSets of the cluster that are replayed in these pods beside the test's own, as they stood when the run ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub golden_sets: Vec<GoldenSetReport>,
     /// The input, with every default written out.
     pub test: ResilienceTest,
     /// Command that runs it again.
@@ -329,6 +332,24 @@ pub struct GoldenPoint {
     /// Of the first mismatch: sample, what differed and by how much.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+/// What a GoldenSet's status said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GoldenSetReport {
+    pub name: String,
+    /// Of its pods together; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    pub pods_matched: u32,
+    pub pods_passing: u32,
+    pub pods_failing: u32,
+    /// Kept out of their Service because of their answers.
+    pub pods_gated: u32,
+    /// Some of those that fail or are kept out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failing: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

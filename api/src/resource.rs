@@ -124,6 +124,31 @@ pub struct LiveProgress {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub pods: Vec<LivePod>,
+    /// Of a watch: outages that are open.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub open_outages: u32,
+    /// The first ten of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub outages: Vec<LiveOutage>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Open outages that a status names.
+pub const LIVE_OUTAGES_MAX: usize = 10;
+
+/// An outage that is not over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveOutage {
+    pub pod: String,
+    pub node: String,
+    pub cause: String,
+    pub open_seconds: u64,
 }
 
 /// Pods in a status: as many as one look takes in, and little enough to be written every second.

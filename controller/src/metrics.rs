@@ -29,6 +29,8 @@ pub struct Metrics {
     pub scheduled: IntCounterVec,
     pub outages: IntCounterVec,
     pub availability: GaugeVec,
+    pub live_availability: GaugeVec,
+    pub open_outages: IntGaugeVec,
 }
 
 impl Default for Metrics {
@@ -113,12 +115,40 @@ impl Metrics {
                     &["target_namespace", "test"],
                 ),
             ),
+            live_availability: kept(
+                &registry,
+                GaugeVec::new(
+                    opts("steadfast_watched_live_availability_ratio", "Over the last five seconds of a ResilienceTest without steps."),
+                    &["target_namespace", "test"],
+                ),
+            ),
+            open_outages: kept(
+                &registry,
+                IntGaugeVec::new(
+                    opts("steadfast_watched_open_outages", "Outages that a ResilienceTest without steps sees now and that are not over."),
+                    &["target_namespace", "test"],
+                ),
+            ),
             registry,
+        }
+    }
+
+    /// How a watch stands now; `None`: nobody knows, and nothing is told.
+    pub fn watch_now(&self, namespace: &str, test: &str, availability: Option<f64>, open: Option<usize>) {
+        let labels = [namespace, test];
+        match availability {
+            Some(ratio) => self.live_availability.with_label_values(&labels).set(ratio),
+            None => drop(self.live_availability.remove_label_values(&labels)),
+        }
+        match open {
+            Some(open) => self.open_outages.with_label_values(&labels).set(open as i64),
+            None => drop(self.open_outages.remove_label_values(&labels)),
         }
     }
 
     /// A watch is over: its labels go.
     pub fn forget_watch(&self, namespace: &str, test: &str) {
+        self.watch_now(namespace, test, None, None);
         let _ = self.outages.remove_label_values(&[namespace, test]);
         let _ = self.availability.remove_label_values(&[namespace, test]);
     }
@@ -160,6 +190,23 @@ mod tests {
         for line in ["steadfast_injection_skipped_total{reason=\"HostNetwork\"} 1", "# HELP steadfast_leader", "steadfast_admission_duration_seconds_count 1"] {
             assert!(text.contains(line), "{text}");
         }
+    }
+
+    #[test]
+    fn what_nobody_knows_of_a_watch_is_not_told() {
+        let metrics = Metrics::new();
+        let told = || {
+            let text = String::from_utf8(metrics.text().1).unwrap();
+            text.lines().filter(|line| line.starts_with("steadfast_watched")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        metrics.watch_now("n", "t", Some(0.48), Some(2));
+        let (ratio, open) = ("steadfast_watched_live_availability_ratio", "steadfast_watched_open_outages");
+        let labels = "{target_namespace=\"n\",test=\"t\"}";
+        assert_eq!(told(), [format!("{ratio}{labels} 0.48"), format!("{open}{labels} 2")]);
+        metrics.watch_now("n", "t", None, Some(0));
+        assert_eq!(told(), [format!("{open}{labels} 0")]);
+        metrics.forget_watch("n", "t");
+        assert_eq!(told(), [""; 0]);
     }
 
     /// Those that have labels and no value yet are not in what Prometheus reads, so the names are taken from this file.

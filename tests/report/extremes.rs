@@ -1,7 +1,7 @@
 //! Reports that stretch the page: nothing at all, too much of everything, names that try to become markup.
 
 use steadfast_api::{
-    mark::Outage,
+    mark::{Mark, Outage},
     report::{Bucket, PodReport, RecoverySummary, Report, RunOutcome, RunVerdict, Series, Service},
 };
 
@@ -149,5 +149,22 @@ pub(crate) fn an_hour() -> Report {
     let buckets = report.series.all.clone();
     report.series.all = (0..3600).map(|i| if i % 700 < 650 { buckets[i % LENGTH].clone() } else { Bucket::default() }).collect();
     report.run.duration_ms = 3600.0 * SECOND;
+    report
+}
+
+/// A window of a watch, with an outage that began so long before it, in seconds: its pod has come back since.
+pub(crate) fn continues(since: f64) -> Report {
+    let mut report = case_study();
+    let outage = &mut report.outages[0];
+    outage.continues = true;
+    outage.cause = "node node-2 was lost: nobody heard from it (since before this window)".into();
+    let moved = outage.marks.get(Mark::Fault).unwrap_or_default() + since * SECOND;
+    for (mark, at) in &mut outage.marks.0 {
+        // What brought it back took place in this window.
+        if *mark <= Mark::ReplacementCreated {
+            *at -= moved;
+        }
+    }
+    outage.capacity_outage_ms = outage.marks.between(Mark::Fault, Mark::Sustained).unwrap_or_default();
     report
 }

@@ -156,6 +156,8 @@ fn every_report_opens_without_a_complaint_and_without_an_empty_chart() {
         ("an-hour", extremes::an_hour()),
         ("many-pods", extremes::many_pods()),
         ("hostile-names", extremes::hostile_names()),
+        ("continues", extremes::continues(40.0)),
+        ("continues-long", extremes::continues(3_000.0)),
     ] {
         let html = render(&report);
         let page = page(&html);
@@ -194,6 +196,19 @@ fn a_broken_page_is_caught() {
         let found = faults(&mut browser, &report);
         assert!(found.iter().any(|fault| fault.contains(says)), "{says}: {found:#?}");
     }
+}
+
+#[test]
+fn what_began_before_the_window_is_drawn_there_or_has_an_arrow() {
+    let Some(mut browser) = browser("what_began_before_the_window_is_drawn_there_or_has_an_arrow") else { return };
+    for (since, arrow) in [(40.0, false), (3_000.0, true)] {
+        browser.open(&page(&render(&extremes::continues(since))).file, Screen::DESKTOP);
+        let words = browser.evaluate("[...document.querySelectorAll('#timeline svg text')].map((text) => text.textContent)").to_string();
+        assert!(words.contains("before this window") && words.contains("◀ since −50:00") == arrow, "{since}: {words}");
+    }
+    browser.open(&page(&render(&sample::case_study())).file, Screen::DESKTOP);
+    let words = browser.evaluate("document.querySelector('#timeline').textContent").to_string();
+    assert!(!words.contains("before this window") && !words.contains('−'), "{words}");
 }
 
 #[test]

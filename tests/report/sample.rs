@@ -8,8 +8,9 @@ use steadfast_api::{
     mark::{Mark, Marks, Outage},
     read::from_yaml,
     report::{
-        Advice, Availability, Bucket, Consistency, FaultWindow, GoldenPoint, GoldenVerdictPoint, HypothesisResult, Latency, Machine, Phase, PhaseKind,
-        PlatformTimers, PodReport, PodState, PodStretch, ProbeTimers, RecoverySummary, Report, Run, RunOutcome, RunVerdict, SCHEMA, ScorePart, Series, Service,
+        Advice, Availability, Bucket, Consistency, FaultWindow, GoldenPoint, GoldenSetReport, GoldenVerdictPoint, HypothesisResult, Latency, Machine, Phase,
+        PhaseKind, PlatformTimers, PodReport, PodState, PodStretch, ProbeTimers, RecoverySummary, Report, Run, RunOutcome, RunVerdict, SCHEMA, ScorePart,
+        Series, Service,
     },
     test::ResilienceTest,
 };
@@ -283,6 +284,15 @@ pub(crate) fn case_study() -> Report {
                 gain: "Right answers for a third of all users.".into(),
             },
         ],
+        golden_sets: vec![GoldenSetReport {
+            name: "recommender".into(),
+            verdict: Some(Verdict::Fail),
+            pods_matched: 3,
+            pods_passing: 2,
+            pods_failing: 1,
+            pods_gated: 1,
+            failing: vec!["recommender-6f9c-q9zvh".into()],
+        }],
         test: test(),
         rerun: "steadfast run report/experiment.yaml --seed 7".into(),
     }

@@ -7,7 +7,10 @@ use steadfast_api::{
     test::{Action, ResilienceTest},
 };
 
-use super::hypothesis::{millis, share, thousands};
+use super::{
+    hypothesis::{millis, share, thousands},
+    losses::{Losses, OfOutage},
+};
 
 /// What the rules look at.
 pub struct Seen<'a> {
@@ -15,6 +18,9 @@ pub struct Seen<'a> {
     pub phases: &'a [Phase],
     pub faults: &'a [FaultWindow],
     pub outages: &'a [Outage],
+    pub losses: &'a Losses,
+    /// Users kept their connections from one request to the next.
+    pub keep_alive: bool,
     pub total: &'a Service,
     pub baseline: &'a Service,
     pub pods: &'a [PodReport],
@@ -57,6 +63,11 @@ impl Seen<'_> {
     fn of_lost_nodes(&self) -> impl Iterator<Item = &Outage> {
         let planned = |fault: u32| self.faults.get(fault as usize).is_some_and(|fault| fault.action == "nodeFailure");
         self.outages.iter().filter(move |outage| outage.node_lost || outage.fault.is_some_and(planned))
+    }
+
+    /// Each outage with what requests say of it.
+    fn with_losses(&self) -> impl Iterator<Item = (&Outage, &OfOutage)> {
+        self.outages.iter().zip(&self.losses.outages)
     }
 
     /// Median of a stretch between two marks, and of the whole capacity outage, over the outages that have both.
@@ -130,14 +141,26 @@ fn wrong_of(service: &Service) -> u64 {
 }
 
 fn ready_but_wrong(seen: &Seen<'_>) -> Option<Advice> {
-    let early: Vec<f64> =
-        seen.outages.iter().filter_map(|outage| outage.marks.between(Mark::EndpointAdded, Mark::FirstCorrectPrediction)).filter(|ms| *ms > WORTH_MS).collect();
-    let count = early.len();
-    let typical = median(early)?;
+    let early: Vec<(f64, u64)> = seen
+        .with_losses()
+        .filter_map(|(outage, of)| {
+            let first = outage.marks.get(Mark::FirstGoodResponse).or_else(|| outage.marks.get(Mark::EndpointAdded))?;
+            Some((outage.marks.get(Mark::FirstCorrectPrediction)? - first, of.wrong_at_first))
+        })
+        // How long nobody came by says nothing of answers.
+        .filter(|(ms, wrong)| *ms > WORTH_MS && *wrong > 0)
+        .collect();
+    let (count, wrong) = (early.len(), early.iter().map(|(_, wrong)| wrong).sum());
+    let typical = median(early.into_iter().map(|(ms, _)| ms).collect())?;
     Some(advise(
         "Let a pod serve only once it answers a golden input rightly",
-        format!("In {count} of {} outages the pod was in the Service {} (median) before its first correct prediction.", seen.outages.len(), millis(typical)),
-        format!("No wrong answers for {} after each recovery.", millis(typical)),
+        format!(
+            "In {count} of {} outages the pod that came back answered wrongly at first ({} answers), for {} (median) until its first correct prediction.",
+            seen.outages.len(),
+            thousands(wrong),
+            millis(typical)
+        ),
+        format!("No wrong answers for {} after each of these recoveries.", millis(typical)),
     ))
 }
 
@@ -146,12 +169,19 @@ fn node_detection(seen: &Seen<'_>) -> Option<Advice> {
     if part < WORTH_MS {
         return None;
     }
-    let grace =
-        seen.timers.map_or_else(String::new, |timers| format!("; nodeMonitorGracePeriod is {} ({})", timers.node_monitor_grace_period, timers.known_from));
+    let floor = seen.timers.map_or_else(String::new, |timers| {
+        let (least, most) = timers.node_called_lost();
+        format!(
+            "; the cluster's own floor is {} (nodeMonitorGracePeriod {}, {})",
+            if least == most { least.to_string() } else { format!("{least} to {most}") },
+            timers.node_monitor_grace_period,
+            timers.known_from
+        )
+    });
     Some(advise(
         "Take silent pods out of the Service before the node is called lost",
         format!(
-            "After a node fell silent, its pods stayed in the Service for {} of {} until sustained service (median of {count}){grace}.",
+            "After a node fell silent, its pods stayed in the Service for {} of {} until sustained service (median of {count}){floor}.",
             millis(part),
             millis(whole)
         ),
@@ -168,15 +198,17 @@ fn node_eviction(seen: &Seen<'_>) -> Option<Advice> {
         return None;
     }
     let toleration = seen.timers.and_then(|timers| timers.toleration_seconds);
-    let toleration = toleration.map_or_else(String::new, |toleration| format!(", which is {toleration} here"));
+    let floor = toleration.map_or_else(String::new, |toleration| format!(", which is {toleration} here and the floor of this wait"));
+    // What lies above the floor is not the toleration's doing.
+    let gain = toleration.map_or(part, |toleration| part.min(toleration.get().as_secs_f64() * 1000.0));
     Some(advise(
         "Replace the pods of a lost node sooner",
         format!(
-            "From withdrawing the endpoint to creating the replacement {} passed, of {} (median of {count}): that is the pods' tolerationSeconds for node.kubernetes.io/unreachable{toleration} (300 s by default on Kubernetes).",
+            "From withdrawing the endpoint to creating the replacement {} passed, of {} (median of {count}): that is the pods' tolerationSeconds for node.kubernetes.io/unreachable{floor} (300 s by default on Kubernetes).",
             millis(part),
             millis(whole)
         ),
-        format!("Up to {} less with reduced capacity after each node loss.", millis(part)),
+        format!("Up to {} less with reduced capacity after each node loss.", millis(gain)),
     ))
 }
 
@@ -210,45 +242,52 @@ fn probe_period(seen: &Seen<'_>) -> Option<Advice> {
 }
 
 fn stale_routes(seen: &Seen<'_>) -> Option<Advice> {
-    // What is sent there after the endpoint was withdrawn goes on a connection that was kept, or by somebody who has not heard yet.
-    let late: Vec<f64> = seen
-        .outages
-        .iter()
-        .filter_map(|outage| {
-            let last = outage.marks.get(Mark::FirstFailure)? + outage.routing_outage_ms?;
-            Some(last - outage.marks.get(Mark::EndpointRemoved)?)
-        })
-        .filter(|ms| *ms > WORTH_MS)
-        .collect();
+    let late: Vec<f64> = seen.losses.outages.iter().filter_map(|of| of.late_ms).filter(|ms| *ms > WORTH_MS).collect();
     let count = late.len();
     let typical = median(late)?;
     let timeout = seen.test.spec.load.iter().map(|load| load.timeout).max()?;
-    Some(advise(
-        "Stop sending to a pod that has left the Service",
-        format!(
-            "In {count} of {} outages requests were still sent, and failed, {} (median) after the endpoint had gone; their timeout is {timeout}.",
-            seen.outages.len(),
-            millis(typical)
-        ),
-        format!("Closing connections to removed endpoints would end these routing outages up to {} sooner.", millis(typical)),
-    ))
+    let evidence = format!(
+        "In {count} of {} outages requests were still sent to the lost pod, and failed, until {} (median) after its endpoint had gone, while another pod was in service; their timeout is {timeout}",
+        seen.outages.len(),
+        millis(typical)
+    );
+    Some(if seen.keep_alive {
+        // On a connection that was kept, or by somebody who has not heard yet.
+        advise(
+            "Stop sending to a pod that has left the Service",
+            format!("{evidence}."),
+            format!("Closing connections to removed endpoints would end these routing outages up to {} sooner.", millis(typical)),
+        )
+    } else {
+        advise(
+            "Let nodes hear sooner which endpoints are gone",
+            format!("{evidence}. Each had a connection of its own: so long it took until kube-proxy on the users' node led none of them there any more."),
+            format!(
+                "A shorter minSyncPeriod of kube-proxy (1s by default), or a proxy that hears of endpoints directly, would end these routing outages up to {} sooner.",
+                millis(typical)
+            ),
+        )
+    })
 }
 
 fn retries(seen: &Seen<'_>) -> Option<Advice> {
     let all = &seen.total.availability;
-    let failed = all.failed_proxy + all.failed_silence;
-    let rest = all.failed_upstream + all.failed_injected;
-    if failed == 0 || all.attempted == 0 {
+    let retriable = seen.losses.retriable;
+    if retriable == 0 || all.attempted == 0 {
         return None;
     }
     Some(advise(
         "Retry once on another pod",
         format!(
-            "{} of {} requests ended without the model server's answer; inference can be asked again without harm.",
-            thousands(failed),
+            "{} of {} requests ended without the model server's answer while another pod was in service; inference can be asked again without harm.",
+            thousands(retriable),
             thousands(all.attempted)
         ),
-        format!("If every retry had reached a healthy pod: availability {} instead of {}.", share(1.0 - rest as f64 / all.attempted as f64), share(all.ratio?)),
+        format!(
+            "If every retry had reached a healthy pod: availability {} instead of {}.",
+            share((all.good + retriable).min(all.attempted) as f64 / all.attempted as f64),
+            share(all.ratio?)
+        ),
     ))
 }
 
@@ -291,3 +330,7 @@ fn busy_node(seen: &Seen<'_>) -> Option<Advice> {
         format!("CPU requests equal to what the server uses at peak keep its share: up to {} less at p99.", millis(p99 - base)),
     ))
 }
+
+#[cfg(test)]
+#[path = "advice_tests.rs"]
+mod tests;

@@ -10,8 +10,8 @@ use steadfast_api::{
     Percent, Span,
     golden::Outcome,
     report::{
-        FaultWindow, GoldenPoint, GoldenVerdictPoint, Machine, Phase, PhaseKind, PlatformTimers, PodReport, PodState, PodStretch, ProbeTimers, Report, Run,
-        RunVerdict, SCHEMA, Service,
+        FaultWindow, GoldenPoint, GoldenSetReport, GoldenVerdictPoint, Machine, Phase, PhaseKind, PlatformTimers, PodReport, PodState, PodStretch, ProbeTimers,
+        Report, Run, RunVerdict, SCHEMA, Service,
     },
     test::{Action, During, LatencyBy, Local, NodeFailureBy, Step},
 };
@@ -19,6 +19,7 @@ use steadfast_api::{
 use super::{
     advice,
     hypothesis::{self, Facts},
+    losses::losses,
     plan::Plan,
     run::{Course, Ending, FaultSpan},
     score,
@@ -31,6 +32,8 @@ pub struct About {
     pub run_id: String,
     /// Command that runs it again.
     pub rerun: String,
+    /// GoldenSets that are replayed in the target's pods beside the run.
+    pub golden_sets: Vec<GoldenSetReport>,
 }
 
 /// The clock of one run: the history's microseconds against the report's milliseconds.
@@ -110,6 +113,8 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
         phases: &phases,
         faults: &faults,
         outages: &outages,
+        losses: &losses(history, &lost, clock.begin, clock.end),
+        keep_alive: course.keep_alive,
         total: &total,
         baseline: &baseline,
         pods: &pods,
@@ -144,6 +149,7 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
         total,
         series,
         advice,
+        golden_sets: about.golden_sets,
         test: plan.test.clone(),
         rerun: about.rerun,
     }

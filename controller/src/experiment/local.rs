@@ -54,7 +54,7 @@ pub async fn run_local(plan: &Plan, options: Options, interrupt: watch::Receiver
     if dropped > 0 {
         course.notes.push(format!("{dropped} pieces of the sidecars' evidence came faster than they could be read, and are in no figure"));
     }
-    Ok(conclude(plan, course, &history, About { run_id, rerun: options.rerun }))
+    Ok(conclude(plan, course, &history, About { run_id, rerun: options.rerun, golden_sets: Vec::new() }))
 }
 
 /// Unique among the runs of this machine.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use steadfast_api::{
     golden::Verdict,
     report::PodState,
-    resource::{LIVE_PODS_MAX, LivePhase, LivePod, LiveProgress},
+    resource::{LIVE_OUTAGES_MAX, LIVE_PODS_MAX, LiveOutage, LivePhase, LivePod, LiveProgress},
 };
 
 /// The run at this moment.
@@ -26,6 +26,8 @@ pub struct Progress {
     pub availability: Option<f64>,
     pub p99_ms: Option<f64>,
     pub pods: Vec<PodNow>,
+    /// Of a watch: those that are open, in order of their begin.
+    pub outages: Vec<OutageNow>,
 }
 
 /// What runs now.
@@ -61,6 +63,15 @@ pub struct PodNow {
     pub p99_ms: Option<f64>,
 }
 
+/// An outage that is not over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutageNow {
+    pub pod: String,
+    pub node: String,
+    pub cause: String,
+    pub open_for: Duration,
+}
+
 impl From<&Progress> for LiveProgress {
     fn from(now: &Progress) -> Self {
         let (phase, name, on) = match &now.phase {
@@ -72,6 +83,12 @@ impl From<&Progress> for LiveProgress {
             PhaseNow::CleanUp => (LivePhase::CleanUp, "", ""),
         };
         let pod = |pod: &PodNow| LivePod { name: pod.name.clone(), node: pod.node.clone(), state: pod.state, golden: pod.golden, p99_ms: pod.p99_ms };
+        let outage = |outage: &OutageNow| LiveOutage {
+            pod: outage.pod.clone(),
+            node: outage.node.clone(),
+            cause: outage.cause.clone(),
+            open_seconds: outage.open_for.as_secs(),
+        };
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self {
             phase,
@@ -85,6 +102,8 @@ impl From<&Progress> for LiveProgress {
             availability: now.availability,
             p99_ms: now.p99_ms,
             pods: shown(&now.pods).into_iter().map(pod).collect(),
+            open_outages: u32::try_from(now.outages.len()).unwrap_or(u32::MAX),
+            outages: now.outages.iter().take(LIVE_OUTAGES_MAX).map(outage).collect(),
         }
     }
 }
@@ -109,6 +128,8 @@ impl From<LiveProgress> for Progress {
             LivePhase::Recovery => PhaseNow::Recovery { name: live.name },
             LivePhase::CleanUp => PhaseNow::CleanUp,
         };
+        let outage =
+            |outage: LiveOutage| OutageNow { pod: outage.pod, node: outage.node, cause: outage.cause, open_for: Duration::from_secs(outage.open_seconds) };
         let pod = |pod: LivePod| PodNow { name: pod.name, node: pod.node, state: pod.state, golden: pod.golden, p99_ms: pod.p99_ms };
         Self {
             phase,
@@ -120,6 +141,7 @@ impl From<LiveProgress> for Progress {
             availability: live.availability,
             p99_ms: live.p99_ms,
             pods: live.pods.into_iter().map(pod).collect(),
+            outages: live.outages.into_iter().map(outage).collect(),
         }
     }
 }
@@ -141,6 +163,7 @@ mod tests {
             availability: Some(0.99),
             p99_ms: Some(3.0),
             pods,
+            outages: vec![OutageNow { pod: "b".into(), node: "n2".into(), cause: "deleted".into(), open_for: Duration::from_secs(7) }],
         };
         assert_eq!(Progress::from(LiveProgress::from(&now)), now);
     }

@@ -180,7 +180,11 @@ impl Fleet {
                 pod.waiting = false;
                 pod.loaded = false;
             }),
-            What::Endpoint { uid, present } => self.with(at, uid, |pod| pod.endpoint_since = present.then(|| pod.endpoint_since.unwrap_or(at))),
+            What::Endpoint { uid, present } => self.with(at, uid, |pod| {
+                pod.endpoint_since = present.then(|| pod.endpoint_since.unwrap_or(at));
+                // Whoever came later than its sidecar's word knows it by this.
+                pod.loaded |= *present;
+            }),
             What::BackOff { uid, reason, .. } => self.with(at, uid, |pod| {
                 pod.deaths += 1;
                 pod.last_death = Some(reason.clone());
@@ -234,5 +238,18 @@ mod tests {
         );
         assert_eq!((fleet.pods()[1].lane, fleet.pods()[0].lane), (0, 0));
         assert_eq!(fleet.serving().count(), 0);
+    }
+
+    #[test]
+    fn a_pod_that_has_served_and_is_kept_out_does_not_load() {
+        let mut fleet = Fleet::default();
+        let uid = || "u1".to_owned();
+        fleet.change(0, &What::Created { pod: pod("a", "u1", "node-1"), replaces: None });
+        fleet.change(1, &What::ContainerStarted { uid: uid(), restarts: 0 });
+        fleet.change(2, &What::Endpoint { uid: uid(), present: true });
+        fleet.change(3, &What::Endpoint { uid: uid(), present: false });
+        assert_eq!(fleet.pods()[0].state(), PodState::NotReady);
+        fleet.change(4, &What::ContainerStarted { uid: uid(), restarts: 1 });
+        assert_eq!(fleet.pods()[0].state(), PodState::Loading);
     }
 }

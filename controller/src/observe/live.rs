@@ -2,7 +2,7 @@
 //!
 //! Requests count by the moment they ended, because that is when they are known.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::{
     availability::Latencies,
@@ -77,6 +77,11 @@ impl Live {
 
     pub fn first_good(&self, pod: PodName) -> Option<i64> {
         self.first_good.get(&pod).copied()
+    }
+
+    /// Pods of which somebody got a good answer since `from`.
+    pub fn answered_since(&self, from: i64) -> HashSet<PodName> {
+        self.ended.iter().filter(|ended| ended.at >= from && ended.good).map(|ended| ended.pod).collect()
     }
 
     /// Pods have other names from now on; those that have none are forgotten.

@@ -149,6 +149,13 @@ impl Ongoing {
     pub const fn in_service(&self) -> bool {
         self.0.in_service
     }
+
+    /// What is lost, and since when.
+    pub fn open(&self) -> Option<super::open::Open> {
+        let open = self.0.open.as_ref()?;
+        let Holder { name, node, .. } = open.lost.clone();
+        Some(super::open::Open { pod: name, node, cause: open.cause.clone(), since: *open.at.get(&Mark::Fault)? })
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -216,7 +223,7 @@ pub fn outages(facts: &[(i64, Fact)], traffic: &Traffic, terms: Terms, begin: i6
 }
 
 /// Outages that have not ended at `end`.
-pub fn ongoing(facts: &[(i64, Fact)], traffic: &Traffic, terms: Terms, end: i64) -> Vec<Ongoing> {
+pub fn ongoing<'f>(facts: impl IntoIterator<Item = &'f (i64, Fact)>, traffic: &Traffic, terms: Terms, end: i64) -> Vec<Ongoing> {
     let builder = Builder::new(facts, traffic, terms, end);
     let goes_on = |index: usize| {
         let (lost, failed) = builder.told(index, end).filter(|(lost, _)| lost.outage.censored)?;
@@ -230,10 +237,10 @@ pub fn ongoing(facts: &[(i64, Fact)], traffic: &Traffic, terms: Terms, end: i64)
 }
 
 impl<'a> Builder<'a> {
-    fn new(facts: &[(i64, Fact)], traffic: &'a Traffic, terms: Terms, end: i64) -> Self {
+    fn new<'f>(facts: impl IntoIterator<Item = &'f (i64, Fact)>, traffic: &'a Traffic, terms: Terms, end: i64) -> Self {
         let (places, by_uid, lost_nodes) = (Vec::new(), HashMap::new(), HashMap::new());
         let mut builder = Self { traffic, terms, end, places, by_uid, lost_nodes, plans: Vec::new(), done: Vec::new() };
-        for (at, fact) in facts.iter().filter(|(at, _)| *at <= end) {
+        for (at, fact) in facts.into_iter().filter(|(at, _)| *at <= end) {
             match fact {
                 Fact::Change(what) => builder.change(*at, what),
                 Fact::Upstream { uid, ready } => builder.upstream(*at, uid, *ready),

@@ -1,7 +1,7 @@
 //! What was seen, and what follows from it: pure data structures, fed with platform changes, sidecars' evidence and users' requests. No input or output, no
 //! clock of its own.
 //!
-//! [`History`] takes everything in while the run goes on and answers what has to be known at once ([`live`]). At the end, [`History::seal`] puts it in order,
+//! [`History`] takes everything in while the run goes on and answers what has to be known at once ([`live`], [`open`]). At the end, [`History::seal`] puts it in order,
 //! and the figures are computed from it: [`marks`] and [`recovery`] (outages), [`availability`] (availability, latency and consistency over any stretch),
 //! [`series`] (over time), [`endpoints`] (the pods' states). Who watches on without an end takes out what lies behind from time to time (`window`). Every log has a bound, and what is dropped is counted.
 //!
@@ -11,6 +11,7 @@ pub mod availability;
 pub mod endpoints;
 pub mod live;
 pub mod marks;
+pub mod open;
 pub mod recovery;
 pub mod replays;
 pub mod requests;

@@ -8,7 +8,7 @@ use steadfast_api::{
     policy::{Budget, FaultPolicySpec, Rule},
 };
 
-use super::{Order, PlatformError};
+use super::{Order, PlatformError, burned::PROVEN};
 use crate::{
     experiment::hypothesis::thousands,
     serve::ingest::Ingest,
@@ -45,6 +45,14 @@ pub(super) fn policy(order: Order) -> Result<(FaultPolicySpec, Vec<String>, Vec<
 /// What sidecars had counted before a fault reached their pods, by UID: of earlier runs and steps, and so no proof of this one.
 pub(super) type Before = BTreeMap<String, BTreeMap<FaultKind, u64>>;
 
+/// What sidecars said of a fault.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) evidence: Vec<String>,
+    /// Of pods in which it hardly happened.
+    pub(super) doubts: Vec<String>,
+}
+
 /// What the sidecars of `covered` (names by UID) reported of `policy` beyond what they had `before`; it was in force for `lasted`. `serves`: whether users are led to a pod
 /// even now.
 pub(super) fn evidence(
@@ -55,7 +63,7 @@ pub(super) fn evidence(
     before: &Before,
     lasted: Duration,
     serves: impl Fn(&str) -> bool,
-) -> Vec<String> {
+) -> Told {
     let mut counts: BTreeMap<FaultKind, Vec<(&str, u64)>> = BTreeMap::new();
     for (uid, name) in covered {
         for (kind, count) in ingest.injected(uid, policy) {
@@ -72,6 +80,7 @@ pub(super) fn evidence(
         format!("{kind} injected {} time{} ({})", thousands(all), if all == 1 { "" } else { "s" }, each.join(", "))
     });
     let mut evidence: Vec<String> = injected.collect();
+    let mut doubts = Vec::new();
     let seconds = lasted.as_secs_f64();
     if spec.held_down {
         // What its sidecar confirmed proves nothing: that users were led elsewhere does.
@@ -84,13 +93,16 @@ pub(super) fn evidence(
         // Measured: what was asked for proves nothing.
         for (uid, name) in covered {
             let burned = ingest.burned(uid, policy).as_secs_f64();
-            if burned > 0.0 {
-                let share = burned / seconds.max(0.001) / f64::from(cpu.cores) * 100.0;
-                evidence.push(format!("{name}: {burned:.1} s of CPU burnt in {seconds:.1} s, {share:.0} % of a core ({} asked)", cpu.load));
+            let share = burned / seconds.max(0.001) / f64::from(cpu.cores);
+            let said = format!("{name}: {burned:.1} s of CPU burnt in {seconds:.1} s, {:.0} % of a core ({} asked)", share * 100.0, cpu.load);
+            if share >= cpu.load.ratio() * PROVEN {
+                evidence.push(said);
+            } else if burned > 0.0 {
+                doubts.push(format!("{said}, less than half: the pod's limit, its node's load or its end kept it from more"));
             }
         }
     }
-    evidence
+    Told { evidence, doubts }
 }
 
 #[cfg(test)]
@@ -126,9 +138,28 @@ mod tests {
         let covered = BTreeMap::from([("u".to_owned(), "p".to_owned())]);
         inject(1, 7);
         let before: Before = covered.keys().map(|uid| (uid.clone(), ingest.injected(uid, "step_1"))).collect();
-        let proof = || evidence(&ingest, "step_1", &spec, &covered, &before, Duration::ZERO, |_| true);
+        let proof = || evidence(&ingest, "step_1", &spec, &covered, &before, Duration::ZERO, |_| true).evidence;
         assert_eq!(proof(), [""; 0]);
         inject(2, 3);
         assert_eq!(proof(), ["delay injected 3 times (p: 3)"]);
+    }
+
+    #[test]
+    fn pressure_that_hardly_reached_a_pod_is_a_doubt() {
+        let ingest = Ingest::new(std::sync::Arc::default());
+        let (spec, ..) = policy(Order::BurnPods { pods: vec!["p".into()], load: "80%".parse().unwrap() }).unwrap();
+        let pod = PodIdentity { name: "p".into(), uid: "u".into(), ..PodIdentity::default() };
+        let window = RequestWindow { burned: vec![sidecar::BurnedTime { policy: "step_1".into(), cpu_ns: 3_000_000_000 }], ..RequestWindow::default() };
+        let evidence = vec![sidecar::Evidence { at_ns: 0, what: What::Requests(window) }];
+        ingest.take(Instant::now(), SidecarReport { pod, sequence: 1, sent_ns: 0, evidence, dropped: 0 });
+        let covered = BTreeMap::from([("u".to_owned(), "p".to_owned())]);
+        let told = |seconds| evidence_of(&ingest, &spec, &covered, seconds);
+        let (most, few) = (told(5), told(10));
+        assert!(most.doubts.is_empty() && most.evidence[0].contains("60 % of a core (80% asked)"), "{most:?}");
+        assert!(few.evidence.is_empty() && few.doubts[0].contains("30 % of a core (80% asked), less than half"), "{few:?}");
+    }
+
+    fn evidence_of(ingest: &Ingest, spec: &FaultPolicySpec, covered: &BTreeMap<String, String>, seconds: u64) -> Told {
+        evidence(ingest, "step_1", spec, covered, &Before::new(), Duration::from_secs(seconds), |_| true)
     }
 }

@@ -4,6 +4,7 @@
 //! faults and takes them back, and it closes leaving nothing behind.
 
 mod armed;
+mod burned;
 pub mod kubernetes;
 pub mod local;
 

@@ -44,7 +44,7 @@ use kube::{
 };
 use serde_json::json;
 use steadfast_api::{
-    Span,
+    Percent, Span,
     golden::Verdict,
     policy::{GoldenAssignment, Unready},
     resource::{GoldenReadiness, GoldenSetSpec, GoldenSetStatus},
@@ -101,6 +101,8 @@ struct Held {
     assigned: HashMap<String, u64>,
     /// Pods that are out, and until when they were told.
     out: BTreeMap<String, Instant>,
+    /// Pods that are asked without regard to the set's share of their requests: see [`gate`].
+    hurried: BTreeSet<String>,
     /// What was told of each pod, by UID.
     told: HashMap<String, Verdict>,
     written: Option<(GoldenSetStatus, Timestamp)>,
@@ -388,7 +390,7 @@ impl GoldenSets {
         held.told.retain(|uid, _| uids.contains(uid.as_str()));
         let mut refused = None;
         for uid in uids {
-            match self.hub.set_golden(owner, uid, vec![assignment.clone()]) {
+            match self.hub.set_golden(owner, uid, vec![paced(assignment, held.hurried.contains(uid))]) {
                 Ok(generation) => drop(held.assigned.insert(uid.to_owned(), generation)),
                 Err(error) => refused = Some(error.to_string()),
             }
@@ -434,7 +436,22 @@ impl GoldenSets {
         }
         for (index, decision) in decided {
             self.carry_out(&asked[index], &decision);
+            self.hurry(&asked[index], decision.hurried);
             asked[index].standing = decision.standing;
+        }
+    }
+
+    /// Told at once: a pod that answers wrong is in service for so long.
+    fn hurry(&mut self, asked: &Asked, hurried: BTreeSet<String>) {
+        let Ok((_, assignment)) = &asked.judged else { return };
+        let held = self.held.entry(asked.owner.clone()).or_default();
+        let before = std::mem::replace(&mut held.hurried, hurried);
+        let others = before.symmetric_difference(&held.hurried).filter(|uid| held.assigned.contains_key(*uid)).cloned().collect::<Vec<_>>();
+        for uid in others {
+            // What cannot be told is told, and said, by the next look.
+            if let Ok(generation) = self.hub.set_golden(&asked.owner, &uid, vec![paced(assignment, held.hurried.contains(&uid))]) {
+                held.assigned.insert(uid, generation);
+            }
         }
     }
 
@@ -510,6 +527,7 @@ impl GoldenSets {
         }
         held.assigned.clear();
         held.out.clear();
+        held.hurried.clear();
         held.told.clear();
     }
 
@@ -611,6 +629,11 @@ fn wanted(object: &GoldenSet, number: usize) -> Result<&GoldenSetSpec, Ready> {
     Ok(spec)
 }
 
+/// What a pod is assigned: at its share of requests, or at `every` where somebody waits for what it says.
+fn paced(assignment: &GoldenAssignment, is_hurried: bool) -> GoldenAssignment {
+    GoldenAssignment { share: if is_hurried { Percent::HUNDRED } else { assignment.share }, ..assignment.clone() }
+}
+
 /// What the leader before left in the status: what is replayed, who is out, and who was told to fail.
 fn taken_over(object: &GoldenSet, pods: &[PodFacts]) -> Held {
     let mut held = Held::default();
@@ -671,6 +694,15 @@ mod tests {
         assert_eq!(held.out.keys().collect::<Vec<_>>(), ["uid-a"]);
         assert_eq!(held.told.len(), 2);
         assert_eq!((held.source.so_far(), held.source.in_force()), (Ok("sha256:1".to_owned()), Some(3)), "and what is replayed");
+    }
+
+    #[test]
+    fn who_is_waited_for_is_asked_at_every_and_promises_the_same() {
+        let spec: GoldenSetSpec = serde_saphyr::from_str("{source: {configMap: {name: s}}, schedule: {every: 1s, share: 1%}}").unwrap();
+        let assignment = promise::assignment("s", "sha256:0", &spec).unwrap();
+        let hurried = paced(&assignment, true);
+        assert_eq!((hurried.share, paced(&assignment, false)), (Percent::HUNDRED, assignment.clone()));
+        assert_eq!((hurried.every, hurried.alpha, hurried.detect), (assignment.every, assignment.alpha, assignment.detect));
     }
 
     #[test]

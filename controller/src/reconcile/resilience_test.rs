@@ -526,6 +526,7 @@ impl Tests {
     async fn watch(&self, test: &ResilienceTest, plan: &Arc<Plan>, so_far: &SoFar) -> Result<(), String> {
         loop {
             let ended = Box::pin(self.lead(test, plan, so_far)).await;
+            self.metrics.watch_now(&test.namespace().unwrap_or_default(), &test.name_any(), None, None);
             if self.shall_end(test, true) {
                 return ended.map(drop);
             }

@@ -8,6 +8,7 @@
 
 mod closing;
 mod consistency;
+mod floor;
 mod markup;
 mod timeline;
 mod verdict;

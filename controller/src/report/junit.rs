@@ -115,6 +115,7 @@ pub(crate) mod tests {
             total: Service::default(),
             series: Series::default(),
             advice: Vec::new(),
+            golden_sets: Vec::new(),
             test: from_yaml("small.yaml", test).unwrap(),
             rerun: "steadfast run small.yaml".to_owned(),
         }

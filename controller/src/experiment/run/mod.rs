@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     halt,
     plan::Plan,
-    progress::{PhaseNow, PodNow, Progress},
+    progress::{OutageNow, PhaseNow, PodNow, Progress},
 };
 use crate::{
     load::{Record, generator::Generator},
@@ -34,6 +34,8 @@ pub use watching::Window;
 const TICK: Duration = Duration::from_millis(20);
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(250);
+/// How often a watch looks which outages are open.
+const OPEN_EVERY: Duration = Duration::from_secs(2);
 /// What progress calls "now".
 const GLANCE: Duration = Duration::from_secs(5);
 /// Records on their way from a load's thread.
@@ -92,6 +94,8 @@ pub struct Course {
     pub notes: Vec<String>,
     pub nodes: Vec<String>,
     pub platform: &'static str,
+    /// Whether users keep their connections from one request to the next.
+    pub keep_alive: bool,
     pub sidecar_rss: std::collections::BTreeMap<String, u64>,
     pub timers: Option<PlatformTimers>,
 }
@@ -130,6 +134,7 @@ pub async fn run<P: Platform>(
         expected: 0,
         measuring_since: None,
         told: None,
+        open: None,
         now: PhaseNow::WarmUp,
         phase_end: now,
         number: 0,
@@ -146,6 +151,7 @@ pub async fn run<P: Platform>(
             notes: Vec::new(),
             nodes: platform.nodes(),
             platform: platform.name(),
+            keep_alive: platform.keep_alive(),
             sidecar_rss: std::collections::BTreeMap::new(),
             timers: platform.timers(),
         },
@@ -209,6 +215,8 @@ struct Conductor<'a, P> {
     /// From the baseline on: microseconds of the history. Halts are watched from there.
     measuring_since: Option<i64>,
     told: Option<Instant>,
+    /// Open outages, and when it was looked.
+    open: Option<(Instant, Vec<OutageNow>)>,
     now: PhaseNow,
     phase_end: Instant,
     number: u32,
@@ -372,6 +380,16 @@ impl<P: Platform> Conductor<'_, P> {
         }
         self.told = Some(now);
         let history = lock(self.history);
+        if self.now == PhaseNow::Watch && self.open.as_ref().is_none_or(|(looked, _)| now >= *looked + OPEN_EVERY) {
+            let (now_us, hold) = (history.us(now), self.plan.test.spec.stable.hold.get().as_micros() as i64);
+            let open = history.open(now_us, hold).into_iter().map(|open| OutageNow {
+                pod: open.pod,
+                node: open.node,
+                cause: open.cause,
+                open_for: Duration::from_micros((now_us - open.since).max(0) as u64),
+            });
+            self.open = Some((now, open.collect()));
+        }
         let glance = history.live.glance(history.us(now) - GLANCE.as_micros() as i64);
         let pods = history.fleet.pods().iter().enumerate().filter(|(_, pod)| pod.state() != PodState::Gone);
         let pods = pods.map(|(index, pod)| PodNow {
@@ -399,6 +417,7 @@ impl<P: Platform> Conductor<'_, P> {
             availability: glance.availability,
             p99_ms: glance.p99_ms,
             pods: pods.collect(),
+            outages: self.open.as_ref().map(|(_, open)| open.clone()).unwrap_or_default(),
         });
     }
 }

@@ -43,10 +43,10 @@ impl Bell {
         let (reason, note) = words(fault, begins, namespace, self.test.name.as_deref().unwrap_or_default());
         let action = capital(fault.action);
         for object in &objects {
-            self.events.apart(object.clone(), self.test.clone(), begins, reason, &action, &note);
+            self.events.related(object.clone(), self.test.clone(), begins, reason, &action, &note);
         }
         let related = objects.first().cloned().unwrap_or_else(|| self.test.clone());
-        self.events.apart(self.test.clone(), related, begins, reason, &action, &note);
+        self.events.related(self.test.clone(), related, begins, reason, &action, &note);
     }
 }
 

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     platform::{
         InForce, Order, PlatformError, Undone,
-        armed::{self, Before},
+        armed::{self, Before, Told},
     },
     words::{NAMES_MAX, some},
 };
@@ -401,14 +401,15 @@ async fn disarm(inner: &Inner, armed: &Armed, began: Instant) -> Undone {
     for uid in covered.keys().filter(|uid| inner.hub.connected(uid)) {
         inner.ingest.requests_until(uid, now, deadline.saturating_duration_since(Instant::now())).await;
     }
-    let evidence = armed::evidence(&inner.ingest, &armed.policy, &armed.spec, &covered, &lock(&armed.before), began.elapsed(), |uid| serving.contains(uid));
-    let doubts = match evidence.is_empty() {
-        true if armed.spec.held_down => {
-            vec!["its pods were in the Service to the end: let it last longer than their endpoints take to be withdrawn".to_owned()]
-        }
-        true => vec!["no sidecar that had it in force reported that it did anything".to_owned()],
-        false => Vec::new(),
-    };
+    let Told { evidence, mut doubts } =
+        armed::evidence(&inner.ingest, &armed.policy, &armed.spec, &covered, &lock(&armed.before), began.elapsed(), |uid| serving.contains(uid));
+    if evidence.is_empty() && doubts.is_empty() {
+        doubts.push(if armed.spec.held_down {
+            "its pods were in the Service to the end: let it last longer than their endpoints take to be withdrawn".to_owned()
+        } else {
+            "no sidecar that had it in force reported that it did anything".to_owned()
+        });
+    }
     Undone { evidence, doubts, left_behind }
 }
 

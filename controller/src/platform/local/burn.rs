@@ -3,7 +3,6 @@
 use std::{fmt::Write as _, time::Duration};
 
 use nix::{sys::signal::Signal, unistd::Pid};
-use serde::Deserialize;
 use steadfast_api::{Percent, Span};
 use tokio::{io::AsyncReadExt, process::ChildStdout, time::timeout};
 
@@ -12,12 +11,10 @@ use super::{
     log::Log,
     process::{Launch, Process},
 };
-use crate::platform::Undone;
+use crate::platform::{Undone, burned::Burned};
 
 /// A burner stops within some milliseconds of SIGTERM.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
-/// A burner that fell this far short had to share its cores.
-const SHORT: f64 = 0.02;
 
 /// A process that burns.
 pub(super) struct Burner {
@@ -26,14 +23,6 @@ pub(super) struct Burner {
     process: Process,
     output: Option<ChildStdout>,
     log: Log,
-}
-
-/// Its last line.
-#[derive(Debug, Deserialize)]
-struct Burned {
-    asked: f64,
-    achieved: f64,
-    seconds: f64,
 }
 
 impl Burner {
@@ -98,15 +87,11 @@ pub(super) async fn stop(burners: Vec<Burner>) -> Undone {
         if ended.await.is_err() {
             burner.process.kill().await;
         }
-        match serde_json::from_str::<Burned>(said.trim()) {
-            Ok(Burned { asked, achieved, seconds }) => undone.evidence.push(format!(
-                "{}: {:.2} % of core {} burned for {seconds:.1} s ({:.2} % asked{})",
-                burner.node,
-                achieved * 100.0,
-                burner.cores,
-                asked * 100.0,
-                if achieved < asked - SHORT { "; others on it took the rest" } else { "" }
-            )),
+        match Burned::read(&said) {
+            Ok(burned) => match burned.judged(&burner.node, &format!("core {}", burner.cores)) {
+                Ok(proof) => undone.evidence.push(proof),
+                Err(doubt) => undone.doubts.push(doubt),
+            },
             // Without evidence the run is inconclusive; this is for whoever asks why.
             Err(error) => tracing::warn!(node = burner.node, %error, said, log = burner.log.last_lines(3), "a burner did not say what it burned"),
         }

@@ -25,7 +25,10 @@ use super::{
     inner::Inner,
     life::Command,
 };
-use crate::platform::{InForce, Order, PlatformError, Pod, Undone, armed};
+use crate::platform::{
+    InForce, Order, PlatformError, Pod, Undone,
+    armed::{self, Told},
+};
 
 /// A sidecar that is there confirms a change well within this.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
@@ -323,9 +326,9 @@ async fn disarm(inner: &Inner, requests: &Requests, began: Instant) -> Undone {
         inner.ingest.requests_until(&uid, now, deadline.saturating_duration_since(Instant::now())).await;
     }
     // One run, and each of its orders has a name of its own: nobody counted under it before.
-    let evidence =
+    let Told { evidence, doubts } =
         armed::evidence(&inner.ingest, &requests.policy, &requests.spec, &covered, &armed::Before::new(), began.elapsed(), |uid| serving.contains(uid));
-    Undone { evidence, left_behind, ..Undone::default() }
+    Undone { evidence, doubts, left_behind }
 }
 
 async fn bring_back(inner: &Arc<Inner>, nodes: &[Lost], began: Instant) -> Undone {

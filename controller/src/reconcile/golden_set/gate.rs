@@ -9,6 +9,9 @@
 //! Several sets may speak of the same pods, so all of a namespace are decided together: whoever is out by any of them is out for the cap of each that it matches, and
 //! is nobody's last ready one.
 //!
+//! While too few have answered for somebody to leave, those of whom too little is known are asked without regard to the set's share of their requests
+//! ([`Decision::hurried`]): a pod that answers wrong is in service meanwhile.
+//!
 //! A pod returns when its sidecar says Pass, or has seen so many right answers, and no wrong one, that a server which still answers the share `detect` wrong would have
 //! given them with a probability of one in twenty at most (`golden_sets::sequential::Settings::recovered_after`). A sidecar or server that starts anew
 //! has to show the same.
@@ -95,6 +98,8 @@ pub struct Decision {
     /// UIDs.
     pub out: BTreeSet<String>,
     pub standing: Standing,
+    /// UIDs of pods of whom too little is known, while somebody waits for it.
+    pub hurried: BTreeSet<String>,
 }
 
 /// Whether [`decide`] needs to know which pods are ready.
@@ -118,6 +123,7 @@ struct Wish<'a> {
     belong: Vec<&'a Matched>,
     /// Enough is known of the others for somebody to leave.
     known: bool,
+    unknown: Vec<&'a Matched>,
 }
 
 impl<'a> Set<'a> {
@@ -139,11 +145,11 @@ impl<'a> Set<'a> {
             return Err(Standing::Open);
         }
         let right = self.pods.iter().filter(|pod| !pod.belongs_out(self.recovered_after) && pod.is_right()).count();
-        let unknown = self.pods.len() - belong.len() - right;
-        if right + unknown < belong.len() {
+        let unknown: Vec<&Matched> = self.pods.iter().filter(|pod| !pod.belongs_out(self.recovered_after) && !pod.is_right()).collect();
+        if right + unknown.len() < belong.len() {
             return Err(Standing::MostFail { failing: belong.len(), right });
         }
-        Ok(Wish { known: right >= belong.len(), belong })
+        Ok(Wish { known: right >= belong.len(), belong, unknown })
     }
 
     fn has(&self, uid: &str) -> bool {
@@ -190,7 +196,9 @@ pub fn decide(sets: &[Set<'_>]) -> Vec<Decision> {
             Ok(wish) if no_room[index] => Standing::HeldByOthers { belong: wish.belong.len() },
             Ok(_) => Standing::Waiting,
         };
-        Decision { out, standing }
+        let waits = wish.as_ref().ok().filter(|wish| standing == Standing::Waiting && !wish.known);
+        let hurried = waits.into_iter().flat_map(|wish| &wish.unknown).map(|pod| pod.uid.clone()).collect();
+        Decision { out, standing, hurried }
     });
     decided.collect()
 }
@@ -252,6 +260,21 @@ mod tests {
         let mut off = rule("100%");
         off.gate = false;
         assert_eq!(decide(&first, &off, AFTER, None).standing, Standing::Off);
+    }
+
+    #[test]
+    fn those_of_whom_too_little_is_known_are_hurried_while_a_wrong_pod_waits_for_them() {
+        let hurried =
+            |pods: &[Matched], share: &str| -> Vec<String> { decide(pods, &rule(share), AFTER, Some(&ready(&["a", "b", "c"]))).hurried.into_iter().collect() };
+        let mut silent = pod("c", Inconclusive, 0, false);
+        silent.said = None;
+        let waiting = [pod("a", Fail, 3, false), pod("b", Inconclusive, 2, false), silent];
+        assert_eq!(hurried(&waiting, "34%"), ["b", "c"]);
+        assert_eq!(hurried(&waiting, "0%"), [""; 0], "nobody would leave whatever they said");
+        let known = [pod("a", Fail, 3, false), pod("b", Inconclusive, 10, false), pod("c", Inconclusive, 2, false)];
+        assert_eq!(hurried(&known, "34%"), [""; 0], "one that is right is enough for one that is not");
+        let well = [pod("a", Inconclusive, 3, false), pod("b", Inconclusive, 2, false), pod("c", Pass, 800, false)];
+        assert_eq!(hurried(&well, "34%"), [""; 0], "nobody waits");
     }
 
     #[test]

@@ -10,7 +10,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Resource, ResourceExt, api::ListParams};
 use steadfast_api::{
     mark::{Mark, Outage},
-    report::Report,
+    policy::LabelSelector,
+    report::{GoldenSetReport, Report},
     resource::{LiveProgress, ResilienceTestStatus},
     sidecar::{GoldenReplay, What},
 };
@@ -30,6 +31,7 @@ use crate::{
         Plan, Progress,
         conclude::{About, conclude},
         hypothesis::millis,
+        progress::{OutageNow, PhaseNow},
         run::{Course, Ending, Window, run},
     },
     observe::History,
@@ -37,7 +39,7 @@ use crate::{
     reconcile::{
         fault_policy::{in_force, silence, silent},
         pods::PodFacts,
-        resource::{FaultPolicy, ResilienceTest},
+        resource::{FaultPolicy, GoldenSet, ResilienceTest},
     },
     words::some,
 };
@@ -51,6 +53,8 @@ const DRAW_EVERY: Duration = Duration::from_secs(1);
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 /// FaultPolicies in a sentence.
 const POLICIES_NAMED: usize = 5;
+/// GoldenSets of a namespace that are looked at for a report.
+const GOLDEN_SETS_MAX: u32 = 100;
 /// Outages of one window that have Events of their own.
 const OUTAGES_TOLD: usize = 10;
 
@@ -123,14 +127,18 @@ impl Tests {
         let (send, mut windows) = mpsc::channel::<Window>(WINDOWS_MAX);
         // Windows are numbered over all leaders of a watch.
         let window = || so_far.now().windows.unwrap_or(0).saturating_add(1);
-        let about = || About { run_id: if watches { format!("{uid}-{}", window()) } else { uid.clone() }, rerun: rerun.clone() };
+        let about = async || About {
+            run_id: if watches { format!("{uid}-{}", window()) } else { uid.clone() },
+            rerun: rerun.clone(),
+            golden_sets: self.golden_sets(&namespace, &plan.test.spec.target.selector).await,
+        };
         let (mut course, history) = {
             let work = run(plan, Arc::clone(&platform), seen, interrupted, &told, watches.then_some(send));
             let reports = async {
                 while let Some((mut course, history)) = windows.recv().await {
                     course.notes.extend(platform.notes());
                     self.note(plan, &namespace, &armed, &mut course).await;
-                    let report = self.conclude(plan, course, history, about()).await?;
+                    let report = self.conclude(plan, course, history, about().await).await?;
                     self.window(test, &report, so_far).await;
                 }
                 Ok::<(), String>(())
@@ -145,7 +153,7 @@ impl Tests {
         };
         course.notes.extend(platform.notes());
         self.note(plan, &namespace, &armed, &mut course).await;
-        let report = self.conclude(plan, course, history, about()).await?;
+        let report = self.conclude(plan, course, history, about().await).await?;
         if watches {
             self.window(test, &report, so_far).await;
         } else {
@@ -194,6 +202,22 @@ impl Tests {
         if let Ending::Broken(why) | Ending::NeverSteady(why) | Ending::Halted(why) = &mut course.ending {
             why.push_str(&more);
         }
+    }
+
+    /// GoldenSets that are replayed in pods of this target; none, where the API server does not say.
+    async fn golden_sets(&self, namespace: &str, target: &LabelSelector) -> Vec<GoldenSetReport> {
+        let pods: Vec<_> = self.pods.all().into_iter().filter(|pod| pod.namespace == namespace && target.matches(&pod.labels)).collect();
+        let api: Api<GoldenSet> = Api::namespaced(self.means.client.clone(), namespace);
+        let sets = match timeout(ASK_WITHIN, api.list(&ListParams::default().limit(GOLDEN_SETS_MAX))).await {
+            Ok(Ok(sets)) => sets.items,
+            Ok(Err(error)) => {
+                tracing::warn!(namespace, %error, "a report says nothing of GoldenSets: they could not be listed");
+                return Vec::new();
+            }
+            Err(_) => return Vec::new(),
+        };
+        let matches = |set: &GoldenSet| set.spec.get().is_ok_and(|spec| pods.iter().any(|pod| spec.selector.matches(&pod.labels)));
+        sets.iter().filter(|set| matches(set)).map(golden_set).collect()
     }
 
     /// On a thread of its own: other runs must not wait for the figures of this one.
@@ -247,16 +271,23 @@ impl Tests {
         interrupt: &watch::Sender<bool>,
     ) -> std::convert::Infallible {
         let every = if watches { WATCH_EVERY } else { DRAW_EVERY };
+        let (namespace, name) = (test.namespace().unwrap_or_default(), test.name_any());
+        let mut begun = Begun::default();
         loop {
             sleep(every).await;
             let ends = self.shall_end(test, watches);
             if ends {
                 interrupt.send_replace(true);
             }
-            let (said, live) = {
-                let now = hear.borrow();
-                (if ends { UNDOING.to_owned() } else { in_words(&now) }, LiveProgress::from(&*now))
-            };
+            let now = hear.borrow().clone();
+            let (said, live) = (if ends { UNDOING.to_owned() } else { in_words(&now) }, LiveProgress::from(&now));
+            if watches {
+                let open = (now.phase == PhaseNow::Watch).then_some(now.outages.len());
+                self.metrics.watch_now(&namespace, &name, now.availability, open);
+                for words in begun.news(&now.outages) {
+                    self.events.warn(test.object_ref(&()), "OutageBegan", "Watch", &words);
+                }
+            }
             so_far.update(|status| ResilienceTestStatus { progress: Some(said), live: Some(live), ..status });
             self.write(test, so_far.now()).await;
         }
@@ -266,6 +297,36 @@ impl Tests {
 fn armed_in_words(policies: &BTreeSet<String>) -> String {
     let names: Vec<&String> = policies.iter().collect();
     format!("faults of others are armed in pods of the target, by FaultPolicy {}: they are in every figure, the baseline's too", some(&names, POLICIES_NAMED))
+}
+
+fn golden_set(set: &GoldenSet) -> GoldenSetReport {
+    let status = set.status.clone().unwrap_or_default();
+    GoldenSetReport {
+        name: set.name_any(),
+        verdict: status.verdict,
+        pods_matched: status.pods_matched,
+        pods_passing: status.pods_passing,
+        pods_failing: status.pods_failing,
+        pods_gated: status.pods_gated,
+        failing: status.failing,
+    }
+}
+
+/// Open outages that were told of.
+#[derive(Debug, Default)]
+struct Begun(BTreeSet<String>);
+
+impl Begun {
+    /// What is to be told of those that are open now: each once, and of many at once that there are more.
+    fn news(&mut self, open: &[OutageNow]) -> Vec<String> {
+        self.0.retain(|pod| open.iter().any(|outage| outage.pod == *pod));
+        let new: Vec<&OutageNow> = open.iter().filter(|outage| self.0.insert(outage.pod.clone())).collect();
+        let words = |outage: &&OutageNow| {
+            format!("{} on {}: {}, since {} s; not over, the Event Outage follows", outage.pod, outage.node, outage.cause, outage.open_for.as_secs())
+        };
+        let more = new.len().checked_sub(OUTAGES_TOLD).filter(|more| *more > 0);
+        new.iter().take(OUTAGES_TOLD).map(words).chain(more.map(|more| format!("and {more} more at the same time"))).collect()
+    }
 }
 
 /// Whether it has begun or ended in its window.
@@ -284,4 +345,23 @@ fn outage_in_words(outage: &Outage) -> String {
         (None, None) => format!("; not recovered after {}", millis(outage.capacity_outage_ms)),
     };
     format!("{} on {}: {}{detected}{users}{right}", outage.pod, outage.node, outage.cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_outage_is_told_of_once_and_again_when_it_opens_again() {
+        let open = |pod: &str, seconds| OutageNow { pod: pod.into(), node: "n1".into(), cause: "deleted".into(), open_for: Duration::from_secs(seconds) };
+        let mut begun = Begun::default();
+        assert_eq!(begun.news(&[open("a", 6)]), ["a on n1: deleted, since 6 s; not over, the Event Outage follows"]);
+        assert_eq!(begun.news(&[open("a", 11)]), [""; 0]);
+        assert_eq!(begun.news(&[open("a", 16), open("b", 5)]).len(), 1);
+        assert_eq!(begun.news(&[]), [""; 0]);
+        assert_eq!(begun.news(&[open("a", 5)]).len(), 1);
+        let many: Vec<OutageNow> = (0..OUTAGES_TOLD + 3).map(|number| open(&format!("p-{number}"), 5)).collect();
+        let told = begun.news(&many);
+        assert_eq!((told.len(), told.last().map(String::as_str)), (OUTAGES_TOLD + 1, Some("and 3 more at the same time")));
+    }
 }

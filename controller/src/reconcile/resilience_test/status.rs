@@ -25,7 +25,7 @@ use crate::{
         resource::{API_VERSION, MANAGER, ResilienceTest},
         status::fit,
     },
-    words::{cut, some},
+    words::{NAMES_MAX, cut, some},
 };
 
 const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
@@ -190,7 +190,15 @@ pub(super) fn in_words(progress: &Progress) -> String {
     let available = progress.availability.map(|ratio| format!("; {} available", share(ratio))).unwrap_or_default();
     let p99 = progress.p99_ms.map(|ms| format!(", p99 {}", millis(ms))).unwrap_or_default();
     let place = if progress.of > 0 { format!("{} of {}: ", progress.number, progress.of) } else { String::new() };
-    format!("{place}{phase}{available}{p99}")
+    let open = match progress.outages.as_slice() {
+        [] => String::new(),
+        outages => {
+            let named: Vec<String> = outages.iter().map(|outage| format!("{} on {} ({})", outage.pod, outage.node, outage.cause)).collect();
+            let is = if outages.len() == 1 { "outage is" } else { "outages are" };
+            format!("; {} {is} open: {}", outages.len(), some(&named, NAMES_MAX))
+        }
+    };
+    format!("{place}{phase}{available}{p99}{open}")
 }
 
 #[cfg(test)]
@@ -201,6 +209,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::experiment::progress::OutageNow;
 
     #[test]
     fn conditions_say_whether_it_runs_and_whether_it_held() {
@@ -310,5 +319,8 @@ mod tests {
         assert_eq!(in_words(&progress), "2 of 7: slow on n1; 99.2% available, p99 3.10 ms");
         let many = Progress { phase: PhaseNow::Fault { name: "slow".into(), on: "n1, n2, n3".into() }, ..progress };
         assert!(in_words(&many).starts_with("2 of 7: slow on n1 and 2 more; "), "it stands in a column");
+        let outage = OutageNow { pod: "a".into(), node: "n1".into(), cause: "deleted".into(), open_for: Duration::from_secs(7) };
+        let watch = Progress { phase: PhaseNow::Watch, outages: vec![outage], ..Progress::default() };
+        assert_eq!(in_words(&watch), "watching; 1 outage is open: a on n1 (deleted)");
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use steadfast_api::{
     golden::Verdict,
-    report::{Consistency, PhaseKind, PodReport, Report, Service},
+    report::{Consistency, GoldenSetReport, PhaseKind, PodReport, Report, Service},
 };
 
 use super::markup::{clock, count, counted, esc, percent_or, table};
@@ -19,6 +19,7 @@ pub(super) fn section(report: &Report) -> String {
     html.push_str(&before_during_after(report));
     html.push_str("</div><div><h3>By golden set</h3>");
     html.push_str(&by_set(report));
+    html.push_str(&golden_sets(&report.golden_sets));
     html.push_str("</div></div><h3>By pod</h3>");
     html.push_str(&by_pod(report));
     html.push_str("<h3>First mismatches</h3>");
@@ -84,7 +85,7 @@ fn by_set(report: &Report) -> String {
         sum[2] += u64::from(point.unanswered);
     }
     if sets.is_empty() {
-        return r#"<p class="empty">No golden set was replayed.</p>"#.to_owned();
+        return r#"<p class="empty">No golden set of this test was replayed.</p>"#.to_owned();
     }
     let rows = sets.into_iter().map(|(set, [matched, mismatched, unanswered])| {
         let replays = matched + mismatched;
@@ -97,6 +98,28 @@ fn by_set(report: &Report) -> String {
         ]
     });
     table("Golden replays by set", "", &["Set", "Right", "Matched", "Mismatched", "No answer"], rows)
+}
+
+/// What watches these pods all the time.
+fn golden_sets(sets: &[GoldenSetReport]) -> String {
+    if sets.is_empty() {
+        return String::new();
+    }
+    let rows = sets.iter().map(|set| {
+        let some = if set.failing.is_empty() { String::new() } else { format!(r#"<span class="under">{}</span>"#, esc(&set.failing.join(", "))) };
+        vec![
+            esc(&set.name).into_owned(),
+            set.verdict.map_or_else(|| "none yet".to_owned(), |verdict| format!("<strong>{verdict}</strong>")),
+            format!("{}\u{a0}/\u{a0}{}", count(set.pods_passing.into()), count(set.pods_matched.into())),
+            format!("{}{some}", count(set.pods_failing.into())),
+            count(set.pods_gated.into()),
+        ]
+    });
+    let columns = ["GoldenSet", "Verdict", "Pods that pass", "Fail", "Kept out"];
+    format!(
+        "<h3>GoldenSets of the cluster on these pods, at the end</h3>{}",
+        table("GoldenSets of the cluster that are replayed in these pods", "", &columns, rows)
+    )
 }
 
 fn by_pod(report: &Report) -> String {

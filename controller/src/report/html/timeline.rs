@@ -17,7 +17,7 @@ pub(super) fn section(report: &Report, view: &View<'_>) -> String {
         html.push_str(r#"<p class="empty">No pod was seen and no request was sent: there is nothing to draw.</p></section>"#);
         return html;
     }
-    html.push_str(&zoom(report));
+    html.push_str(&zoom(report, view));
     if report.pods.is_empty() {
         html.push_str(r#"<p class="empty">No pod was seen: there are no lanes to draw.</p>"#);
     }
@@ -37,11 +37,10 @@ pub(super) fn section(report: &Report, view: &View<'_>) -> String {
 }
 
 /// Buttons that zoom to a phase, so that the keyboard reaches what the wheel does.
-fn zoom(report: &Report) -> String {
+fn zoom(report: &Report, view: &View<'_>) -> String {
     /// More would fill the screen.
     const MAX: usize = 24;
     let mut html = r#"<div class="zoom scripted" role="group" aria-label="Zoom" hidden><button type="button" data-from="0" data-to="100" aria-pressed="true">Whole run</button>"#.to_owned();
-    let duration = report.run.duration_ms.max(1.0);
     for fault in report.faults.iter().take(MAX) {
         // A little before, and the recovery after it.
         let after = report.phases.iter().find(|phase| {
@@ -49,7 +48,7 @@ fn zoom(report: &Report) -> String {
         });
         let end = after.map_or(fault.end_ms, |phase| phase.end_ms).max(fault.end_ms);
         let margin = 0.04 * (end - fault.start_ms).max(1.0);
-        let share = |ms: f64| (ms / duration * 100.0).clamp(0.0, 100.0);
+        let share = |ms: f64| view.share(ms) * 100.0;
         let _ = write!(
             html,
             r#"<button type="button" data-from="{:.3}" data-to="{:.3}" aria-pressed="false">{}</button>"#,
@@ -101,7 +100,7 @@ fn view_pods(report: &Report) -> u64 {
 }
 
 const POD_LEGEND: &str = r#"<ul class="legend" aria-label="What the lanes show">
-<li><i class="state serving"></i>serving</li><li><i class="state pending"></i>pending</li><li><i class="state loading"></i>loading</li><li><i class="state notready"></i>not ready</li>
+<li><i class="state serving"></i>serving</li><li><i class="state pending"></i>pending</li><li><i class="state loading"></i>loading</li><li><i class="state notready"></i>not ready: loaded, and kept out of the Service</li>
 <li><i class="state backoff"></i>back-off</li><li><i class="state silent"></i>silent</li><li><i class="state terminating"></i>terminating</li>
 <li><i class="golden match"></i>golden answers match</li><li><i class="golden mismatch"></i>mismatch</li><li><i class="golden noanswer"></i>no answer</li>
 <li>golden verdicts: P pass, F fail, ? inconclusive (too few samples yet), R reference broken</li>

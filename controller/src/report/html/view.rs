@@ -19,6 +19,8 @@ const BARS_MAX: usize = 40;
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct View<'a> {
+    /// Where the time axis begins: before zero where an outage goes on from the window before.
+    begin_ms: f64,
     duration_ms: f64,
     phases: Vec<PhaseView<'a>>,
     faults: Vec<FaultView<'a>>,
@@ -160,6 +162,7 @@ impl<'a> View<'a> {
 
         let pause = golden_pause(report);
         Self {
+            begin_ms: begin(report),
             duration_ms: report.run.duration_ms,
             phases: report.phases.iter().map(|phase| PhaseView { name: &phase.name, kind: phase.kind, start: phase.start_ms, end: phase.end_ms }).collect(),
             faults: report
@@ -200,6 +203,11 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Share of the time axis that lies before this moment, 0 to 1.
+    pub(super) fn share(&self, ms: f64) -> f64 {
+        ((ms - self.begin_ms) / (self.duration_ms - self.begin_ms).max(1.0)).clamp(0.0, 1.0)
+    }
+
     /// Lanes in the timeline.
     pub(super) fn lanes(&self) -> usize {
         self.lanes.len()
@@ -209,6 +217,12 @@ impl<'a> View<'a> {
     pub(super) fn bars(&self) -> usize {
         self.bars.len()
     }
+}
+
+/// Of what lies before the window no more is shown than a third of the chart; what began earlier has an arrow.
+fn begin(report: &Report) -> f64 {
+    let first = report.outages.iter().flat_map(|outage| outage.marks.0.values().copied()).fold(0.0, f64::min);
+    if first < 0.0 { (first - 0.02 * report.run.duration_ms).max(-0.5 * report.run.duration_ms) } else { 0.0 }
 }
 
 /// Pods by lane, in the order in which they came.

@@ -3,12 +3,12 @@
 use std::fmt::Write;
 
 use steadfast_api::{
-    Span,
     mark::{Mark, Outage},
-    report::{ProbeTimers, Report},
+    report::Report,
 };
 
 use super::{
+    floor,
     markup::{counted, esc, span, table},
     view::View,
 };
@@ -35,7 +35,7 @@ pub(super) fn section(report: &Report, view: &View<'_>) -> String {
     let mut html = r#"<section id="recovery" class="card" aria-labelledby="recovery-title"><h2 id="recovery-title">Where did the time go?</h2>"#.to_owned();
     if report.outages.is_empty() {
         html.push_str(r#"<p class="empty">No pod was lost in this run, so there is no recovery to take apart.</p>"#);
-        html.push_str(&floor(report));
+        html.push_str(&floor::section(report));
         html.push_str("</section>");
         return html;
     }
@@ -50,7 +50,7 @@ pub(super) fn section(report: &Report, view: &View<'_>) -> String {
         let _ = write!(html, r#"<p class="note">The {} longest of {} outages are drawn; the table has all of them.</p>"#, view.bars(), report.outages.len());
     }
     html.push_str(&figures(report));
-    html.push_str(&floor(report));
+    html.push_str(&floor::section(report));
     html.push_str("</section>");
     html
 }
@@ -142,55 +142,6 @@ fn strip_abbr(markup: &str) -> String {
         }
     }
     text
-}
-
-/// What recovery cannot be faster than, and what it would be with a cluster's defaults.
-fn floor(report: &Report) -> String {
-    let Some(timers) = &report.run.timers else {
-        return String::new();
-    };
-    let never = || "never".to_owned();
-    let probe = timers.readiness.as_ref();
-    let threshold = |probe: &ProbeTimers| format!("{} × {}", probe.period, probe.failure_threshold);
-    let lost = range(timers.node_called_lost());
-    // The sidecar's probe makes the pod unready as the server's own does: whichever is first.
-    let sidecar = timers.sidecar_readiness.as_ref().map(|probe| format!("{} by the sidecar’s probe", threshold(probe)));
-    let server = probe.map(|probe| if sidecar.is_some() { format!("{} by the server’s", threshold(probe)) } else { threshold(probe) });
-    let unready: Vec<String> = sidecar.into_iter().chain(server).collect();
-    let rows = [
-        ("A lost node is noticed after", "nodeMonitorGracePeriod, since its last heartbeat", lost.clone(), "40s to 55s (30s to 45s before 1.32)"),
-        ("Its pods are replaced after a further", "tolerationSeconds", timers.toleration_seconds.map_or_else(never, |span| span.to_string()), "5m"),
-        (
-            "A process that died is started again after",
-            "backOff, doubling up to backOffMax",
-            format!("{} to {}", timers.back_off, timers.back_off_max),
-            "10s to 5m",
-        ),
-        ("Readiness is asked every", "readinessProbe.periodSeconds", probe.map_or_else(never, |probe| probe.period.to_string()), "10s"),
-        ("A pod is unready after", "periodSeconds × failureThreshold", if unready.is_empty() { never() } else { unready.join(", ") }, "10s × 3"),
-    ]
-    .map(|(what, field, here, kubernetes)| {
-        vec![format!(r#"{what}<span class="under"><code>{field}</code></span>"#), format!("<strong>{here}</strong>"), kubernetes.to_owned()]
-    });
-    let node = timers.node_loss().map_or_else(
-        || "pods of a lost node are replaced by nobody".to_owned(),
-        |floor| {
-            format!(
-                "a lost node is called so {lost} after it fell silent, and its pods are replaced after {}; with Kubernetes’ defaults after 5m 40s to 5m 55s",
-                range(floor)
-            )
-        },
-    );
-    format!(
-        r#"<h3>The floor: the platform’s own timers</h3><p class="note">No recovery is faster than these: {node}. The grace period is known from: {}.</p>{}"#,
-        esc(&timers.known_from),
-        table("Timers of the platform", "timers", &["Timer", "In this run", "Kubernetes’ default"], rows)
-    )
-}
-
-/// At least and at most: a heartbeat may have been sent a moment ago or be due, and so may the look at it.
-fn range((least, most): (Span, Span)) -> String {
-    if least == most { least.to_string() } else { format!("{least} to {most}") }
 }
 
 const LEGEND: &str = r#"<ul class="legend" aria-label="What the bars show">

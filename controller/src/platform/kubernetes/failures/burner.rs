@@ -10,28 +10,17 @@ use kube::{
     Api,
     api::{DeleteParams, LogParams, Patch, PatchParams, PostParams},
 };
-use serde::Deserialize;
 use serde_json::json;
 use steadfast_api::{Percent, Span};
 
 use super::{FailureError, GivenUp, Means, undo::Outcome};
-use crate::reconcile::resource::MANAGER;
+use crate::{platform::burned::Burned, reconcile::resource::MANAGER};
 
 /// Pulling its image is the longest part.
 const RUNS_WITHIN: Duration = Duration::from_secs(60);
 /// Kubelet heeds a deadline within some seconds.
 const ENDS_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// A burner that fell this far short had to share its cores.
-const SHORT: f64 = 0.02;
-
-/// Its last line.
-#[derive(Debug, Deserialize)]
-struct Burned {
-    asked: f64,
-    achieved: f64,
-    seconds: f64,
-}
 
 fn api(means: &Means) -> Api<Pod> {
     Api::namespaced(means.prompt.clone(), &means.namespace)
@@ -117,9 +106,8 @@ pub(super) async fn end(means: &Means, name: &str, node: &str) -> Result<Outcome
         Err(kube::Error::Api(status)) if status.code == 404 => {}
         Err(error) => return Err(FailureError::api(what(), &error)),
     }
-    let Ok(Burned { asked, achieved, seconds }) = serde_json::from_str(said.trim()) else {
+    let Ok(burned) = Burned::read(&said) else {
         return Ok(Outcome::Unproven(format!("{} did not say what it burned; its last line: {said:?}", what())));
     };
-    let short = if achieved < asked - SHORT { "; others on it took the rest" } else { "" };
-    Ok(Outcome::Undone(format!("{node}: {:.2} % of every core burned for {seconds:.1} s ({:.2} % asked{short})", achieved * 100.0, asked * 100.0)))
+    Ok(burned.judged(node, "every core").map_or_else(Outcome::Unproven, Outcome::Undone))
 }

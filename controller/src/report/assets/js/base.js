@@ -16,8 +16,8 @@ const span = (ms) => {
   return seconds % 60 ? `${Math.trunc(seconds / 60)} min ${Math.abs(seconds % 60)} s` : `${seconds / 60} min`;
 };
 const clock = (ms, tenths = true) => {
-  const all = Math.round(Math.max(0, ms) / 100);
-  const whole = `${Math.trunc(all / 600)}:${String(Math.trunc(all / 10) % 60).padStart(2, "0")}`;
+  const all = Math.round(Math.abs(ms) / 100);
+  const whole = `${ms < 0 && all ? "−" : ""}${Math.trunc(all / 600)}:${String(Math.trunc(all / 10) % 60).padStart(2, "0")}`;
   return tenths && all % 10 ? `${whole}.${all % 10}` : whole;
 };
 // Rounded down: 99.996% is not 100%.
@@ -34,7 +34,9 @@ const STATE = {
   pending: "pending", loading: "loading", notReady: "not ready", serving: "serving", backOff: "back-off", silent: "silent", terminating: "terminating",
 };
 const ANSWER = { match: "matched", mismatch: "mismatched", none: "had no answer" };
-const PHASE = { baseline: "baseline", fault: "fault", recovery: "recovery" };
+const PHASE = { baseline: "baseline", fault: "fault", recovery: "recovery", before: "told of in the report before" };
+// What an outage that goes on had seen before this window's zero.
+const BEFORE = data.beginMs < 0 ? [{ name: "before this window", kind: "before", start: data.beginMs, end: 0 }] : [];
 const MARK = {
   fault: ["t0", "fault began"], firstFailure: ["t1", "first failure seen by a client"], detected: ["t2", "detected by the platform"],
   endpointRemoved: ["t3", "endpoint withdrawn"], replacementCreated: ["t4", "replacement created"], scheduled: ["t5", "scheduled to a node"],

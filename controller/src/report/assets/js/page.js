@@ -92,7 +92,8 @@ charts.get("timeline")?.on("datazoom", () => {
   const timeline = charts.get("timeline");
   const { start, end } = timeline.getOption().dataZoom[0];
   zoomed = [start, end];
-  const customValues = ticks((data.durationMs * start) / 100, (data.durationMs * end) / 100, byId("timeline").clientWidth < 640);
+  const at = (percent) => data.beginMs + ((data.durationMs - data.beginMs) * percent) / 100;
+  const customValues = ticks(at(start), at(end), byId("timeline").clientWidth < 640);
   timeline.setOption({ xAxis: timeline.getOption().xAxis.map(() => ({ axisLabel: { customValues }, axisTick: { customValues } })) });
   press();
 });

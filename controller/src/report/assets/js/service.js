@@ -45,7 +45,7 @@ const latencyLine = (values) => {
 
 const bucketTip = (params) => {
   const at = params[0]?.axisValue;
-  if (at === undefined) return "";
+  if (at === undefined || at < 0) return "";
   const { bucketMs, attempted, p50, p99 } = data.series;
   const i = Math.min(attempted.length - 1, Math.max(0, Math.floor(at / bucketMs)));
   const phase = data.phases.find((phase) => phase.start <= at && at < phase.end);
@@ -64,9 +64,9 @@ const ticks = (from, to, narrow) => {
 };
 
 const timeAxis = (index, narrow, labelled) => ({
-  type: "value", gridIndex: index, min: 0, max: data.durationMs,
-  axisLabel: { show: labelled, color: colour("muted"), fontSize: 11, formatter: (ms) => clock(ms), hideOverlap: true, customValues: ticks(0, data.durationMs, narrow) },
-  axisLine: { show: true, onZero: false, lineStyle: { color: colour("strong-line") } }, axisTick: { show: labelled, customValues: ticks(0, data.durationMs, narrow) }, splitLine: { show: false },
+  type: "value", gridIndex: index, min: data.beginMs, max: data.durationMs,
+  axisLabel: { show: labelled, color: colour("muted"), fontSize: 11, formatter: (ms) => clock(ms), hideOverlap: true, customValues: ticks(data.beginMs, data.durationMs, narrow) },
+  axisLine: { show: true, onZero: false, lineStyle: { color: colour("strong-line") } }, axisTick: { show: labelled, customValues: ticks(data.beginMs, data.durationMs, narrow) }, splitLine: { show: false },
   axisPointer: { show: index > 0, type: "line", snap: false, label: { show: false }, lineStyle: { color: colour("muted"), type: "dashed" } },
 });
 
@@ -137,7 +137,7 @@ const timelineChart = (narrow) => {
         ...(some ? [
           { type: "value", gridIndex: 1, min: 0, max: 100, interval: 50, name: "Availability", axisLabel: { color: colour("muted"), fontSize: 11, formatter: "{value}%" }, splitLine: { lineStyle: { color: colour("line") } } },
           { type: "log", gridIndex: 2, min: service.min, max: service.max, name: "Latency", axisLabel: { color: colour("muted"), fontSize: 11, formatter: (ms) => (ms >= 1000 ? `${ms / 1000} s` : `${ms} ms`) }, splitLine: { lineStyle: { color: colour("line") } } },
-        ].map((axis) => ({ ...axis, nameLocation: "end", nameGap: 9, nameTextStyle: { color: colour("ink"), fontSize: 12, fontWeight: 600, align: "left", padding: [0, 0, 0, narrow ? -40 : -44] }, axisLine: { show: false } })) : []),
+        ].map((axis) => ({ ...axis, nameLocation: "end", nameGap: 9, nameTextStyle: { color: colour("ink"), fontSize: 12, fontWeight: 600, align: "left", padding: [0, 0, 0, narrow ? -40 : -44] }, axisLine: { show: false, onZero: false }, axisTick: { show: false } })) : []),
       ],
       tooltip: { ...tooltipStyle(), trigger: "item", formatter: (params) => (Array.isArray(params) ? bucketTip(params) : ""), axisPointer: { type: "line" } },
       axisPointer: { link: [{ xAxisIndex: "all" }] },

@@ -12,6 +12,7 @@ const shownLanes = () => {
 };
 
 const windows = () => [
+  ...BEFORE.map((before) => [{ xAxis: before.start, itemStyle: { color: colour("raised") } }, { xAxis: before.end }]),
   ...data.phases.filter((phase) => phase.kind === "recovery").map((phase) => [{ xAxis: phase.start, itemStyle: { color: colour("recovery-tint") } }, { xAxis: phase.end }]),
   ...data.faults.map((fault) => [{ xAxis: fault.start, itemStyle: { color: colour("fault-tint") } }, { xAxis: Math.max(fault.end, fault.start) }]),
 ];
@@ -61,6 +62,7 @@ const timelineLanes = (narrow) => {
     for (const [mark, at] of outage.marks) ticks.push({ value: [position, at, at], outage, mark });
   }
   let taken = [];
+  const phases = [...BEFORE, ...data.phases];
   const bar = dense ? 9 : 17, strip = dense ? 4 : 6;
   // The axis counts lanes; the phases have the space of RIBBON above the first.
   const above = (api, position) => api.coord([0, RIBBON / size + position - 1])[1];
@@ -79,11 +81,12 @@ const timelineLanes = (narrow) => {
   };
   const series = [
     shade(0),
-    custom(data.phases.map((phase) => ({ value: [0, phase.start, phase.end], phase })), (params, api) => {
-      const phase = data.phases[params.dataIndex];
+    custom(phases.map((phase) => ({ value: [0, phase.start, phase.end], phase })), (params, api) => {
+      const phase = phases[params.dataIndex];
       const shape = between(params, api, params.coordSys.y + 2, 20);
       if (!shape) return null;
       const fault = phase.kind === "fault";
+      if (phase.kind === "before") return { type: "group", children: inside(phase.name, shape, colour("muted"), 11) };
       return { type: "group", children: [
         { type: "rect", shape: { ...shape, x: shape.x + 1, width: Math.max(shape.width - 2, 1), r: 3 }, style: fault ? { fill: colour("fault"), opacity: 0.9 } : { fill: colour(phase.kind === "recovery" ? "recovery-tint" : "raised"), stroke: colour("strong-line") } },
         ...inside(phase.name, shape, fault ? colour("on-light") : colour("muted"), 11.5),
@@ -119,20 +122,26 @@ const timelineLanes = (narrow) => {
       if (!shape) return null;
       const end = shape.x + shape.width;
       const stroke = colour("brace");
-      const label = `#${outage.id}  ${outage.censored ? "≥ " : ""}${span(outage.capacityMs)}${outage.censored ? ", not recovered" : ""}`;
+      // It began before what is shown.
+      const [began] = api.coord([outage.start, api.value(0)]);
+      const earlier = began < params.coordSys.x - 1;
+      const label = `#${outage.id}  ${earlier ? `◀ since ${clock(outage.start, false)}, ` : ""}${outage.censored ? "≥ " : ""}${span(outage.capacityMs)}${outage.censored ? ", not recovered" : ""}`;
       // Beside its end where there is room, else on a line below; left out where another label stands already: the tooltip has it.
       if (params.dataIndex === 0) taken = [];
       const wide = label.length * 6.4;
       const area = params.coordSys.x + params.coordSys.width;
-      const below = end + 5 + wide > area;
-      const x = below ? Math.max(params.coordSys.x, Math.min(shape.x, area - wide)) : end + 5;
+      // Marks may lie beyond the end: a prediction that was right after good service had begun.
+      const last = Math.max(end, ...outage.marks.map(([, at]) => Math.min(api.coord([at, api.value(0)])[0], area))) + 9;
+      const below = last + wide > area;
+      const x = below ? Math.max(params.coordSys.x, Math.min(shape.x, area - wide)) : last;
       const row = api.value(0) * 2 + (below ? 1 : 0);
       const free = !taken.some((other) => other.row === row && x < other.end + 6 && other.x < x + wide + 6);
       if (free) taken.push({ row, x, end: x + wide });
       return { type: "group", children: [
         { type: "line", shape: { x1: shape.x, x2: end, y1: y, y2: y }, style: { stroke, lineWidth: 1.5, lineDash: outage.censored ? [5, 3] : undefined } },
+        ...(earlier ? [{ type: "polygon", shape: { points: [[shape.x, y], [shape.x + 7, y - 4.5], [shape.x + 7, y + 4.5]] }, style: { fill: stroke } }] : []),
         { type: "rect", shape: { x: shape.x, y: y - 5, width: Math.max(shape.width, 4), height: 10 }, style: { fill: "transparent" } },
-        ...(dense || !free ? [] : [{ type: "text", silent: true, style: { text: label, x: x + (below ? wide : 0), y: below ? y + 11 : y, align: below ? "right" : "left", verticalAlign: "middle", fill: stroke, font: `11px ${FONT}` } }]),
+        ...(dense || !free ? [] : [{ type: "text", silent: true, style: { text: label, x: x + (below ? wide : 0), y: below ? y + 13 : y, align: below ? "right" : "left", verticalAlign: "middle", fill: stroke, font: `11px ${FONT}` } }]),
       ] };
     }, 6, { tooltip: { trigger: "item", formatter: ({ data: { outage } }) => outageTip(outage) } }),
     custom(ticks, (params, api) => {
