@@ -51,10 +51,15 @@ async fn grace_period(client: &Client) -> (Span, String) {
     }
 }
 
+/// As one word or as two.
 fn flag(manager: &Pod) -> Option<Span> {
     let containers = manager.spec.iter().flat_map(|spec| &spec.containers);
-    let mut words = containers.flat_map(|container| container.command.iter().chain(&container.args).flatten());
-    words.find_map(|word| word.strip_prefix(FLAG)?.strip_prefix('=')?.parse().ok())
+    let words: Vec<&str> = containers.flat_map(|container| container.command.iter().chain(&container.args).flatten()).map(String::as_str).collect();
+    words.iter().enumerate().find_map(|(index, word)| {
+        let rest = word.strip_prefix(FLAG)?;
+        let value = if rest.is_empty() { words.get(index + 1)? } else { rest.strip_prefix('=')? };
+        value.parse().ok()
+    })
 }
 
 fn by_default(version: Option<&Info>, unread: &str) -> (Span, String) {
@@ -98,6 +103,8 @@ mod tests {
         let manager =
             |args: &str| serde_saphyr::from_str::<Pod>(&format!("spec: {{containers: [{{name: m, command: [kube-controller-manager{args}]}}]}}")).unwrap();
         assert_eq!((flag(&manager(", --node-monitor-grace-period=16s")), flag(&manager(""))), (Some(Span::from_secs(16)), None));
+        assert_eq!(flag(&manager(", --node-monitor-grace-period, 17s, --v=2")), Some(Span::from_secs(17)));
+        assert_eq!((flag(&manager(", --node-monitor-grace-period")), flag(&manager(", --node-monitor-grace-periods, 17s"))), (None, None));
         let version = |minor: &str| Info { major: "1".into(), minor: minor.into(), ..Info::default() };
         let (span, words) = by_default(Some(&version("31+")), "its pods may not be read");
         assert_eq!(span, Span::from_secs(40));
