@@ -121,9 +121,9 @@ impl KubernetesPlatform {
     pub async fn start(options: KubernetesOptions) -> Result<Self, PlatformError> {
         let KubernetesOptions { means, hub, ingest, run, test, namespace, target, in_flight_max, leave } = options;
         let client = means.client.clone();
-        let (service, address) = service(&client, &namespace, &target).await?;
+        let Found { service, address, port } = service(&client, &namespace, &target).await?;
         let (tell, changes) = mpsc::unbounded_channel();
-        let facts = Mutex::new(Facts::new(tell));
+        let facts = Mutex::new(Facts::new(tell, port.clone()));
         let ledger = Ledger::new(means.prompt.clone(), &means.namespace, &run, &format!("{namespace}/{test}"));
         let selector = target.selector.clone();
         let (orders, giving_up) = (Orders::default(), tokio::sync::watch::Sender::new(false));
@@ -153,7 +153,7 @@ impl KubernetesPlatform {
         }
         let one = platform.inner.facts().pods().first().map(|pod| pod.name.clone()).unwrap_or_default();
         if let Ok(pod) = Api::<Object>::namespaced(platform.inner.client.clone(), &platform.inner.namespace).get(&one).await {
-            platform.timers = timers::timers(&platform.inner.client, &pod).await;
+            platform.timers = timers::timers(&platform.inner.client, &pod, &port).await;
         }
         Ok(platform)
     }
@@ -321,11 +321,19 @@ async fn watch_workloads(inner: Arc<Inner>) {
     }
 }
 
-/// The Service that leads users to the target, and where it is.
-async fn service(client: &Client, namespace: &str, target: &Target) -> Result<(String, SocketAddr), PlatformError> {
+/// The Service that leads users to the target.
+#[derive(Clone)]
+struct Found {
+    service: String,
+    address: SocketAddr,
+    /// Of the pods, where it leads.
+    port: IntOrString,
+}
+
+async fn service(client: &Client, namespace: &str, target: &Target) -> Result<Found, PlatformError> {
     let services: Api<Service> = Api::namespaced(client.clone(), namespace);
     let services = services.list(&ListParams::default()).await.map_err(|error| PlatformError::new("Services", error))?;
-    let found: Vec<_> = services.items.iter().filter_map(|service| Some((service.name_any(), leads_to(service, target)?))).collect();
+    let found: Vec<Found> = services.items.iter().filter_map(|service| leads_to(service, target)).collect();
     let labels = labels(&target.selector);
     match found.as_slice() {
         [] => Err(PlatformError::new(
@@ -335,9 +343,9 @@ async fn service(client: &Client, namespace: &str, target: &Target) -> Result<(S
                 target.port
             ),
         )),
-        [(name, address)] => Ok((name.clone(), *address)),
+        [one] => Ok(one.clone()),
         several => {
-            let names: Vec<_> = several.iter().map(|(name, _)| name.as_str()).collect();
+            let names: Vec<_> = several.iter().map(|found| found.service.as_str()).collect();
             Err(PlatformError::new(
                 "spec.target",
                 format!("Services {} all lead to pods with {labels} by a port {:?}: make the port's name tell them apart", names.join(", "), target.port),
@@ -346,7 +354,7 @@ async fn service(client: &Client, namespace: &str, target: &Target) -> Result<(S
     }
 }
 
-fn leads_to(service: &Service, target: &Target) -> Option<SocketAddr> {
+fn leads_to(service: &Service, target: &Target) -> Option<Found> {
     let spec = service.spec.as_ref()?;
     let selector = spec.selector.as_ref().filter(|selector| !selector.is_empty())?;
     if !selector.iter().all(|(key, value)| target.selector.match_labels.get(key) == Some(value)) {
@@ -357,7 +365,9 @@ fn leads_to(service: &Service, target: &Target) -> Option<SocketAddr> {
     };
     let port = spec.ports.iter().flatten().find(is_it)?;
     let address: IpAddr = spec.cluster_ip.as_deref()?.parse().ok()?;
-    Some(SocketAddr::new(address, u16::try_from(port.port).ok()?))
+    let address = SocketAddr::new(address, u16::try_from(port.port).ok()?);
+    // Where it says nothing, its own number.
+    Some(Found { service: service.name_any(), address, port: port.target_port.clone().unwrap_or(IntOrString::Int(port.port)) })
 }
 
 impl Platform for KubernetesPlatform {
@@ -439,9 +449,16 @@ mod tests {
     #[test]
     fn the_service_is_found_by_its_selector_and_the_ports_name_or_target() {
         let target: Target = steadfast_api::read::from_yaml("t", "{selector: {matchLabels: {app: x, tier: models}}, port: http}").unwrap();
-        let leads = |spec: &str| leads_to(&serde_saphyr::from_str(&format!("spec: {spec}")).unwrap(), &target).map(|address| address.to_string());
-        assert_eq!(leads("{clusterIP: 10.0.0.7, selector: {app: x}, ports: [{name: http, port: 80, targetPort: 8000}]}").as_deref(), Some("10.0.0.7:80"));
-        assert_eq!(leads("{clusterIP: 'fd00::7', selector: {app: x}, ports: [{port: 81, targetPort: http}]}").as_deref(), Some("[fd00::7]:81"));
+        let leads =
+            |spec: &str| leads_to(&serde_saphyr::from_str(&format!("spec: {spec}")).unwrap(), &target).map(|found| (found.address.to_string(), found.port));
+        let by_name = |name: &str| IntOrString::String(name.to_owned());
+        for (spec, address, port) in [
+            ("{clusterIP: 10.0.0.7, selector: {app: x}, ports: [{name: http, port: 80, targetPort: 8000}]}", "10.0.0.7:80", IntOrString::Int(8000)),
+            ("{clusterIP: 10.0.0.7, selector: {app: x}, ports: [{name: http, port: 80}]}", "10.0.0.7:80", IntOrString::Int(80)),
+            ("{clusterIP: 'fd00::7', selector: {app: x}, ports: [{port: 81, targetPort: http}]}", "[fd00::7]:81", by_name("http")),
+        ] {
+            assert_eq!(leads(spec), Some((address.to_owned(), port)), "{spec}");
+        }
         for none in [
             "{clusterIP: None, selector: {app: x}, ports: [{name: http, port: 80}]}",
             "{clusterIP: 10.0.0.7, selector: {app: y}, ports: [{name: http, port: 80}]}",
