@@ -25,6 +25,7 @@ use crate::{
 
 /// One pod of the target as it was last seen.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Known {
     pod: Pod,
     replaces: Option<String>,
@@ -32,6 +33,7 @@ struct Known {
     /// Restarts of the server that runs now.
     running: Option<u32>,
     ready: bool,
+    held_out: bool,
     terminating: bool,
 }
 
@@ -216,12 +218,21 @@ impl Facts {
         self.order.push(uid.to_owned());
         self.pods.insert(
             uid.to_owned(),
-            Known { pod: pod.clone(), replaces: replaces.clone(), initialized: false, running: None, ready: false, terminating: false },
+            Known { pod: pod.clone(), replaces: replaces.clone(), initialized: false, running: None, ready: false, held_out: false, terminating: false },
         );
         self.tell(at, What::Created { pod, replaces });
         if in_service {
             // Its slice was heard of first.
             self.tell(at, What::Endpoint { uid: uid.to_owned(), present: true });
+        }
+    }
+
+    /// Why this pod is kept out of the Service on purpose, if it is.
+    pub(super) fn held_out(&mut self, at: Instant, uid: &str, why: Option<String>) {
+        let Some(known) = self.pods.get_mut(uid) else { return };
+        let was = std::mem::replace(&mut known.held_out, why.is_some());
+        if let Some(why) = why.filter(|_| !was) {
+            self.tell(at, What::HeldOut { uid: uid.to_owned(), why });
         }
     }
 
@@ -519,6 +530,20 @@ mod tests {
         // Those that ended before anybody looked.
         facts.pod(now, &pod("c", &format!("|{SPEC}status: {{phase: Succeeded}}\n")));
         assert_eq!((facts.pods().len(), heard(&mut told).len()), (1, 0));
+    }
+
+    #[test]
+    fn that_a_pod_is_kept_out_is_told_once_each_time() {
+        let (mut facts, mut told) = facts();
+        let now = Instant::now();
+        facts.pod(now, &up("a", 0, "True"));
+        facts.held_out(now, "u-a", None);
+        heard(&mut told);
+        for why in [Some("wrong"), Some("wrong"), None, Some("wrong")] {
+            facts.held_out(now, "u-a", why.map(str::to_owned));
+        }
+        facts.held_out(now, "u-b", Some("nobody's".to_owned()));
+        assert_eq!(heard(&mut told), ["heldout", "heldout"]);
     }
 
     #[test]

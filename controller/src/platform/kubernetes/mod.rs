@@ -66,6 +66,8 @@ use crate::{
 
 /// Everything is listed well within this, or there is no API server.
 const LISTED_WITHIN: Duration = Duration::from_secs(30);
+/// And who makes them, where that may be read.
+const WORKLOADS_WITHIN: Duration = Duration::from_secs(5);
 /// Slices and nodes change together in bursts.
 const SETTLE: Duration = Duration::from_millis(5);
 
@@ -128,18 +130,20 @@ impl KubernetesPlatform {
         let selector = target.selector.clone();
         let (orders, giving_up) = (Orders::default(), tokio::sync::watch::Sender::new(false));
         let inner = Arc::new(Inner { client, means, ledger, hub, ingest, run, namespace, selector, in_flight_max, facts, orders, giving_up });
-        let (listed, mut is_listed) = tokio::sync::watch::channel(false);
+        let [(pods, mut pods_are), (endpoints, mut endpoints_are), (workloads, mut workloads_are)] = [(); 3].map(|()| tokio::sync::watch::channel(false));
         let tasks = vec![
-            tokio::spawn(watch_pods(Arc::clone(&inner), labels(&target.selector), listed)).abort_handle(),
-            tokio::spawn(watch_endpoints(Arc::clone(&inner), service.clone())).abort_handle(),
+            tokio::spawn(watch_pods(Arc::clone(&inner), labels(&target.selector), pods)).abort_handle(),
+            tokio::spawn(watch_endpoints(Arc::clone(&inner), service.clone(), endpoints)).abort_handle(),
             tokio::spawn(watch_nodes(Arc::clone(&inner))).abort_handle(),
-            tokio::spawn(watch_workloads(Arc::clone(&inner))).abort_handle(),
+            tokio::spawn(watch_workloads(Arc::clone(&inner), workloads)).abort_handle(),
         ];
         let mut platform = Self { inner, changes: tokio::sync::Mutex::new(changes), address, service, timers: None, leave, tasks };
-        let waited = timeout(LISTED_WITHIN, is_listed.wait_for(|listed| *listed)).await;
-        if !matches!(waited, Ok(Ok(_))) {
-            return Err(PlatformError::new("the target's pods", format!("were not listed within {LISTED_WITHIN:?}: the API server does not answer")));
+        let listed = async { pods_are.wait_for(|listed| *listed).await.is_ok() && endpoints_are.wait_for(|listed| *listed).await.is_ok() };
+        if !matches!(timeout(LISTED_WITHIN, listed).await, Ok(true)) {
+            let why = format!("were not listed within {LISTED_WITHIN:?}: the API server does not answer");
+            return Err(PlatformError::new("the target's pods and endpoints", why));
         }
+        let _ = timeout(WORKLOADS_WITHIN, workloads_are.wait_for(|listed| *listed)).await;
         if platform.inner.facts().pods().is_empty() {
             return Err(PlatformError::new("spec.target.selector", format!("selects no pod in namespace {}", platform.inner.namespace)));
         }
@@ -200,7 +204,15 @@ impl Inner {
     }
 
     fn saw(&self, object: &Object) {
-        let new = self.facts().pod(Instant::now(), object).is_some();
+        let uid = object.uid().unwrap_or_default();
+        // Of a ready pod nobody need ask.
+        let held_out = if facts::is_ready(object) { None } else { self.hub.snapshot(&uid).unready.map(|unready| unready.reason) };
+        let new = {
+            let (mut facts, now) = (self.facts(), Instant::now());
+            let new = facts.pod(now, object).is_some();
+            facts.held_out(now, &uid, held_out);
+            new
+        };
         // It may stand where a fault reaches: from its first moment, or from when it got its node.
         if new || object.status.as_ref().is_none_or(|status| status.phase.as_deref() == Some("Pending")) {
             self.orders.cover(self);
@@ -242,7 +254,7 @@ async fn watch_pods(inner: Arc<Inner>, selector: String, listed: tokio::sync::wa
     }
 }
 
-async fn watch_endpoints(inner: Arc<Inner>, service: String) {
+async fn watch_endpoints(inner: Arc<Inner>, service: String, listed: tokio::sync::watch::Sender<bool>) {
     let api: Api<EndpointSlice> = Api::namespaced(inner.client.clone(), &inner.namespace);
     let slices = Watched::objects(api, watcher::Config::default().labels(&format!("kubernetes.io/service-name={service}")), |_| {});
     let mut changes = slices.changes();
@@ -250,6 +262,7 @@ async fn watch_endpoints(inner: Arc<Inner>, service: String) {
     loop {
         let at = Instant::now();
         inner.facts().endpoints(at, &slices.all());
+        listed.send_replace(true);
         if changes.changed().await.is_err() {
             return;
         }
@@ -280,7 +293,7 @@ async fn watch_nodes(inner: Arc<Inner>) {
 }
 
 /// Who makes the pods, and how many.
-async fn watch_workloads(inner: Arc<Inner>) {
+async fn watch_workloads(inner: Arc<Inner>, listed: tokio::sync::watch::Sender<bool>) {
     fn bare<T: ResourceExt>(object: &T) -> bool {
         object.owner_references().iter().all(|owner| owner.controller != Some(true))
     }
@@ -310,6 +323,7 @@ async fn watch_workloads(inner: Arc<Inner>) {
             add(object.spec.as_ref().map(|spec| &spec.selector), object.spec.as_ref().and_then(|spec| spec.replicas));
         }
         inner.facts().workloads(at, workloads);
+        listed.send_replace(true);
         let changed = tokio::select! {
             changed = changes.0.changed() => changed,
             changed = changes.1.changed() => changed,
@@ -401,6 +415,10 @@ impl Platform for KubernetesPlatform {
 
     fn service(&self) -> SocketAddr {
         self.address
+    }
+
+    fn starts_target(&self) -> bool {
+        false
     }
 
     fn keep_alive(&self) -> bool {
