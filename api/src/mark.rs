@@ -83,6 +83,7 @@ impl Marks {
 /// One outage of one pod.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Outage {
     /// From 1, in order of t0.
     pub id: u32,
@@ -105,6 +106,9 @@ pub struct Outage {
     /// It began before this window of a watch, whose report told of it as not recovered: t0 is less than zero then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub continues: bool,
+    /// It had begun before anybody watched: t0 is the latest that it can have been, and every length that counts from it is at least so long.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub began_before: bool,
     pub marks: Marks,
     /// First to last failure that clients saw, in milliseconds; absent when no client saw one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

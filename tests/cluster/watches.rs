@@ -53,12 +53,14 @@ struct WithoutPower<'a> {
     until: u64,
 }
 
-fn without_power<'a>(cluster: &'a Cluster, space: &Namespace<'_>, system: &str) -> Option<WithoutPower<'a>> {
+/// A node goes off that holds a pod: the leader's, or another.
+fn without_power<'a>(cluster: &'a Cluster, space: &Namespace<'_>, system: &str, with_leader: bool) -> Option<WithoutPower<'a>> {
     space.kubectl(&["scale", "deployment/digits", "--replicas=3"]).expect("scaled");
     space.wait_ready("app=digits", 3);
     let (_, of_leader) = leader(cluster, system);
     let pods = space.list("pods");
-    let pod = pods.iter().find(|pod| pod["spec"]["nodeName"] != of_leader.as_str()).expect("a pod beside another node's leader");
+    let stands = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null() && (pod["spec"]["nodeName"] == of_leader.as_str()) == with_leader;
+    let pod = pods.iter().find(stands).unwrap_or_else(|| panic!("no pod on such a node; the leader's is {of_leader}"));
     let [pod, node] = ["/metadata/name", "/spec/nodeName"].map(|path| pod.pointer(path).and_then(Value::as_str).expect("both are known").to_owned());
     let power = cluster.power(&node)?;
     let from = now();
@@ -81,6 +83,25 @@ impl WithoutPower<'_> {
         let detected = outage.marks.between(Mark::Fault, Mark::Detected).expect("the cluster noticed");
         assert!(outage.node_lost && outage.fault.is_none() && detected + 1000.0 >= least.get().as_secs_f64() * 1000.0, "{outage:?}");
         assert!(outage.routing_outage_ms.is_some_and(|outage| outage >= detected - 2000.0), "users met nobody until then: {outage:?}");
+    }
+
+    /// The leader went with it: the next one cannot know when that was, and says so.
+    fn check_bounds(&self, report: &Report) {
+        let outage = report.outages.iter().find(|outage| outage.pod == self.pod).unwrap_or_else(|| panic!("{:?}", report.outages));
+        let zero = report.run.started_monotonic_ns.expect("the window's zero");
+        let from = (self.from as f64 - zero as f64) / 1e6;
+        println!("the leader's node without power, from {from:.0} ms: {outage:#?}\n{:?}", report.verdict);
+        assert!(outage.began_before && outage.node_lost && outage.cause.ends_with("(since before anybody watched)"), "{outage:?}");
+        // From the moment on at which somebody watched again, which is the begin of the window.
+        let [begun, failed] = [Mark::Fault, Mark::FirstFailure].map(|mark| outage.marks.get(mark).unwrap_or_else(|| panic!("no {mark:?}: {outage:?}")));
+        assert!(from < 0.0 && begun.abs() < 1.0 && failed < 2000.0, "{outage:?}");
+        let detected = outage.marks.between(Mark::Fault, Mark::Detected).expect("the cluster noticed");
+        let (least, most) = report.run.timers.as_ref().expect("timers").node_called_lost();
+        let after_power = detected - from;
+        assert!(after_power + 1000.0 >= least.get().as_secs_f64() * 1000.0 && after_power <= most.get().as_secs_f64() * 1000.0 + 15_000.0, "{outage:?}");
+        assert!(outage.routing_outage_ms.is_some_and(|outage| outage >= detected - 2000.0), "users met nobody until then: {outage:?}");
+        let availability = report.total.availability.ratio.expect("users asked");
+        assert!(availability < 1.0 && report.verdict.outcome == RunOutcome::Inconclusive, "{availability}: {:?}", report.verdict);
     }
 }
 
@@ -153,7 +174,8 @@ fn what_nobody_planned_is_seen_for_as_long_as_the_test_stands() {
     status(&space, 60, "the second outage", |status| status["outages"] == 2);
 
     // So is that of a node without power, from that moment on: the cluster itself hears of it most of a minute later.
-    let outages = if let Some(lost) = without_power(&cluster, &space, &installed.system) {
+    let lost = without_power(&cluster, &space, &installed.system, false);
+    let outages = if let Some(lost) = lost.as_ref() {
         let told = status(&space, 150, "news of the lost node", |status| status["outages"] == 3);
         assert!(told["lastOutage"].as_str().is_some_and(|words| words.contains(&format!("node {} was lost", lost.node))), "{told:#}");
         lost.check(&report(&space, "steadfast-outage-watch"));
@@ -165,6 +187,20 @@ fn what_nobody_planned_is_seen_for_as_long_as_the_test_stands() {
     let counted = metrics(&cluster, &installed.system);
     let counter = format!("steadfast_watched_outages_total{{target_namespace=\"{}\",test=\"watch\"}} {}", space.name(), outages - 1);
     assert!(counted.contains(&counter), "{counter} of\n{counted}");
+
+    // And where it is the leader's: nobody watched when it went, so nothing is said to be known that is not.
+    let with_power = lost.is_some();
+    drop(lost);
+    if with_power && let Some(lost) = without_power(&cluster, &space, &installed.system, true) {
+        let told = status(&space, 180, "news of the leader's node", |status| status["lastOutage"].as_str().is_some_and(|words| words.contains(&lost.pod)));
+        let words = told["lastOutage"].as_str().unwrap_or_default();
+        assert!(words.contains(&format!("node {} was lost", lost.node)) && words.contains("users saw failures for at least"), "{words}");
+        lost.check_bounds(&report(&space, "steadfast-outage-watch"));
+        drop(lost);
+        space.wait_ready("app=digits", 3);
+        let at = windows(&status(&space, 1, "the status", |_| true));
+        status(&space, 180, "a window of a service that is well", |status| windows(status) > at && status["verdict"] == "pass");
+    }
 
     space.kubectl(&["annotate", "resiliencetest/watch", "steadfast.dev/stop=now"]).expect("annotated");
     let ended = status(&space, 30, "its end", |status| status["phase"] == "Finished");

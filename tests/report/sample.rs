@@ -436,6 +436,7 @@ fn outage(
         cause: cause.into(),
         node_lost: false,
         continues: false,
+        began_before: false,
         capacity_outage_ms: ended.unwrap_or(LENGTH as f64 * SECOND - marks[0].1 * SECOND),
         marks: seen,
         routing_outage_ms: routing_s.map(|seconds| seconds * SECOND),

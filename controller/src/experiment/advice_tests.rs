@@ -64,6 +64,7 @@ fn outage(node_lost: bool, marks: &[(Mark, f64)]) -> Outage {
         cause: "deleted".into(),
         node_lost,
         continues: false,
+        began_before: false,
         marks: Marks(marks.iter().copied().collect()),
         routing_outage_ms: None,
         capacity_outage_ms: 60_000.0,

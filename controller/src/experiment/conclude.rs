@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use steadfast_api::{
     Percent, Span,
     golden::Outcome,
+    mark::Mark,
     report::{
         FaultWindow, GoldenPoint, GoldenSetReport, GoldenVerdictPoint, Machine, Phase, PhaseKind, PlatformTimers, PodReport, PodState, PodStretch, ProbeTimers,
         Report, Run, RunVerdict, SCHEMA, Service,
@@ -87,6 +88,7 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
         pods_were_taken: faults.iter().filter_map(action).any(Action::takes_pods),
         scaled_to_nothing: faults.iter().filter_map(action).any(|action| matches!(action, Action::Scale(scale) if scale.replicas == 0)),
         faults: faults.len(),
+        watches: spec.steps.is_empty(),
         complete: course.ending == Ending::Complete,
     };
     let results: Vec<_> = spec.hypothesis.iter().map(|hypothesis| hypothesis::evaluate(hypothesis, &facts)).collect();
@@ -106,7 +108,7 @@ pub fn conclude(plan: &Plan, course: Course, history: &History, about: About) ->
     if outages.iter().any(|outage| outage.fault.is_none()) {
         notes.push("Some outages were not planned by any step".to_owned());
     }
-    let pods = pods(history, &clock, series.bucket_ms, &course.sidecar_rss);
+    let pods = pods(history, &lost, &clock, series.bucket_ms, &course.sidecar_rss);
     let timers = course.timers.or_else(|| spec.local.as_ref().map(timers_of));
     let advice = advice::advice(&advice::Seen {
         test: &plan.test,
@@ -238,7 +240,7 @@ fn describe(action: &Action) -> String {
     }
 }
 
-fn pods(history: &History, clock: &Clock<'_>, bucket_ms: f64, rss: &BTreeMap<String, u64>) -> Vec<PodReport> {
+fn pods(history: &History, lost: &[Lost], clock: &Clock<'_>, bucket_ms: f64, rss: &BTreeMap<String, u64>) -> Vec<PodReport> {
     let services = history.measure_pods(clock.begin, clock.end);
     let mut golden = golden(history, clock, bucket_ms);
     let mut verdicts: HashMap<u32, Vec<GoldenVerdictPoint>> = HashMap::new();
@@ -256,7 +258,7 @@ fn pods(history: &History, clock: &Clock<'_>, bucket_ms: f64, rss: &BTreeMap<Str
     let pods = history.fleet.pods().iter().zip(services).enumerate();
     pods.filter_map(|(index, (pod, service))| {
         let index = index as u32;
-        let states = states(pod, clock);
+        let states = states(pod, lost, clock);
         (!states.is_empty()).then(|| pod_report(pod, states, service, golden.remove(&index), verdicts.remove(&index), rss))
     })
     .collect()
@@ -283,15 +285,23 @@ fn pod_report(
     }
 }
 
-/// The pod's states within the run; what is gone has no state any more.
-fn states(pod: &Track, clock: &Clock<'_>) -> Vec<PodStretch> {
+/// The pod's states within the run; what is gone has no state any more. One that was lost with its node is silent from then on, whenever the platform noticed.
+fn states(pod: &Track, lost: &[Lost], clock: &Clock<'_>) -> Vec<PodStretch> {
+    let began = |lost: &Lost| lost.at.get(&Mark::Fault).copied().filter(|_| lost.outage.node_lost && lost.outage.uid == pod.uid);
     let ends = pod.states.iter().skip(1).map(|(at, _)| *at).chain([i64::MAX]);
-    let stretches = pod.states.iter().zip(ends).filter(|((_, state), _)| *state != PodState::Gone);
-    let clipped = stretches.map(|((start, state), end)| (state, (*start).max(clock.begin), end.min(clock.end)));
-    clipped
-        .filter(|(_, start, end)| start < end)
-        .map(|(state, start, end)| PodStretch { state: *state, start_ms: clock.ms_of(start), end_ms: clock.ms_of(end) })
-        .collect()
+    let stretches = pod.states.iter().zip(ends).filter(|((_, state), _)| *state != PodState::Gone).flat_map(|((start, state), end)| {
+        let silent = lost.iter().filter_map(began).find(|silent| *state == PodState::Serving && (*start..end).contains(silent));
+        [(*state, *start, silent.unwrap_or(end)), (PodState::Silent, silent.unwrap_or(end), end)]
+    });
+    let clipped = stretches.map(|(state, start, end)| (state, start.max(clock.begin), end.min(clock.end))).filter(|(_, start, end)| start < end);
+    let mut states: Vec<PodStretch> = Vec::new();
+    for (state, start, end) in clipped {
+        match states.last_mut() {
+            Some(last) if last.state == state => last.end_ms = clock.ms_of(end),
+            _ => states.push(PodStretch { state, start_ms: clock.ms_of(start), end_ms: clock.ms_of(end) }),
+        }
+    }
+    states
 }
 
 /// Golden replays by pod, set and bucket.

@@ -30,20 +30,28 @@ pub struct Facts<'a> {
     pub scaled_to_nothing: bool,
     /// Any fault was.
     pub faults: usize,
+    /// Nothing was to be broken: what happened was watched.
+    pub watches: bool,
     /// The run reached its end: what was seen until an early one proves no absence.
     pub complete: bool,
 }
 
 /// The hypothesis in words, and whether it held.
 pub fn evaluate(hypothesis: &Hypothesis, facts: &Facts<'_>) -> HypothesisResult {
-    let (statement, (outcome, observed)) = match hypothesis {
+    let (statement, (outcome, mut observed)) = match hypothesis {
         Hypothesis::Availability(goal) => (at_least("availability", goal), availability(goal, facts)),
         Hypothesis::Consistency(goal) => (at_least("consistency", goal), consistency(goal, facts)),
         Hypothesis::Latency(goal) => (format!("p{} latency ≤ {} {}", quantile(goal), goal.at_most, during(goal.during)), latency(goal, facts)),
         Hypothesis::Recovery(goal) => (format!("recovery ≤ {} until {}", goal.at_most, recovered(goal.until)), recovery(goal, facts)),
     };
     // Seen over part of the run only: a failure stays one, a success may not have lasted.
-    let outcome = if outcome == RunOutcome::Pass && !facts.complete { RunOutcome::Inconclusive } else { outcome };
+    let mut outcome = if outcome == RunOutcome::Pass && !facts.complete { RunOutcome::Inconclusive } else { outcome };
+    // So is an outage whose begin nobody saw: what users met until then is in no figure.
+    let unseen = facts.outages.iter().find(|outage| outage.began_before && !outage.continues);
+    if let Some(outage) = unseen.filter(|_| outcome == RunOutcome::Pass) {
+        outcome = RunOutcome::Inconclusive;
+        observed = format!("{observed} since somebody watched, and {} was lost before that", outage.pod);
+    }
     HypothesisResult { statement, outcome, observed }
 }
 
@@ -114,6 +122,8 @@ fn recovery(goal: &RecoveryAtMost, facts: &Facts<'_>) -> (RunOutcome, String) {
             (RunOutcome::Inconclusive, why.to_owned())
         } else if facts.pods_were_taken {
             (RunOutcome::Inconclusive, "pods were taken away, and no outage was seen".to_owned())
+        } else if facts.watches {
+            (RunOutcome::Pass, "no outage".to_owned())
         } else if facts.faults == 0 {
             (RunOutcome::Inconclusive, "no fault was carried out, so there was nothing to recover from".to_owned())
         } else {
@@ -129,6 +139,9 @@ fn recovery(goal: &RecoveryAtMost, facts: &Facts<'_>) -> (RunOutcome, String) {
     if slowest > most || longest_open > most {
         let says = if longest_open > slowest { format!("not recovered after {}", millis(longest_open)) } else { format!("slowest {}", millis(slowest)) };
         return (RunOutcome::Fail, format!("{says}, of {outages}"));
+    }
+    if facts.outages.iter().any(|outage| outage.began_before) {
+        return (RunOutcome::Inconclusive, format!("at least {} of {outages}, one of which began before anybody watched", millis(slowest.max(longest_open))));
     }
     if unrecovered.is_empty() {
         return (RunOutcome::Pass, format!("slowest {} of {outages}", millis(slowest)));
@@ -263,6 +276,7 @@ mod tests {
             cause: String::new(),
             node_lost: false,
             continues: false,
+            began_before: false,
             marks,
             routing_outage_ms: None,
             capacity_outage_ms: length,
@@ -270,10 +284,13 @@ mod tests {
         }
     }
 
+    fn facts<'a>(measured: &'a dyn Fn(During) -> Measured, outages: &'a [Outage], taken: bool) -> Facts<'a> {
+        Facts { measured, outages, pods_were_taken: taken, scaled_to_nothing: false, faults: 1, watches: false, complete: true }
+    }
+
     fn judge(yaml: &str, good: usize, failed: usize, outages: &[Outage], taken: bool) -> (RunOutcome, String) {
         let hypothesis: Hypothesis = steadfast_api::read::from_yaml("h", yaml).unwrap();
-        let facts = Facts { measured: &|_| measured(good, failed), outages, pods_were_taken: taken, scaled_to_nothing: false, faults: 1, complete: true };
-        let result = evaluate(&hypothesis, &facts);
+        let result = evaluate(&hypothesis, &facts(&|_| measured(good, failed), outages, taken));
         (result.outcome, format!("{}: {}", result.statement, result.observed))
     }
 
@@ -294,7 +311,8 @@ mod tests {
         assert_eq!(judge("recovery: {atMost: 1h}", 1, 0, &[], true).0, RunOutcome::Inconclusive);
         assert_eq!(judge("recovery: {atMost: 1h}", 1, 0, &[], false).0, RunOutcome::Pass);
         let hypothesis: Hypothesis = steadfast_api::read::from_yaml("h", "recovery: {atMost: 1h}").unwrap();
-        let nothing = Facts { measured: &|_| measured(1, 0), outages: &[], pods_were_taken: false, scaled_to_nothing: false, faults: 0, complete: true };
+        let seen = |_| measured(1, 0);
+        let nothing = Facts { faults: 0, ..facts(&seen, &[], false) };
         assert_eq!(evaluate(&hypothesis, &nothing).outcome, RunOutcome::Inconclusive, "no fault, nothing to recover from");
         let away = evaluate(&hypothesis, &Facts { scaled_to_nothing: true, faults: 1, ..nothing });
         assert!(away.outcome == RunOutcome::Inconclusive && away.observed.contains("scaled to nothing"), "{away:?}");
@@ -317,12 +335,37 @@ mod tests {
     #[test]
     fn a_success_that_was_not_watched_to_the_end_is_inconclusive_and_a_failure_stays_one() {
         let hypothesis: Hypothesis = steadfast_api::read::from_yaml("h", "availability: {atLeast: 50%}").unwrap();
-        let early = |good, failed| {
-            let (measured, taken) = (|_| measured(good, failed), false);
-            evaluate(&hypothesis, &Facts { measured: &measured, outages: &[], pods_were_taken: taken, scaled_to_nothing: false, faults: 1, complete: false })
-                .outcome
-        };
+        let early = |good, failed| evaluate(&hypothesis, &Facts { complete: false, ..facts(&|_| measured(good, failed), &[], false) }).outcome;
         assert_eq!((early(1, 0), early(1, 3)), (RunOutcome::Inconclusive, RunOutcome::Fail));
+    }
+
+    #[test]
+    fn a_watch_that_saw_no_outage_had_none_to_recover_from() {
+        let hypothesis: Hypothesis = steadfast_api::read::from_yaml("h", "recovery: {atMost: 60s, until: firstCorrectPrediction}").unwrap();
+        let seen = |_| measured(1, 0);
+        let quiet = Facts { faults: 0, watches: true, ..facts(&seen, &[], false) };
+        let result = evaluate(&hypothesis, &quiet);
+        assert_eq!((result.outcome, result.observed.as_str()), (RunOutcome::Pass, "no outage"));
+    }
+
+    #[test]
+    fn an_outage_that_began_before_anybody_watched_passes_nothing_and_may_fail() {
+        let judged = |yaml: &str, outage: &Outage| {
+            let hypothesis: Hypothesis = steadfast_api::read::from_yaml("h", yaml).unwrap();
+            let seen = |_| measured(99, 1);
+            let outages = [outage.clone()];
+            let result = evaluate(&hypothesis, &Facts { faults: 0, watches: true, ..facts(&seen, &outages, false) });
+            (result.outcome, result.observed)
+        };
+        let began = Outage { began_before: true, pod: "a".to_owned(), ..outage(Some(9_000.0), 9_000.0) };
+        let (outcome, observed) = judged("availability: {atLeast: 99%}", &began);
+        assert_eq!((outcome, observed.as_str()), (RunOutcome::Inconclusive, "99% of 100 requests since somebody watched, and a was lost before that"));
+        assert_eq!(judged("availability: {atLeast: 99.9%}", &began).0, RunOutcome::Fail);
+        let goal = |most: &str, outage: &Outage| judged(&format!("recovery: {{atMost: {most}}}"), outage).0;
+        assert_eq!((goal("10s", &began), goal("5s", &began)), (RunOutcome::Inconclusive, RunOutcome::Fail), "it took at least so long");
+        // The next window saw all of its own time, and still not when the outage began.
+        let goes_on = Outage { continues: true, ..began };
+        assert_eq!((judged("availability: {atLeast: 99%}", &goes_on).0, goal("10s", &goes_on)), (RunOutcome::Pass, RunOutcome::Inconclusive));
     }
 
     #[test]

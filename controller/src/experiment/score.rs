@@ -9,7 +9,7 @@
 //!
 //! Budgets and goals come from the strictest hypothesis of that kind; without one: availability and consistency 99.9 %, recovery 30 s. The goal of p99 is four
 //! times the baseline's. A budget is never less than 1 in 10,000, so that a goal of 100 % still tells a small miss from a large one. A part without
-//! data (no users, no outage) is left out, and the rest is scaled to 100.
+//! data (no users, no outage) is left out, and the rest is scaled to 100. An outage that recovered, and whose begin nobody saw, is none that could be measured.
 
 use steadfast_api::{
     Percent,
@@ -23,7 +23,8 @@ use crate::observe::recovery::until;
 /// Parts that have data, and the score.
 pub fn score(hypothesis: &[Hypothesis], total: &Service, baseline: &Service, outages: &[Outage]) -> (u32, Vec<ScorePart>) {
     let goals = Goals::of(hypothesis, baseline);
-    let recovered: Vec<f64> = outages.iter().map(|outage| until(outage, goals.recovered).map_or(0.0, |ms| within(goals.recovery_ms, ms))).collect();
+    let measured = outages.iter().filter(|outage| outage.censored || !outage.began_before);
+    let recovered: Vec<f64> = measured.map(|outage| until(outage, goals.recovered).map_or(0.0, |ms| within(goals.recovery_ms, ms))).collect();
     let mean = (!recovered.is_empty()).then(|| recovered.iter().sum::<f64>() / recovered.len() as f64);
     let parts = [
         ("availability", 35.0, total.availability.ratio.map(|ratio| budget(goals.availability, ratio))),

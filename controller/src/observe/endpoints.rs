@@ -98,6 +98,14 @@ impl Fleet {
         self.pods.iter().filter(|pod| pod.state() == PodState::Serving)
     }
 
+    /// Those that are not, and whose place nobody else has taken: first those that may come, then those that are on their way out; in order of creation.
+    pub fn out_of_service(&self) -> impl Iterator<Item = &Track> {
+        let last = |index: usize| self.pods[index + 1..].iter().all(|later| later.lane != self.pods[index].lane);
+        let out = |pod: &Track, terminating: bool| !pod.gone && pod.endpoint_since.is_none() && pod.terminating == terminating;
+        let of = move |terminating| self.pods.iter().enumerate().filter(move |(index, pod)| out(pod, terminating) && last(*index)).map(|(_, pod)| pod);
+        of(false).chain(of(true))
+    }
+
     /// Pods that were too many to keep.
     pub const fn dropped(&self) -> u64 {
         self.dropped
@@ -174,7 +182,9 @@ impl Fleet {
                 self.pods.push(track);
             }
             What::Scheduled { uid, node } => self.with(at, uid, |pod| pod.node.clone_from(node)),
-            What::Initialized { uid } | What::Ready { uid, .. } | What::Detected { uid, .. } | What::Retired { uid } => self.with(at, uid, |_| ()),
+            What::Initialized { uid } | What::Ready { uid, .. } | What::Detected { uid, .. } | What::HeldOut { uid, .. } | What::Retired { uid } => {
+                self.with(at, uid, |_| ());
+            }
             What::ContainerStarted { uid, .. } => self.with(at, uid, |pod| {
                 pod.running = true;
                 pod.waiting = false;

@@ -141,6 +141,168 @@ fn a_server_that_hangs_is_lost_from_the_first_request_that_it_failed() {
     assert_eq!(story.outages(500, 6000)[0].outage.marks.get(Mark::Fault), Some(4000.0));
 }
 
+/// Watching begins at 10,000 ms, by a leader that follows one which stood on the same node: pod `a` has been without power for 6 s, and its sidecar is not heard.
+fn watched_too_late() -> Story {
+    let mut story = Story { watched_from: Some(10_000_000), ..Story::default() };
+    for (name, node) in [("a", "node-1"), ("b", "node-2")] {
+        story.created(9_990, name, node, None).endpoint(9_995, name, true);
+    }
+    story.traffic.unheard.insert(uid("a"));
+    story.requests(10_000, 50_100, 30, "", Kind::Silence).requests(10_010, 90_000, 30, "b", Kind::Right);
+    story.change(50_000, What::Node { node: "node-1".to_owned(), ready: false }).change(50_010, What::Ready { uid: uid("a"), ready: false });
+    story.change(50_010, What::Detected { uid: uid("a"), reason: "not ready any more".to_owned() }).endpoint(50_100, "a", false);
+    story
+}
+
+#[test]
+fn a_pod_that_was_lost_before_anybody_watched_has_a_t0_that_is_said_to_be_a_bound() {
+    let lost = watched_too_late().outages(500, 80_000);
+    let outage = &lost[0].outage;
+    assert_eq!((lost.len(), outage.pod.as_str(), outage.node_lost, outage.began_before), (1, "a", true, true));
+    let marks = [Mark::Fault, Mark::FirstFailure, Mark::Detected, Mark::EndpointRemoved];
+    assert_eq!(marks.map(|mark| outage.marks.get(mark)), [Some(10_000.0), Some(10_000.0), Some(50_000.0), Some(50_100.0)]);
+    assert_eq!((outage.routing_outage_ms, outage.censored), (Some(40_080.0), true));
+    assert_eq!(outage.cause, "node node-1 was lost: nobody heard from it (since before anybody watched)");
+    // Without users the same holds.
+    let mut story = watched_too_late();
+    (story.traffic.by_pod, story.traffic.nowhere) = Default::default();
+    let outage = &story.outages(500, 80_000)[0].outage;
+    assert_eq!((outage.marks.get(Mark::Fault), outage.began_before), (Some(10_000.0), true));
+    // One that gave a sign of life since then was lost after it.
+    let mut story = watched_too_late();
+    story.requests(10_005, 20_000, 30, "a", Kind::Right);
+    let outage = &story.outages(500, 80_000)[0].outage;
+    assert!(!outage.began_before && outage.marks.get(Mark::Fault) >= Some(20_000.0), "{outage:?}");
+    // So was one whose sidecar dialled in.
+    let mut story = watched_too_late();
+    story.traffic.unheard.clear();
+    story.silent(20_000, "a");
+    let outage = &story.outages(500, 80_000)[0].outage;
+    assert!(!outage.began_before && outage.marks.get(Mark::Fault) >= Some(20_000.0), "{outage:?}");
+    // One that is lost long after is lost then, whatever its sidecar never said.
+    let mut story = watched_too_late();
+    for (at, _) in story.facts.iter_mut().filter(|(at, _)| *at >= 50_000_000) {
+        *at += 300_000_000;
+    }
+    story.requests(10_000, 340_000, 500, "a", Kind::Right);
+    let outage = &story.outages(500, 390_000)[0].outage;
+    assert!(!outage.began_before && outage.marks.get(Mark::Fault) > Some(339_000.0), "{outage:?}");
+}
+
+#[test]
+fn a_pod_that_is_down_when_watching_begins_is_an_outage_without_the_marks_that_were_before() {
+    let mut story = Story { watched_from: Some(1_000_000), ..Story::default() };
+    story.created(900, "a", "node-1", None).created(900, "b", "node-2", None).endpoint(950, "b", true);
+    story.facts.push((1_000_000, Fact::Down { uids: vec![uid("a"), uid("b")] }));
+    story.requests(1_010, 9_000, 30, "b", Kind::Right);
+    let mut recovers = Story { facts: story.facts.clone(), watched_from: story.watched_from, ..Story::default() };
+    let outage = &story.change(1_100, What::Node { node: "node-1".to_owned(), ready: false }).outages(500, 5_000)[0].outage;
+    assert_eq!(outage.marks.0.keys().copied().collect::<Vec<_>>(), [Mark::Fault], "nobody saw the rest");
+    assert!(outage.began_before && outage.censored && outage.cause.starts_with("node node-1 was lost"), "{outage:?}");
+    recovers.upstream(2_000, "a", true).change(2_100, What::Ready { uid: uid("a"), ready: true }).endpoint(2_200, "a", true);
+    recovers.requests(2_210, 9_000, 30, "a", Kind::Right).requests(1_010, 9_000, 30, "b", Kind::Right);
+    let lost = recovers.outages(500, 9_000);
+    let outage = &lost[0].outage;
+    assert_eq!((lost.len(), outage.pod.as_str(), outage.began_before, outage.censored), (1, "a", true, false));
+    assert_eq!([Mark::Fault, Mark::ModelLoaded, Mark::Sustained].map(|mark| outage.marks.get(mark)), [Some(1000.0), Some(2000.0), Some(2211.0)]);
+    assert_eq!(outage.cause, "was out of the Service when watching began (since before anybody watched)");
+}
+
+/// What was over before the run is none of it, and what was seen before is evidence in it.
+#[test]
+fn evidence_from_before_the_run_counts_and_outages_from_before_do_not() {
+    let mut story = killed();
+    story.facts.sort_by_key(|(at, _)| *at);
+    let terms = Terms { hold: 500_000, look_back: 65_000_000, watched_from: None };
+    let of = |begin: i64| outages(&story.facts, &story.traffic, terms, begin * 1000, 4_000_000).first().map(|lost| lost.outage.marks.get(Mark::FirstFailure));
+    assert_eq!((of(1500), of(2000)), (Some(Some(-495.0)), None));
+}
+
+#[test]
+fn what_reached_no_pod_is_charged_to_the_outage_that_can_have_caused_it() {
+    let mut story = Story::default();
+    for (name, node) in [("a", "node-1"), ("b", "node-2"), ("c", "node-3")] {
+        story.created(0, name, node, None).comes_up(0, name, node).requests(60, 20_000, 100, name, Kind::Right);
+    }
+    // One is taken out at its own word, and nobody is led there any more.
+    story.upstream(20_000, "a", false).endpoint(20_050, "a", false);
+    // Another's node is lost a while later.
+    story.requests(60, 90_000, 100, "c", Kind::Right).requests(20_000, 40_000, 100, "b", Kind::Right);
+    story.requests(40_005, 80_000, 50, "", Kind::Silence).silent(39_500, "b");
+    story.change(80_000, What::Node { node: "node-2".to_owned(), ready: false }).endpoint(80_050, "b", false);
+    let failed = |story: &mut Story| {
+        let lost = story.outages(500, 90_000);
+        lost.iter().map(|lost| (lost.outage.pod.clone(), lost.outage.marks.get(Mark::FirstFailure), lost.outage.routing_outage_ms)).collect::<Vec<_>>()
+    };
+    assert_eq!(failed(&mut story), [("a".to_owned(), None, None), ("b".to_owned(), Some(40_005.0), Some(39_950.0))]);
+    // Those in the first seconds are of the first.
+    story.requests(21_000, 21_001, 10, "", Kind::Silence);
+    assert_eq!(failed(&mut story)[0], ("a".to_owned(), Some(21_000.0), Some(0.0)));
+    // Later ones, too, where nothing else explains them, or where nobody is left.
+    story.requests(30_000, 30_001, 10, "", Kind::Silence);
+    assert_eq!(failed(&mut story)[0], ("a".to_owned(), Some(21_000.0), Some(9_000.0)));
+    story.endpoint(81_000, "c", false).requests(81_500, 81_501, 10, "", Kind::Silence).endpoint(82_000, "c", true);
+    assert_eq!(failed(&mut story)[0], ("a".to_owned(), Some(21_000.0), Some(60_500.0)));
+}
+
+#[test]
+fn a_pod_that_is_lost_again_is_noticed_again() {
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").requests(60, 1000, 10, "a", Kind::Right);
+    for at in [1000, 5000] {
+        story.upstream(at, "a", false).change(at + 8, What::Detected { uid: uid("a"), reason: "not ready any more".to_owned() }).endpoint(at + 10, "a", false);
+        story.upstream(at + 500, "a", true).change(at + 600, What::Ready { uid: uid("a"), ready: true }).endpoint(at + 610, "a", true);
+        story.requests(at + 620, at + 4000, 10, "a", Kind::Right);
+    }
+    let detected = |story: &mut Story| story.outages(500, 9000).iter().map(|lost| lost.outage.marks.get(Mark::Detected)).collect::<Vec<_>>();
+    assert_eq!(detected(&mut story), [Some(1008.0), Some(5008.0)]);
+    // Where the pod is heard of after its endpoint, somebody had noticed before that.
+    for (at, _) in story.facts.iter_mut().filter(|(_, fact)| matches!(fact, Fact::Change(What::Detected { .. }))) {
+        *at += 50_000;
+    }
+    assert_eq!(detected(&mut story), [Some(1010.0), Some(5010.0)]);
+}
+
+/// A kubelet tells up to a second late.
+#[test]
+fn what_the_sidecar_saw_of_a_server_that_restarted_stands_against_kubelets_late_word() {
+    let restarts = |unready: i64, loaded: i64, ended: i64, started: i64| {
+        let mut story = Story::default();
+        story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").requests(60, 1000, 10, "a", Kind::Right);
+        story.upstream(unready, "a", false).upstream(loaded, "a", true);
+        story.change(ended, What::BackOff { uid: uid("a"), reason: "exited with status 137".to_owned(), wait: Span::ZERO });
+        story.endpoint(ended + 5, "a", false).change(started, What::ContainerStarted { uid: uid("a"), restarts: 1 });
+        story.change(3000, What::Ready { uid: uid("a"), ready: true }).endpoint(3010, "a", true).requests(3020, 6000, 10, "a", Kind::Right);
+        let lost = story.outages(500, 6000);
+        assert_eq!((lost.len(), lost[0].outage.censored), (1, false), "{lost:?}");
+        [Mark::Fault, Mark::ContainerStarted, Mark::ModelLoaded].map(|mark| lost[0].outage.marks.get(mark))
+    };
+    assert_eq!(restarts(1000, 1500, 1100, 2000), [Some(1000.0), Some(1500.0), Some(1500.0)]);
+    assert_eq!(restarts(1000, 1500, 1900, 1900), [Some(1000.0), Some(1500.0), Some(1500.0)], "the whole of it is told late");
+    assert_eq!(restarts(1000, 2500, 1100, 2000), [Some(1000.0), Some(2000.0), Some(2500.0)], "in order");
+    // What was loaded before a later end of the server, which nobody but kubelet saw, was loaded in vain.
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").upstream(1000, "a", false).endpoint(1010, "a", false);
+    story.change(1100, What::ContainerStarted { uid: uid("a"), restarts: 1 }).upstream(1500, "a", true);
+    story.change(2000, What::ContainerStarted { uid: uid("a"), restarts: 2 }).endpoint(3000, "a", true);
+    assert_eq!(story.outages(500, 6000)[0].outage.marks.get(Mark::ModelLoaded), None);
+}
+
+#[test]
+fn a_pod_that_is_kept_out_for_its_answers_says_so_whichever_is_heard_of_first() {
+    for at in [1005, 1015] {
+        let mut story = Story::default();
+        story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").endpoint(1010, "a", false);
+        story.change(at, What::HeldOut { uid: uid("a"), why: "golden set g says that its answers are wrong".to_owned() });
+        assert_eq!(story.outages(500, 4000)[0].outage.cause, "golden set g says that its answers are wrong");
+    }
+    // What was over explains nothing.
+    let mut story = Story::default();
+    story.created(0, "a", "node-1", None).comes_up(0, "a", "node-1").change(1000, What::HeldOut { uid: uid("a"), why: "wrong".to_owned() });
+    story.change(2000, What::Ready { uid: uid("a"), ready: true }).endpoint(3000, "a", false);
+    assert_eq!(story.outages(500, 4000)[0].outage.cause, UNREADY);
+}
+
 /// A kubelet that looks once a second is not the first to know.
 #[test]
 fn a_sidecar_that_tells_of_its_server_is_up() {

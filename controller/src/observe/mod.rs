@@ -21,7 +21,7 @@ pub(crate) mod testing;
 mod window;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -54,6 +54,10 @@ pub struct History {
     /// When each sidecar of the fleet was heard last, by UID.
     heard: HashMap<String, i64>,
     silences: Vec<Silence>,
+    /// When watching began, where it began with a target that had been there before.
+    watched_from: Option<i64>,
+    /// Pods that were in the Service then, and whose sidecars have not been heard since: by UID.
+    unheard: HashSet<String>,
     look_back: i64,
 }
 
@@ -85,6 +89,8 @@ impl History {
             dropped_facts: 0,
             heard: HashMap::new(),
             silences: Vec::new(),
+            watched_from: None,
+            unheard: HashSet::new(),
             look_back: (Self::NODE_GRACE + Self::NOTICED_WITHIN).as_micros() as i64,
         }
     }
@@ -150,6 +156,7 @@ impl History {
 
     /// A sidecar spoke: it does so every second, whatever happens.
     fn hear(&mut self, at: i64, uid: &str) {
+        self.unheard.remove(uid);
         let Some(last) = self.heard.get_mut(uid) else {
             self.heard.insert(uid.to_owned(), at);
             return;
@@ -164,9 +171,29 @@ impl History {
         *last = at.max(*last);
     }
 
-    /// Whether a pod in the Service has a sidecar that spoke once and is silent now.
-    pub fn someone_is_silent(&self, now: i64) -> bool {
-        self.fleet.serving().any(|pod| self.heard.get(&pod.uid).is_some_and(|heard| now - heard >= SILENT_AFTER))
+    /// Watching begins with a target that has been there before, well or not. Of `wanted` pods so many are down as are not in the Service: their outages began before.
+    pub fn watched_from(&mut self, at: i64, wanted: usize) {
+        self.watched_from = Some(at);
+        self.unheard = self.fleet.serving().map(|pod| pod.uid.clone()).filter(|uid| !self.heard.contains_key(uid)).collect();
+        let missing = wanted.saturating_sub(self.fleet.serving().count());
+        let uids: Vec<String> = self.fleet.out_of_service().take(missing).map(|pod| pod.uid.clone()).collect();
+        if !uids.is_empty() {
+            self.fact(at, Fact::Down { uids });
+        }
+    }
+
+    /// Since when a pod in the Service has had a sidecar that said nothing, if one has; who has not spoken since watching began and gave no answer, since then.
+    pub fn silent_since(&self, now: i64) -> Option<i64> {
+        let since = |pod: &endpoints::Track| match (self.heard.get(&pod.uid), self.watched_from) {
+            (Some(heard), _) => Some(*heard).filter(|heard| now - heard >= SILENT_AFTER),
+            (None, Some(from)) => {
+                let answered = || self.requests.find(&pod.name).and_then(|name| self.live.first_good(name)).is_some();
+                // Were it lost, it would have been called that by then.
+                Some(from).filter(|from| now - from <= self.look_back && self.unheard.contains(&pod.uid) && !answered())
+            }
+            (None, None) => None,
+        };
+        self.fleet.serving().filter_map(since).min()
     }
 
     /// A planned fault was asked for at `at`; `planned.since` is when it took hold.
@@ -279,9 +306,13 @@ impl History {
         .collect()
     }
 
-    /// Outages of a sealed history between `begin` and `end`; `hold` is how long good service must last, in microseconds.
+    /// Outages of a sealed history between `begin` and `end`; `hold` is how long good service must last, in microseconds. What showed before `begin` is evidence, too.
     pub fn outages(&self, hold: i64, begin: i64, end: i64) -> Vec<marks::Lost> {
-        marks::outages(&self.facts, &self.traffic(begin), Terms { hold, look_back: self.look_back }, begin, end)
+        marks::outages(&self.facts, &self.traffic(), self.terms(hold), begin, end)
+    }
+
+    const fn terms(&self, hold: i64) -> Terms {
+        Terms { hold, look_back: self.look_back, watched_from: self.watched_from }
     }
 
     /// What was dropped because a bound was reached, in words.
@@ -305,10 +336,10 @@ impl History {
         names
     }
 
-    fn traffic(&self, begin: i64) -> Traffic {
+    fn traffic(&self) -> Traffic {
         let names = self.names();
-        let mut traffic = Traffic::default();
-        for request in self.requests.all().iter().filter(|request| request.ended() >= begin) {
+        let mut traffic = Traffic { unheard: self.unheard.clone(), ..Traffic::default() };
+        for request in self.requests.all() {
             let answer = Answer { sent: request.sent(), ended: request.ended(), kind: request.kind };
             match self.requests.text(request.pod) {
                 Some(name) => {

@@ -34,7 +34,7 @@ impl History {
             let mut facts: Vec<_> = self.facts.iter().collect();
             facts.sort_by_key(|(at, _)| *at);
             // What users see is not looked through every few seconds: it would tell when exactly an outage began.
-            for ongoing in marks::ongoing(facts, &Traffic::default(), Terms { hold, look_back: 0 }, now) {
+            for ongoing in marks::ongoing(facts, &Traffic::default(), Terms { hold, look_back: 0, watched_from: None }, now) {
                 told.extend(ongoing.uids().map(str::to_owned));
                 open.extend(ongoing.open());
             }

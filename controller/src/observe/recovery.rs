@@ -1,4 +1,5 @@
-//! Recovery over all outages. A censored outage counts as longer than every recovered one: a quantile that falls among them is absent, never flattering.
+//! Recovery over all outages. A censored outage counts as longer than every recovered one, and so does one whose begin nobody saw: a quantile that falls among them is
+//! absent, never flattering.
 
 use steadfast_api::{
     mark::{Mark, Outage},
@@ -7,10 +8,13 @@ use steadfast_api::{
 
 /// Quantiles over `outages`.
 pub fn summary(outages: &[Outage]) -> RecoverySummary {
-    let (first_correct_p50_ms, first_correct_max_ms) = middle_and_largest(outages.iter().map(|outage| until(outage, Mark::FirstCorrectPrediction)).collect());
-    let (sustained_p50_ms, sustained_max_ms) = middle_and_largest(outages.iter().map(|outage| until(outage, Mark::Sustained)).collect());
+    let known = |outage: &Outage, ms: Option<f64>| ms.filter(|_| !outage.began_before);
+    let took = |mark| middle_and_largest(outages.iter().map(|outage| known(outage, until(outage, mark))).collect());
+    let (first_correct_p50_ms, first_correct_max_ms) = took(Mark::FirstCorrectPrediction);
+    let (sustained_p50_ms, sustained_max_ms) = took(Mark::Sustained);
     // An outage that no client noticed has no routing outage: it is left out, not counted as infinite.
-    let (routing_p50_ms, routing_max_ms) = middle_and_largest(outages.iter().filter_map(|outage| outage.routing_outage_ms).map(Some).collect());
+    let (routing_p50_ms, routing_max_ms) =
+        middle_and_largest(outages.iter().filter_map(|outage| Some(known(outage, Some(outage.routing_outage_ms?)))).collect());
     RecoverySummary {
         outages: outages.len() as u32,
         censored: outages.iter().filter(|outage| outage.censored).count() as u32,

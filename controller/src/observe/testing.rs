@@ -17,6 +17,7 @@ pub(crate) fn pod(name: &str, uid: &str, node: &str) -> Pod {
 pub(crate) struct Story {
     pub facts: Vec<(i64, Fact)>,
     pub traffic: Traffic,
+    pub watched_from: Option<i64>,
 }
 
 pub(crate) fn uid(name: &str) -> String {
@@ -80,6 +81,6 @@ impl Story {
     /// Outages with the run's zero at 0.
     pub(crate) fn outages(&mut self, hold_ms: i64, end_ms: i64) -> Vec<Lost> {
         self.facts.sort_by_key(|(at, _)| *at);
-        outages(&self.facts, &self.traffic, Terms { hold: hold_ms * 1000, look_back: 65_000_000 }, 0, end_ms * 1000)
+        outages(&self.facts, &self.traffic, Terms { hold: hold_ms * 1000, look_back: 65_000_000, watched_from: self.watched_from }, 0, end_ms * 1000)
     }
 }

@@ -6,7 +6,7 @@ use steadfast_api::report::PodState;
 
 use super::{
     History,
-    marks::{self, Fact, Ongoing, Terms},
+    marks::{self, Fact, Ongoing},
 };
 use crate::platform::{Pod, What};
 
@@ -25,12 +25,13 @@ impl History {
         earlier.replays = self.replays.before(at, &pods);
         (earlier.fleet, earlier.requests, earlier.facts) = (fleet, requests, facts);
         (earlier.look_back, earlier.heard, earlier.silences) = (self.look_back, self.heard.clone(), self.silences.clone());
+        (earlier.watched_from, earlier.unheard) = (self.watched_from, self.unheard.clone());
         earlier.dropped_facts = std::mem::take(&mut self.dropped_facts);
         earlier.seal();
         self.heard.retain(|uid, _| stays.find(uid).is_some());
+        self.unheard.retain(|uid| stays.find(uid).is_some());
         self.silences.retain(|silence| silence.until >= at && stays.find(&silence.uid).is_some());
-        let terms = Terms { hold, look_back: self.look_back };
-        let ongoing = marks::ongoing(&earlier.facts, &earlier.traffic(i64::MIN), terms, at);
+        let ongoing = marks::ongoing(&earlier.facts, &earlier.traffic(), earlier.terms(hold), at);
         self.facts = self.begun(at, ongoing.into_iter().filter(|ongoing| !well || ongoing.in_service()).collect());
         self.facts.extend(later);
         earlier
@@ -111,7 +112,7 @@ mod tests {
         fn asked(&mut self, due: u64, took: u64, pod: &str, right: bool) {
             let at = |ms| self.epoch + Duration::from_millis(ms);
             let end = if right { End::Answered { right } } else { End::Silence };
-            self.history.record(&Record { due: at(due), sent: at(due), ended: at(due + took), pod: Some(Arc::from(pod)), end });
+            self.history.record(&Record { due: at(due), sent: at(due), ended: at(due + took), pod: (!pod.is_empty()).then(|| Arc::from(pod)), end });
         }
     }
 
@@ -223,6 +224,43 @@ mod tests {
         let outage = &third[0].outage;
         assert_eq!((outage.replacement.as_deref(), outage.capacity_outage_ms), (Some("b"), 6015.0), "from its own beginning");
         assert_eq!(outage.marks.get(Mark::FirstFailure), Some(-4000.0), "which the first window saw");
+    }
+
+    /// A leader that was lost with its node is followed by another, which knows nothing of a pod there but that it is in the Service.
+    #[test]
+    fn who_begins_to_watch_waits_for_a_pod_of_which_nobody_has_heard() {
+        let mut seen = Seen::new();
+        for name in ["lost", "well", "down"] {
+            seen.change(0, What::Created { pod: pod(name, &uid(name), "n1"), replaces: None });
+        }
+        for name in ["lost", "well"] {
+            seen.change(1, What::Endpoint { uid: uid(name), present: true });
+        }
+        let begin = 10_000;
+        seen.history.watched_from(begin, 3);
+        assert_eq!(seen.history.silent_since(20_000), Some(begin));
+        seen.asked(20, 5, "well", true);
+        assert_eq!(seen.history.silent_since(30_000), Some(begin), "one of two answered");
+        // Failures that users met from the first moment on.
+        seen.asked(40, 500, "", false);
+        seen.change(45_000, What::Endpoint { uid: uid("lost"), present: false });
+        assert_eq!(seen.history.silent_since(46 * SECOND), None, "it is called lost");
+        let mut first = seen.history.before(50 * SECOND, false, SECOND);
+        seen.history.seal();
+        first.seal();
+        let told = |history: &History, from: i64, until: i64| {
+            let lost = history.outages(SECOND, from, until);
+            lost.into_iter().map(|lost| (lost.outage.pod, lost.outage.began_before, lost.outage.continues, lost.at[&Mark::Fault])).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&first, begin, 50 * SECOND), [("lost".to_owned(), true, false, begin), ("down".to_owned(), true, false, begin)]);
+        assert_eq!(told(&seen.history, 50 * SECOND, 60 * SECOND), [("lost".to_owned(), true, true, begin), ("down".to_owned(), true, true, begin)]);
+        // One that nobody misses is not down, and one that nobody ever hears of is called lost in time, or is not.
+        let mut seen = Seen::new();
+        seen.change(0, What::Created { pod: pod("surge", &uid("surge"), "n1"), replaces: None });
+        seen.up(0, "a", None);
+        seen.history.watched_from(begin, 1);
+        assert_eq!(seen.history.silent_since(200 * SECOND), None);
+        assert!(seen.history.outages(SECOND, begin, SECOND).is_empty());
     }
 
     #[test]

@@ -72,6 +72,11 @@ pub enum What {
         uid: String,
         reason: String,
     },
+    /// It is kept out of the Service on purpose: its answers are wrong.
+    HeldOut {
+        uid: String,
+        why: String,
+    },
     /// The model server's process ended by itself or was killed; it starts again in the same pod after `wait`.
     BackOff {
         uid: String,
@@ -268,6 +273,10 @@ pub trait Platform: Send + Sync + 'static {
     }
     /// Where users send requests.
     fn service(&self) -> SocketAddr;
+    /// Whether the target runs because this run began: then it is waited for, and what it does until it is well is none of a watch.
+    fn starts_target(&self) -> bool {
+        true
+    }
     /// Whether a user's next request may go on a connection that he has. Where connections are spread over pods when they are opened, and never again, every request
     /// needs one of its own, or a pod that came back would see nobody.
     fn keep_alive(&self) -> bool {

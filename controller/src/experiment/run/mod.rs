@@ -1,7 +1,8 @@
 //! The flow of an experiment: warm-up → baseline → for each round, for each step: fault → monitor → undo → analyse until stable or until the deadline → end.
 //!
 //! Whatever happens on the way (a halt, an interruption, a fault that cannot be carried out), what is in force is undone and the platform is closed, and the
-//! history up to there is kept: [`Course`] says how it ended. A test without steps watches on instead, until it is told to end, in one window after the other.
+//! history up to there is kept: [`Course`] says how it ended. A test without steps watches on instead, until it is told to end, in one window after the other, and
+//! without a warm-up where the target was there before.
 
 mod step;
 mod warm_up;
@@ -229,9 +230,13 @@ struct Conductor<'a, P> {
 
 impl<P: Platform> Conductor<'_, P> {
     async fn flow(&mut self) -> Result<(), Ending> {
-        self.warm_up().await?;
         let spec = &self.plan.test.spec;
-        let began = Instant::now();
+        let began = if spec.steps.is_empty() && !self.platform.starts_target() {
+            self.begin_to_watch().await?
+        } else {
+            self.warm_up().await?;
+            Instant::now()
+        };
         self.course.began = began;
         self.measuring_since = Some(lock(self.history).us(began));
         if spec.steps.is_empty() {

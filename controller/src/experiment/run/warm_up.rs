@@ -1,16 +1,22 @@
-//! Before the baseline: everything is in service and answers.
+//! Before the baseline: everything is in service and answers. Who watches what has been there before waits for nothing.
 
 use std::time::{Duration, Instant};
 
 use steadfast_api::{Span, golden::Verdict, report::PodState};
 
 use super::{Conductor, Ending, lock};
-use crate::{load::generator::Generator, observe::History, platform::Platform};
+use crate::{
+    load::generator::Generator,
+    observe::History,
+    platform::{Platform, Pod},
+};
 
 /// All must have been well for this long before the baseline begins.
 const WARM: Duration = Duration::from_secs(1);
 /// A target that is not well by then never will be.
 const WARM_UP_MAX: Duration = Duration::from_mins(5);
+/// What a platform knows when it has started is heard of within this.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
 /// A server that ended so often by itself before the run began will do so again.
 const DEATHS_MAX: u32 = 3;
 
@@ -24,6 +30,39 @@ impl<P: Platform> Conductor<'_, P> {
         let expected = self.expected;
         let serving = self.wait(deadline, |history, _| hopeless(history).map(Err).or_else(|| (history.fleet.serving().count() >= expected).then_some(Ok(()))));
         serving.await?.ok_or_else(|| Ending::NeverSteady(self.why_not_well()))?.map_err(Ending::NeverSteady)?;
+        self.start_users()?;
+        let (users, golden) = (!spec.load.is_empty(), !spec.golden.is_empty());
+        let warm = self.wait(deadline, |history, now| {
+            if let Some(why) = hopeless(history) {
+                return Some(Err(why));
+            }
+            let since = history.well_since(expected, users)?;
+            let replayed = !golden || history.replays_matched_on_all();
+            (replayed && now - since >= WARM.as_micros() as i64).then_some(Ok(()))
+        });
+        warm.await?.ok_or_else(|| Ending::NeverSteady(self.why_not_well()))?.map_err(Ending::NeverSteady)
+    }
+
+    /// A watch of a target that was there before: it counts from the first request, whatever state that target is in. Returns since when.
+    pub(super) async fn begin_to_watch(&mut self) -> Result<Instant, Ending> {
+        let platform = self.platform;
+        let is_heard = |history: &History, pod: &Pod| {
+            history.fleet.find(&pod.uid).is_some_and(|index| history.fleet.pods()[index].endpoint_since.is_some() == pod.in_service)
+        };
+        let known = self.wait(Instant::now() + HEARD_WITHIN, |history, _| platform.pods().iter().all(|pod| is_heard(history, pod)).then_some(()));
+        known.await?;
+        let began = Instant::now();
+        {
+            let mut history = lock(self.history);
+            let from = history.us(began);
+            history.watched_from(from, platform.wanted());
+        }
+        self.start_users()?;
+        Ok(began)
+    }
+
+    fn start_users(&mut self) -> Result<(), Ending> {
+        let spec = &self.plan.test.spec;
         for (index, load) in spec.load.iter().enumerate() {
             let set =
                 self.plan.sets.get(&load.inputs.golden_set).ok_or_else(|| Ending::Broken(format!("golden set {} was not loaded", load.inputs.golden_set)))?;
@@ -35,16 +74,7 @@ impl<P: Platform> Conductor<'_, P> {
             );
         }
         self.sink = None;
-        let (users, golden) = (!spec.load.is_empty(), !spec.golden.is_empty());
-        let warm = self.wait(deadline, |history, now| {
-            if let Some(why) = hopeless(history) {
-                return Some(Err(why));
-            }
-            let since = history.well_since(expected, users)?;
-            let replayed = !golden || history.replays_matched_on_all();
-            (replayed && now - since >= WARM.as_micros() as i64).then_some(Ok(()))
-        });
-        warm.await?.ok_or_else(|| Ending::NeverSteady(self.why_not_well()))?.map_err(Ending::NeverSteady)
+        Ok(())
     }
 
     fn why_not_well(&self) -> String {

@@ -50,7 +50,7 @@ impl<P: Platform> Conductor<'_, P> {
                     return None;
                 }
                 // Somebody who cannot be heard may be lost: the cluster knows in a minute.
-                if history.someone_is_silent(now) {
+                if history.silent_since(now).is_some() {
                     return None;
                 }
                 let since = history.well_since(platform.wanted(), users)?;
@@ -63,8 +63,11 @@ impl<P: Platform> Conductor<'_, P> {
             let now = Instant::now();
             let (cut, earlier) = {
                 let mut history = lock(self.history);
-                let cut_us = over.unwrap_or_else(|| history.us(now) - settle.as_micros() as i64);
-                let ago = Duration::from_micros((history.us(now) - cut_us).max(0) as u64);
+                let now_us = history.us(now);
+                // What shows first of a loss that is not called one yet belongs into its window.
+                let at_deadline = || history.silent_since(now_us).filter(|since| *since > from).unwrap_or(i64::MAX).min(now_us - settle.as_micros() as i64);
+                let cut_us = over.unwrap_or_else(at_deadline);
+                let ago = Duration::from_micros((now_us - cut_us).max(0) as u64);
                 (now.checked_sub(ago).unwrap_or(now), history.before(cut_us, over.is_some(), hold))
             };
             begin = cut;

@@ -7,9 +7,12 @@ use std::{
     time::Instant,
 };
 
-use k8s_openapi::api::{
-    core::v1::{ContainerStatus, Pod as Object},
-    discovery::v1::EndpointSlice,
+use k8s_openapi::{
+    api::{
+        core::v1::{Container, ContainerStatus, Pod as Object},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 use kube::ResourceExt;
 use steadfast_api::Span;
@@ -17,11 +20,12 @@ use tokio::sync::mpsc;
 
 use crate::{
     platform::{Change, Pod, What},
-    webhook::decide::SIDECAR,
+    webhook::decide::{ROUTES_ANNOTATION, SIDECAR},
 };
 
 /// One pod of the target as it was last seen.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Known {
     pod: Pod,
     replaces: Option<String>,
@@ -29,6 +33,7 @@ struct Known {
     /// Restarts of the server that runs now.
     running: Option<u32>,
     ready: bool,
+    held_out: bool,
     terminating: bool,
 }
 
@@ -41,6 +46,8 @@ pub(super) struct Workload {
 
 /// The target's pods. Plain data; changes go out by a channel.
 pub(super) struct Facts {
+    /// Of the pods, where the target's Service leads.
+    port: IntOrString,
     pods: HashMap<String, Known>,
     /// UIDs in order of creation.
     order: Vec<String>,
@@ -56,8 +63,9 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    pub(super) fn new(tell: mpsc::UnboundedSender<Change>) -> Self {
+    pub(super) fn new(tell: mpsc::UnboundedSender<Change>, port: IntOrString) -> Self {
         Self {
+            port,
             pods: HashMap::new(),
             order: Vec::new(),
             vacant: VecDeque::new(),
@@ -162,7 +170,7 @@ impl Facts {
             self.nodes.entry(node.clone()).or_insert(true);
             self.tell(at, What::Scheduled { uid: uid.clone(), node });
         }
-        let seen = Seen::of(object);
+        let seen = Seen::of(object, &self.port);
         if seen.sidecar_up && !known.initialized {
             known.initialized = true;
             self.tell(at, What::Initialized { uid: uid.clone() });
@@ -210,12 +218,21 @@ impl Facts {
         self.order.push(uid.to_owned());
         self.pods.insert(
             uid.to_owned(),
-            Known { pod: pod.clone(), replaces: replaces.clone(), initialized: false, running: None, ready: false, terminating: false },
+            Known { pod: pod.clone(), replaces: replaces.clone(), initialized: false, running: None, ready: false, held_out: false, terminating: false },
         );
         self.tell(at, What::Created { pod, replaces });
         if in_service {
             // Its slice was heard of first.
             self.tell(at, What::Endpoint { uid: uid.to_owned(), present: true });
+        }
+    }
+
+    /// Why this pod is kept out of the Service on purpose, if it is.
+    pub(super) fn held_out(&mut self, at: Instant, uid: &str, why: Option<String>) {
+        let Some(known) = self.pods.get_mut(uid) else { return };
+        let was = std::mem::replace(&mut known.held_out, why.is_some());
+        if let Some(why) = why.filter(|_| !was) {
+            self.tell(at, What::HeldOut { uid: uid.to_owned(), why });
         }
     }
 
@@ -279,6 +296,28 @@ fn over(object: &Object) -> Option<String> {
     Some(if words.is_empty() { format!("its pod ended ({phase})") } else { words.join(": ") })
 }
 
+/// The container of the model server: the one behind the port to which the Service leads. Of an injected pod that port's name is the sidecar's, and its annotation says
+/// which port of which number the sidecar stands in front of. Where nothing tells, it is the first.
+pub(super) fn server<'a>(pod: &'a Object, port: &IntOrString) -> Option<&'a Container> {
+    let containers = pod.spec.as_ref()?.containers.as_slice();
+    let declares = |number: i32| containers.iter().find(|container| container.ports.iter().flatten().any(|port| port.container_port == number));
+    let of_name = |name: &str| containers.iter().find(|container| container.ports.iter().flatten().any(|port| port.name.as_deref() == Some(name)));
+    let routes: Vec<(&str, i32, i32)> = pod.annotations().get(ROUTES_ANNOTATION).into_iter().flat_map(|routes| routes.split(',')).filter_map(route).collect();
+    let behind = |is_it: &dyn Fn(&(&str, i32, i32)) -> bool| routes.iter().find(|route| is_it(route)).and_then(|(.., server)| declares(*server));
+    let owner = match port {
+        IntOrString::String(name) => behind(&|(route, ..)| route == name).or_else(|| of_name(name)),
+        IntOrString::Int(number) => behind(&|(_, sidecar, _)| sidecar == number).or_else(|| declares(*number)),
+    };
+    owner.or_else(|| behind(&|_| true)).or_else(|| containers.first())
+}
+
+/// `NAME=SIDECAR-PORT:SERVER-PORT`.
+fn route(text: &str) -> Option<(&str, i32, i32)> {
+    let (name, ports) = text.trim().split_once('=')?;
+    let (sidecar, server) = ports.split_once(':')?;
+    Some((name, sidecar.parse().ok()?, server.parse().ok()?))
+}
+
 /// What a pod's status says.
 struct Seen {
     sidecar_up: bool,
@@ -290,23 +329,26 @@ struct Seen {
 }
 
 impl Seen {
-    fn of(object: &Object) -> Self {
+    fn of(object: &Object, port: &IntOrString) -> Self {
         let status = object.status.as_ref();
         let statuses = |list: fn(&k8s_openapi::api::core::v1::PodStatus) -> Option<&Vec<ContainerStatus>>| status.and_then(list).into_iter().flatten();
         let sidecar = statuses(|status| status.init_container_statuses.as_ref()).find(|container| container.name == SIDECAR);
-        // The server is what the pod was made for: its first container.
-        let first = object.spec.as_ref().and_then(|spec| spec.containers.first()).map(|container| container.name.as_str());
-        let server = statuses(|status| status.container_statuses.as_ref()).find(|container| Some(container.name.as_str()) == first);
+        let name = server(object, port).map(|container| container.name.as_str());
+        let server = statuses(|status| status.container_statuses.as_ref()).find(|container| Some(container.name.as_str()) == name);
         let running = server.filter(|server| server.state.as_ref().is_some_and(|state| state.running.is_some()));
-        let ready = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
         Self {
             // Without a sidecar there is nothing to wait for.
             sidecar_up: sidecar.map_or(server.is_some(), |sidecar| sidecar.started == Some(true)),
             running: running.map(|server| server.restart_count.unsigned_abs()),
             ended: server.and_then(ended),
-            ready: ready.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+            ready: is_ready(object),
         }
     }
+}
+
+pub(super) fn is_ready(object: &Object) -> bool {
+    let mut conditions = object.status.as_ref().and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn ended(server: &ContainerStatus) -> Option<String> {
@@ -323,7 +365,7 @@ mod tests {
 
     fn facts() -> (Facts, mpsc::UnboundedReceiver<Change>) {
         let (tell, told) = mpsc::unbounded_channel();
-        (Facts::new(tell), told)
+        (Facts::new(tell, IntOrString::String("http".to_owned())), told)
     }
 
     fn object(yaml: &str) -> Object {
@@ -417,6 +459,47 @@ mod tests {
         assert!(matches!(told.try_recv().unwrap().what, What::ContainerStarted { restarts: 1, .. }));
     }
 
+    /// A helper may stand first, and ends for its own reasons.
+    #[test]
+    fn the_server_is_the_container_behind_the_services_port() {
+        let named = |port: &IntOrString, annotations: &str| {
+            let pod = object(&format!(
+                "metadata: {{name: a, annotations: {{{annotations}}}}}\nspec: {{containers: [{{name: helper, ports: [{{containerPort: 9000, name: metrics}}]}}, {{name: first, ports: \
+                 [{{containerPort: 8001}}]}}, {{name: second, ports: [{{containerPort: 8002, name: plain}}]}}]}}"
+            ));
+            server(&pod, port).map(|container| container.name.clone())
+        };
+        let (name, number) = (|name: &str| IntOrString::String(name.to_owned()), IntOrString::Int);
+        let routes = "steadfast.dev/routes: 'grpc=4180:8001,http=4181:8002'";
+        for (port, annotations, container) in [
+            (name("http"), routes, "second"),
+            (name("grpc"), routes, "first"),
+            (number(4180), routes, "first"),
+            (number(8002), routes, "second"),
+            (name("plain"), "", "second"),
+            (name("unknown"), routes, "first"),
+            (name("http"), "steadfast.dev/routes: nonsense", "helper"),
+        ] {
+            assert_eq!(named(&port, annotations).as_deref(), Some(container), "{port:?} of {annotations:?}");
+        }
+
+        let (mut facts, mut told) = facts();
+        let status = |helper: &str, server: &str| {
+            object(&format!(
+                "metadata: {{name: a, uid: u-a, annotations: {{steadfast.dev/routes: 'http=4180:8000'}}}}\nspec: {{nodeName: n1, containers: [{{name: helper}}, {{name: server, ports: \
+                 [{{containerPort: 8000}}]}}]}}\nstatus: {{containerStatuses: [{{name: helper, image: x, imageID: x, ready: true, restartCount: 0, state: {{{helper}}}}}, {{name: server, image: \
+                 x, imageID: x, ready: true, restartCount: 0, state: {{{server}}}}}]}}"
+            ))
+        };
+        let now = Instant::now();
+        facts.pod(now, &status("running: {}", "running: {}"));
+        heard(&mut told);
+        facts.pod(now, &status("terminated: {exitCode: 1}", "running: {}"));
+        assert_eq!(heard(&mut told), Vec::<String>::new(), "nobody's server");
+        facts.pod(now, &status("running: {}", "terminated: {exitCode: 137}"));
+        assert!(matches!(told.try_recv().unwrap().what, What::BackOff { reason, .. } if reason == "exited with status 137"));
+    }
+
     #[test]
     fn a_server_whose_end_and_new_start_are_told_at_once_was_gone_all_the_same() {
         let (mut facts, mut told) = facts();
@@ -447,6 +530,20 @@ mod tests {
         // Those that ended before anybody looked.
         facts.pod(now, &pod("c", &format!("|{SPEC}status: {{phase: Succeeded}}\n")));
         assert_eq!((facts.pods().len(), heard(&mut told).len()), (1, 0));
+    }
+
+    #[test]
+    fn that_a_pod_is_kept_out_is_told_once_each_time() {
+        let (mut facts, mut told) = facts();
+        let now = Instant::now();
+        facts.pod(now, &up("a", 0, "True"));
+        facts.held_out(now, "u-a", None);
+        heard(&mut told);
+        for why in [Some("wrong"), Some("wrong"), None, Some("wrong")] {
+            facts.held_out(now, "u-a", why.map(str::to_owned));
+        }
+        facts.held_out(now, "u-b", Some("nobody's".to_owned()));
+        assert_eq!(heard(&mut told), ["heldout", "heldout"]);
     }
 
     #[test]

@@ -69,6 +69,8 @@ use crate::{
 
 /// Everything is listed well within this, or there is no API server.
 const LISTED_WITHIN: Duration = Duration::from_secs(30);
+/// And who makes them, where that may be read.
+const WORKLOADS_WITHIN: Duration = Duration::from_secs(5);
 /// Slices and nodes change together in bursts.
 const SETTLE: Duration = Duration::from_millis(5);
 
@@ -123,25 +125,27 @@ impl KubernetesPlatform {
     pub async fn start(options: KubernetesOptions) -> Result<Self, PlatformError> {
         let KubernetesOptions { means, hub, ingest, run, test, namespace, target, leave, bell } = options;
         let client = means.client.clone();
-        let (service, address) = service(&client, &namespace, &target).await?;
+        let Found { service, address, port } = service(&client, &namespace, &target).await?;
         let (tell, changes) = mpsc::unbounded_channel();
-        let facts = Mutex::new(Facts::new(tell));
+        let facts = Mutex::new(Facts::new(tell, port.clone()));
         let ledger = Ledger::new(means.prompt.clone(), &means.namespace, &run, &format!("{namespace}/{test}"));
         let selector = target.selector.clone();
         let (orders, giving_up) = (Orders::default(), tokio::sync::watch::Sender::new(false));
         let inner = Arc::new(Inner { client, means, ledger, hub, ingest, run, namespace, selector, facts, orders, giving_up });
-        let (listed, mut is_listed) = tokio::sync::watch::channel(false);
+        let [(pods, mut pods_are), (endpoints, mut endpoints_are), (workloads, mut workloads_are)] = [(); 3].map(|()| tokio::sync::watch::channel(false));
         let tasks = vec![
-            tokio::spawn(watch_pods(Arc::clone(&inner), labels(&target.selector), listed)).abort_handle(),
-            tokio::spawn(watch_endpoints(Arc::clone(&inner), service.clone())).abort_handle(),
+            tokio::spawn(watch_pods(Arc::clone(&inner), labels(&target.selector), pods)).abort_handle(),
+            tokio::spawn(watch_endpoints(Arc::clone(&inner), service.clone(), endpoints)).abort_handle(),
             tokio::spawn(watch_nodes(Arc::clone(&inner))).abort_handle(),
-            tokio::spawn(watch_workloads(Arc::clone(&inner))).abort_handle(),
+            tokio::spawn(watch_workloads(Arc::clone(&inner), workloads)).abort_handle(),
         ];
         let mut platform = Self { inner, changes: tokio::sync::Mutex::new(changes), address, service, timers: None, leave, bell, tasks };
-        let waited = timeout(LISTED_WITHIN, is_listed.wait_for(|listed| *listed)).await;
-        if !matches!(waited, Ok(Ok(_))) {
-            return Err(PlatformError::new("the target's pods", format!("were not listed within {LISTED_WITHIN:?}: the API server does not answer")));
+        let listed = async { pods_are.wait_for(|listed| *listed).await.is_ok() && endpoints_are.wait_for(|listed| *listed).await.is_ok() };
+        if !matches!(timeout(LISTED_WITHIN, listed).await, Ok(true)) {
+            let why = format!("were not listed within {LISTED_WITHIN:?}: the API server does not answer");
+            return Err(PlatformError::new("the target's pods and endpoints", why));
         }
+        let _ = timeout(WORKLOADS_WITHIN, workloads_are.wait_for(|listed| *listed)).await;
         if platform.inner.facts().pods().is_empty() {
             return Err(PlatformError::new("spec.target.selector", format!("selects no pod in namespace {}", platform.inner.namespace)));
         }
@@ -155,7 +159,7 @@ impl KubernetesPlatform {
         }
         let one = platform.inner.facts().pods().first().map(|pod| pod.name.clone()).unwrap_or_default();
         if let Ok(pod) = Api::<Object>::namespaced(platform.inner.client.clone(), &platform.inner.namespace).get(&one).await {
-            platform.timers = timers::timers(&platform.inner.client, &pod).await;
+            platform.timers = timers::timers(&platform.inner.client, &pod, &port).await;
         }
         Ok(platform)
     }
@@ -202,7 +206,15 @@ impl Inner {
     }
 
     fn saw(&self, object: &Object) {
-        let new = self.facts().pod(Instant::now(), object).is_some();
+        let uid = object.uid().unwrap_or_default();
+        // Of a ready pod nobody need ask.
+        let held_out = if facts::is_ready(object) { None } else { self.hub.snapshot(&uid).unready.map(|unready| unready.reason) };
+        let new = {
+            let (mut facts, now) = (self.facts(), Instant::now());
+            let new = facts.pod(now, object).is_some();
+            facts.held_out(now, &uid, held_out);
+            new
+        };
         // It may stand where a fault reaches: from its first moment, or from when it got its node.
         if new || object.status.as_ref().is_none_or(|status| status.phase.as_deref() == Some("Pending")) {
             self.orders.cover(self);
@@ -244,7 +256,7 @@ async fn watch_pods(inner: Arc<Inner>, selector: String, listed: tokio::sync::wa
     }
 }
 
-async fn watch_endpoints(inner: Arc<Inner>, service: String) {
+async fn watch_endpoints(inner: Arc<Inner>, service: String, listed: tokio::sync::watch::Sender<bool>) {
     let api: Api<EndpointSlice> = Api::namespaced(inner.client.clone(), &inner.namespace);
     let slices = Watched::objects(api, watcher::Config::default().labels(&format!("kubernetes.io/service-name={service}")), |_| {});
     let mut changes = slices.changes();
@@ -252,6 +264,7 @@ async fn watch_endpoints(inner: Arc<Inner>, service: String) {
     loop {
         let at = Instant::now();
         inner.facts().endpoints(at, &slices.all());
+        listed.send_replace(true);
         if changes.changed().await.is_err() {
             return;
         }
@@ -282,7 +295,7 @@ async fn watch_nodes(inner: Arc<Inner>) {
 }
 
 /// Who makes the pods, and how many.
-async fn watch_workloads(inner: Arc<Inner>) {
+async fn watch_workloads(inner: Arc<Inner>, listed: tokio::sync::watch::Sender<bool>) {
     fn bare<T: ResourceExt>(object: &T) -> bool {
         object.owner_references().iter().all(|owner| owner.controller != Some(true))
     }
@@ -312,6 +325,7 @@ async fn watch_workloads(inner: Arc<Inner>) {
             add(object.spec.as_ref().map(|spec| &spec.selector), object.spec.as_ref().and_then(|spec| spec.replicas));
         }
         inner.facts().workloads(at, workloads);
+        listed.send_replace(true);
         let changed = tokio::select! {
             changed = changes.0.changed() => changed,
             changed = changes.1.changed() => changed,
@@ -323,11 +337,19 @@ async fn watch_workloads(inner: Arc<Inner>) {
     }
 }
 
-/// The Service that leads users to the target, and where it is.
-async fn service(client: &Client, namespace: &str, target: &Target) -> Result<(String, SocketAddr), PlatformError> {
+/// The Service that leads users to the target.
+#[derive(Clone)]
+struct Found {
+    service: String,
+    address: SocketAddr,
+    /// Of the pods, where it leads.
+    port: IntOrString,
+}
+
+async fn service(client: &Client, namespace: &str, target: &Target) -> Result<Found, PlatformError> {
     let services: Api<Service> = Api::namespaced(client.clone(), namespace);
     let services = services.list(&ListParams::default()).await.map_err(|error| PlatformError::new("Services", error))?;
-    let found: Vec<_> = services.items.iter().filter_map(|service| Some((service.name_any(), leads_to(service, target)?))).collect();
+    let found: Vec<Found> = services.items.iter().filter_map(|service| leads_to(service, target)).collect();
     let labels = labels(&target.selector);
     match found.as_slice() {
         [] => Err(PlatformError::new(
@@ -337,9 +359,9 @@ async fn service(client: &Client, namespace: &str, target: &Target) -> Result<(S
                 target.port
             ),
         )),
-        [(name, address)] => Ok((name.clone(), *address)),
+        [one] => Ok(one.clone()),
         several => {
-            let names: Vec<_> = several.iter().map(|(name, _)| name.as_str()).collect();
+            let names: Vec<_> = several.iter().map(|found| found.service.as_str()).collect();
             Err(PlatformError::new(
                 "spec.target",
                 format!("Services {} all lead to pods with {labels} by a port {:?}: make the port's name tell them apart", names.join(", "), target.port),
@@ -348,7 +370,7 @@ async fn service(client: &Client, namespace: &str, target: &Target) -> Result<(S
     }
 }
 
-fn leads_to(service: &Service, target: &Target) -> Option<SocketAddr> {
+fn leads_to(service: &Service, target: &Target) -> Option<Found> {
     let spec = service.spec.as_ref()?;
     let selector = spec.selector.as_ref().filter(|selector| !selector.is_empty())?;
     if !selector.iter().all(|(key, value)| target.selector.match_labels.get(key) == Some(value)) {
@@ -359,7 +381,9 @@ fn leads_to(service: &Service, target: &Target) -> Option<SocketAddr> {
     };
     let port = spec.ports.iter().flatten().find(is_it)?;
     let address: IpAddr = spec.cluster_ip.as_deref()?.parse().ok()?;
-    Some(SocketAddr::new(address, u16::try_from(port.port).ok()?))
+    let address = SocketAddr::new(address, u16::try_from(port.port).ok()?);
+    // Where it says nothing, its own number.
+    Some(Found { service: service.name_any(), address, port: port.target_port.clone().unwrap_or(IntOrString::Int(port.port)) })
 }
 
 impl Platform for KubernetesPlatform {
@@ -393,6 +417,10 @@ impl Platform for KubernetesPlatform {
 
     fn service(&self) -> SocketAddr {
         self.address
+    }
+
+    fn starts_target(&self) -> bool {
+        false
     }
 
     fn keep_alive(&self) -> bool {
@@ -446,9 +474,16 @@ mod tests {
     #[test]
     fn the_service_is_found_by_its_selector_and_the_ports_name_or_target() {
         let target: Target = steadfast_api::read::from_yaml("t", "{selector: {matchLabels: {app: x, tier: models}}, port: http}").unwrap();
-        let leads = |spec: &str| leads_to(&serde_saphyr::from_str(&format!("spec: {spec}")).unwrap(), &target).map(|address| address.to_string());
-        assert_eq!(leads("{clusterIP: 10.0.0.7, selector: {app: x}, ports: [{name: http, port: 80, targetPort: 8000}]}").as_deref(), Some("10.0.0.7:80"));
-        assert_eq!(leads("{clusterIP: 'fd00::7', selector: {app: x}, ports: [{port: 81, targetPort: http}]}").as_deref(), Some("[fd00::7]:81"));
+        let leads =
+            |spec: &str| leads_to(&serde_saphyr::from_str(&format!("spec: {spec}")).unwrap(), &target).map(|found| (found.address.to_string(), found.port));
+        let by_name = |name: &str| IntOrString::String(name.to_owned());
+        for (spec, address, port) in [
+            ("{clusterIP: 10.0.0.7, selector: {app: x}, ports: [{name: http, port: 80, targetPort: 8000}]}", "10.0.0.7:80", IntOrString::Int(8000)),
+            ("{clusterIP: 10.0.0.7, selector: {app: x}, ports: [{name: http, port: 80}]}", "10.0.0.7:80", IntOrString::Int(80)),
+            ("{clusterIP: 'fd00::7', selector: {app: x}, ports: [{port: 81, targetPort: http}]}", "[fd00::7]:81", by_name("http")),
+        ] {
+            assert_eq!(leads(spec), Some((address.to_owned(), port)), "{spec}");
+        }
         for none in [
             "{clusterIP: None, selector: {app: x}, ports: [{name: http, port: 80}]}",
             "{clusterIP: 10.0.0.7, selector: {app: y}, ports: [{name: http, port: 80}]}",

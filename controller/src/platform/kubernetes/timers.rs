@@ -1,13 +1,14 @@
 //! How fast this cluster can be: its own timers, from its settings where they can be read, else from what its version has by default.
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec, Probe};
-use k8s_openapi::apimachinery::pkg::version::Info;
+use k8s_openapi::apimachinery::pkg::{util::intstr::IntOrString, version::Info};
 use kube::{Api, Client, api::ListParams};
 use steadfast_api::{
     Span,
     report::{PlatformTimers, ProbeTimers},
 };
 
+use super::facts::server;
 use crate::webhook::decide::SIDECAR;
 
 const FLAG: &str = "--node-monitor-grace-period";
@@ -19,8 +20,8 @@ const NODE_MONITOR_PERIOD: Span = Span::from_secs(5);
 const BACK_OFF: Span = Span::from_secs(10);
 const BACK_OFF_MAX: Span = Span::from_secs(300);
 
-/// `pod`: one of the target's.
-pub(super) async fn timers(client: &Client, pod: &Pod) -> Option<PlatformTimers> {
+/// `pod`: one of the target's; `port`: where its Service leads.
+pub(super) async fn timers(client: &Client, pod: &Pod, port: &IntOrString) -> Option<PlatformTimers> {
     let spec = pod.spec.as_ref()?;
     let (node_monitor_grace_period, known_from) = grace_period(client).await;
     let sidecar = spec.init_containers.iter().flatten().find(|container| container.name == SIDECAR);
@@ -32,7 +33,7 @@ pub(super) async fn timers(client: &Client, pod: &Pod) -> Option<PlatformTimers>
         toleration_seconds: toleration(spec),
         back_off: BACK_OFF,
         back_off_max: BACK_OFF_MAX,
-        readiness: spec.containers.first().and_then(|server| server.readiness_probe.as_ref()).map(probe),
+        readiness: server(pod, port).and_then(|server| server.readiness_probe.as_ref()).map(probe),
         sidecar_readiness: sidecar.and_then(|sidecar| sidecar.readiness_probe.as_ref()).map(probe),
     })
 }
@@ -51,10 +52,15 @@ async fn grace_period(client: &Client) -> (Span, String) {
     }
 }
 
+/// As one word or as two.
 fn flag(manager: &Pod) -> Option<Span> {
     let containers = manager.spec.iter().flat_map(|spec| &spec.containers);
-    let mut words = containers.flat_map(|container| container.command.iter().chain(&container.args).flatten());
-    words.find_map(|word| word.strip_prefix(FLAG)?.strip_prefix('=')?.parse().ok())
+    let words: Vec<&str> = containers.flat_map(|container| container.command.iter().chain(&container.args).flatten()).map(String::as_str).collect();
+    words.iter().enumerate().find_map(|(index, word)| {
+        let rest = word.strip_prefix(FLAG)?;
+        let value = if rest.is_empty() { words.get(index + 1)? } else { rest.strip_prefix('=')? };
+        value.parse().ok()
+    })
 }
 
 fn by_default(version: Option<&Info>, unread: &str) -> (Span, String) {
@@ -98,6 +104,8 @@ mod tests {
         let manager =
             |args: &str| serde_saphyr::from_str::<Pod>(&format!("spec: {{containers: [{{name: m, command: [kube-controller-manager{args}]}}]}}")).unwrap();
         assert_eq!((flag(&manager(", --node-monitor-grace-period=16s")), flag(&manager(""))), (Some(Span::from_secs(16)), None));
+        assert_eq!(flag(&manager(", --node-monitor-grace-period, 17s, --v=2")), Some(Span::from_secs(17)));
+        assert_eq!((flag(&manager(", --node-monitor-grace-period")), flag(&manager(", --node-monitor-grace-periods, 17s"))), (None, None));
         let version = |minor: &str| Info { major: "1".into(), minor: minor.into(), ..Info::default() };
         let (span, words) = by_default(Some(&version("31+")), "its pods may not be read");
         assert_eq!(span, Span::from_secs(40));

@@ -336,13 +336,18 @@ const fn is_news(outage: &Outage) -> bool {
 
 /// One sentence.
 fn outage_in_words(outage: &Outage) -> String {
-    let since = |mark: Mark| Some(millis(outage.marks.get(mark)? - outage.marks.get(Mark::Fault)?));
+    let least = if outage.began_before { "at least " } else { "" };
+    let since = |mark: Mark| Some(format!("{least}{}", millis(outage.marks.get(mark)? - outage.marks.get(Mark::Fault)?)));
     let detected = since(Mark::Detected).map(|ms| format!("; detected after {ms}")).unwrap_or_default();
-    let users = outage.routing_outage_ms.map_or("; no user saw it".to_owned(), |ms| format!("; users saw failures for {}", millis(ms)));
+    let users = match outage.routing_outage_ms {
+        Some(ms) => format!("; users saw failures for {least}{}", millis(ms)),
+        None if outage.began_before => String::new(),
+        None => "; no user saw it".to_owned(),
+    };
     let right = match (since(Mark::FirstCorrectPrediction), since(Mark::Sustained)) {
         (Some(ms), _) => format!("; first right prediction after {ms}"),
         (None, Some(ms)) => format!("; in service again after {ms}"),
-        (None, None) => format!("; not recovered after {}", millis(outage.capacity_outage_ms)),
+        (None, None) => format!("; not recovered after {least}{}", millis(outage.capacity_outage_ms)),
     };
     format!("{} on {}: {}{detected}{users}{right}", outage.pod, outage.node, outage.cause)
 }

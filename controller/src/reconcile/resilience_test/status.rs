@@ -133,6 +133,8 @@ pub(super) fn summary(report: &Report, address: Option<ReportAddress>, before: R
             // Of a watch: as of its last outage.
             (0, _) => before.recovery,
             (_, Some(ms)) => Some(millis(ms).replace(' ', "")),
+            // Its begin was not seen.
+            _ if report.recovery.censored == 0 && report.outages.iter().all(|outage| outage.began_before) => Some("unknown".to_owned()),
             (_, None) => Some("never".to_owned()),
         },
         consistency: report.total.consistency.ratio.map(share),
