@@ -21,6 +21,7 @@ mod run;
 mod schema;
 mod serve;
 mod undo;
+mod users;
 
 use std::process::ExitCode;
 
@@ -63,6 +64,8 @@ enum Command {
     Burn(burn::Args),
     #[command(hide = true)]
     Keeper(keeper::Args),
+    #[command(hide = true)]
+    Users(users::Args),
 }
 
 /// `kubectl` finds its plugins by name: as `kubectl-steadfast` on PATH this program is `kubectl steadfast`.
@@ -103,6 +106,7 @@ fn main() -> ExitCode {
         Command::Redirect(args) => redirect::main(args),
         Command::Burn(args) => burn::main(args),
         Command::Keeper(args) => keeper::main(args),
+        Command::Users(args) => users::main(args),
     }
 }
 

@@ -41,7 +41,10 @@ use crate::{
     leader::Candidate,
     metrics::Metrics,
     objects::{Objects, ObjectsError},
-    platform::kubernetes::failures::{Budget, Means, PowerHook, UnavailableMax, closing::Closing, undo},
+    platform::kubernetes::{
+        UsersPods,
+        failures::{Budget, Means, PowerHook, UnavailableMax, closing::Closing, undo},
+    },
     reconcile::{
         fault_policy::FaultPolicies,
         golden_set::{self, GoldenSets, reader::Readers, runs::Runs},
@@ -59,6 +62,7 @@ use crate::{
         ingest::Ingest,
         policy::PolicyHub,
         server::{self, Sidecars},
+        users::Awaited,
     },
     webhook::{
         flags,
@@ -152,6 +156,18 @@ pub struct Args {
     /// Lease by which one replica leads.
     #[arg(long, value_name = "NAME", default_value = "steadfast")]
     pub lease: String,
+    /// Have the users of a test ask from a pod of their own, away from the target's pods, where the right to make it was given.
+    #[arg(long)]
+    pub users_in_pod: bool,
+    /// CPU that this pod requests.
+    #[arg(long, value_name = "QUANTITY", default_value = "100m")]
+    pub users_cpu: String,
+    /// Memory that it requests.
+    #[arg(long, value_name = "QUANTITY", default_value = "64Mi")]
+    pub users_memory: String,
+    /// Memory beyond which it is killed.
+    #[arg(long, value_name = "QUANTITY", default_value = "512Mi")]
+    pub users_memory_limit: String,
     #[command(flatten)]
     pub power: PowerArgs,
     /// Nodes that one step of a test may take away, slow down or close at once, with those that are away already: a number, or a share of all nodes, such as 34%.
@@ -220,10 +236,14 @@ fn start<T>(what: impl Into<String>, result: io::Result<T>) -> Result<T, Cluster
     result.map_err(|why| ClusterError::Start { what: what.into(), why })
 }
 
+/// Logs to standard error. A program that has set up logging already keeps its own.
+pub fn log() {
+    let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).try_init();
+}
+
 /// Runs the controller until SIGTERM or SIGINT, or until it has lost the lead.
 pub fn run(args: Args) -> Result<(), ClusterError> {
-    // A program that has set up logging already keeps its own.
-    let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).try_init();
+    log();
     flags::within_limits(&args.resources(), "--proxy-").map_err(ClusterError::Flags)?;
     http::provide();
     let runtime = start("no runtime", tokio::runtime::Builder::new_current_thread().enable_all().build())?;
@@ -345,11 +365,19 @@ async fn duties(
     let mut told = stopping.clone();
     let mut told = std::pin::pin!(async move { drop(told.wait_for(|told| *told).await) });
     let pods = Arc::new(Pods::watch(&client, Scope::new(&args.watch_namespaces)));
-    let means = tokio::select! {
-        means = means(args, client.clone(), prompt, Arc::clone(&pods)) => Arc::new(means),
+    let sidecars = Sidecars::new(PolicyHub::closed());
+    let (means, uid) = tokio::select! {
+        (means, uid) = means(args, client.clone(), prompt, Arc::clone(&pods), Arc::clone(&sidecars.users)) => (Arc::new(means), uid),
         () = &mut told => return Ok(()),
     };
-    let sidecars = Sidecars::new(PolicyHub::closed());
+    let users_pods = args.users_in_pod.then(|| UsersPods {
+        settings: Arc::clone(settings),
+        sets: Arc::clone(&sidecars.sets),
+        leader: (args.name.clone(), uid),
+        cpu: args.users_cpu.clone(),
+        memory: args.users_memory.clone(),
+        memory_limit: args.users_memory_limit.clone(),
+    });
     let listener = listen("sidecars", args.sidecar_port)?;
     let mut policies = FaultPolicies::new(client.clone(), Arc::clone(&pods), Arc::clone(&sidecars.hub), Arc::clone(&sidecars.ingest), events.clone());
     tokio::select! {
@@ -398,6 +426,7 @@ async fn duties(
         stopping,
         schedules: Arc::clone(&schedules),
         reports,
+        users_pods,
     });
     let schedules = Schedules::new(client.clone(), schedules, Arc::clone(&pods), metrics.clone(), events.clone());
     let injection = Injection::new(client.clone(), Arc::clone(&pods), &args.namespace, args.redirect_image.is_some(), metrics, events);
@@ -410,29 +439,31 @@ async fn duties(
     Ok(())
 }
 
-/// What failures are made with; this pod tells its node and its image.
-async fn means(args: &Args, client: Client, prompt: Client, pods: Arc<Pods>) -> Means {
+/// What failures are made with; this pod tells its node and its image. And its UID.
+async fn means(args: &Args, client: Client, prompt: Client, pods: Arc<Pods>, users: Arc<Awaited>) -> (Means, String) {
     let api: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
-    let spec = loop {
+    let (spec, uid) = loop {
         match api.get(&args.name).await {
-            Ok(pod) => break pod.spec.unwrap_or_default(),
+            Ok(pod) => break (pod.spec.unwrap_or_default(), pod.metadata.uid.unwrap_or_default()),
             Err(error) => tracing::warn!(%error, pod = args.name, "this pod cannot be read; tried again soon"),
         }
         sleep(RETRY).await;
     };
     let container = spec.containers.into_iter().next().unwrap_or_default();
-    Means {
+    let means = Means {
         client,
         prompt,
         pods,
         namespace: args.namespace.clone(),
         node: spec.node_name.unwrap_or_default(),
+        users,
         image: container.image.unwrap_or_default(),
         image_pull_policy: container.image_pull_policy,
         image_pull_secrets: spec.image_pull_secrets.unwrap_or_default(),
         power: args.power.hook(),
         budget: Budget { nodes: args.max_unavailable_nodes, pods: args.max_unavailable_pods },
-    }
+    };
+    (means, uid)
 }
 
 /// Take back everything that runs have in force on a cluster: cut or switched-off nodes, cordons, taints, images, replicas, burners.
@@ -480,6 +511,7 @@ pub async fn undo_everything(args: UndoArgs) -> Result<undo::Summary, String> {
         pods,
         namespace: args.namespace,
         node: String::new(),
+        users: Arc::default(),
         image: String::new(),
         image_pull_policy: None,
         image_pull_secrets: Vec::new(),

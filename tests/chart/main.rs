@@ -247,6 +247,29 @@ fn a_failure_beyond_pods_is_a_right_that_nobody_has_by_default() {
 }
 
 #[test]
+fn the_right_to_make_the_users_pod_comes_with_the_policy_that_narrows_it() {
+    let Some(default) = template(&[]) else { return };
+    let right = "resources: [pods], verbs: [create, delete]";
+    let made = |rendered: &str| {
+        of_kind(rendered, "ValidatingAdmissionPolicy").into_iter().find(|policy| policy.contains("name: steadfast-pods-made")).map(str::to_owned)
+    };
+    let image = format!("c.image == 'steadfast:{}'", env!("CARGO_PKG_VERSION"));
+    assert!(default.contains(right) && default.contains("--users-in-pod") && made(&default).expect("a policy").contains(&image));
+    for values in ["users.ownPod=false", "admissionPolicies.enabled=false"] {
+        assert!(!template(&["--set", values]).expect("helm is there").contains(right), "{values}");
+    }
+    let oldest = try_template(&["--kube-version", OLDEST]).expect("helm is there").expect("1.29 is enough");
+    assert!(!oldest.contains(right), "nothing narrows it before 1.30");
+    // Burners are of any image, and have nothing of the namespace either.
+    let burners = made(&template(&["--set", "failures.cpuPressureOnNodes=true"]).expect("helm is there")).expect("a policy");
+    assert!(!burners.contains("c.image") && burners.contains("serviceAccountName"), "{burners}");
+    for readers in ["*", NAMESPACE] {
+        let granted = made(&template(&["--set", &format!("goldenSets.readerNamespaces={{{readers}}}")]).expect("helm is there")).expect("a policy");
+        assert!(!granted.contains("serviceAccountName"), "readers mount what GoldenSets name: {granted}");
+    }
+}
+
+#[test]
 fn every_pod_goes_to_linux_and_takes_the_secrets_and_the_user_that_the_values_say() {
     let hooks = |more: &[&str]| {
         let mut args = vec!["--set", "nodeAgent.enabled=true,nodeSelector.disk=fast,imagePullSecrets[0].name=registry"];

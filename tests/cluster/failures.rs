@@ -60,13 +60,18 @@ pub(crate) fn changeable(cluster: &Cluster, space: &Namespace<'_>) -> Vec<Value>
     nodes.chain([deployment["spec"]["replicas"].clone(), deployment["spec"]["template"]["spec"]["containers"][0]["image"].clone()]).collect()
 }
 
+/// Pods that burn.
+pub(crate) fn burners(cluster: &Cluster, installed: &Installed<'_>) -> Vec<String> {
+    names(&cluster.objects("pods", Some(&installed.system), "steadfast.dev/burner")).into_iter().map(|name| format!("pods/{name}")).collect()
+}
+
 /// What runs keep in the controller's namespace while something is in force.
 pub(crate) fn kept(cluster: &Cluster, installed: &Installed<'_>) -> Vec<String> {
     let list = |kind: &str, selector: &str| {
         let objects = cluster.objects(kind, Some(&installed.system), selector);
         names(&objects).into_iter().map(|name| format!("{kind}/{name}")).collect::<Vec<_>>()
     };
-    [list("configmaps", "steadfast.dev/ledger"), list("nodefaults", ""), list("pods", "steadfast.dev/burner")].concat()
+    [list("configmaps", "steadfast.dev/ledger"), list("nodefaults", ""), burners(cluster, installed), list("pods", "steadfast.dev/part=users")].concat()
 }
 
 pub(crate) fn nothing_kept(cluster: &Cluster, installed: &Installed<'_>, space: &Namespace<'_>, seconds: u64) {
@@ -286,7 +291,7 @@ fn a_leader_that_is_lost_or_told_to_stop_in_any_failure_leaves_nothing() {
                 cluster.kubectl(&["--namespace", &installed.system, "get", what, "-o", &format!("jsonpath={{.items[*].{field}}}")]).unwrap_or_default()
             };
             let shows = match name {
-                "burn" => in_system("pods", "status.phase").contains("Running") && kept(&cluster, &installed).iter().any(|kept| kept.starts_with("pods/")),
+                "burn" => in_system("pods", "status.phase").contains("Running") && !burners(&cluster, &installed).is_empty(),
                 "cut" | "slow" | "kubelet" => in_system("nodefaults", "status.phase").contains("InForce"),
                 "power" => station.as_ref().is_some_and(|station| !station.switched().is_empty()),
                 "evict" | "container" | "kill" => ["Fault", "Recovery"].iter().any(|phase| test["status"]["live"]["phase"] == *phase),

@@ -25,7 +25,7 @@ const SPEC: &str = "  baseline: 4s\n  steps: [{name: slow, networkLatency: {pods
 const EXPIRES: Duration = Duration::from_secs(35);
 
 /// SIGKILL for the process of whoever leads.
-fn kill_leader(cluster: &Cluster, installed: &Installed<'_>) {
+pub(crate) fn kill_leader(cluster: &Cluster, installed: &Installed<'_>) {
     let leader = cluster.kubectl(&["--namespace", &installed.system, "get", "lease/steadfast", "-o", "jsonpath={.spec.holderIdentity}"]).expect("a lease");
     let uid = cluster.kubectl(&["--namespace", &installed.system, "get", "pod", leader.trim(), "-o", "jsonpath={.metadata.uid}"]).expect("the leader");
     let pids = std::fs::read_dir("/proc").expect("proc").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());

@@ -30,6 +30,7 @@ mod templates;
 mod truth;
 mod tutorial;
 mod upgrade;
+mod users;
 mod watches;
 mod webhook;
 mod workloads;

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     experiments::{ASKS, digits},
-    harness::{Cluster, Installation, Namespace, cluster, cluster_alone, cluster_for_a_run, output},
+    harness::{Cluster, IMAGE, Installation, Namespace, cluster, cluster_alone, cluster_for_a_run, output},
     install::{install, install_with},
 };
 
@@ -28,7 +28,7 @@ fn nobody_has_a_right_that_was_not_asked_for() {
     for (values, granted) in
         [(&[][..], false), (&["nodeAgent.enabled=true", "failures.nodes=true", "failures.workloads=true", "failures.cpuPressureOnNodes=true"][..], true)]
     {
-        let installed = install_with(&cluster, if granted { values } else { &["failures.workloads=false"] });
+        let installed = install_with(&cluster, if granted { values } else { &["failures.workloads=false", "users.ownPod=false"] });
         let account = |name: &str| format!("system:serviceaccount:{}:{name}", installed.system);
         let controller = account("steadfast-controller");
         let others = space.name();
@@ -47,7 +47,7 @@ fn nobody_has_a_right_that_was_not_asked_for() {
             assert_eq!(may(&cluster, &controller, others, verb, what), wanted, "the controller in other namespaces, values {values:?}: {verb} {what}");
         }
         assert!(may(&cluster, &controller, &installed.system, "create", "nodefaults.steadfast.dev"));
-        assert_eq!(may(&cluster, &controller, &installed.system, "create", "pods"), granted, "pods that burn");
+        assert_eq!(may(&cluster, &controller, &installed.system, "create", "pods"), granted, "pods that burn, and pods of users");
         assert!(!may(&cluster, &controller, &installed.system, "list", "secrets"), "of its own namespace it reads the one that holds its certificates");
         let agent = account("steadfast-agent");
         for (verb, what, wanted) in [
@@ -72,7 +72,11 @@ fn nobody_has_a_right_that_was_not_asked_for() {
         }
     }
     // People, by Kubernetes' own roles.
-    let _installed = install(&cluster);
+    let installed = install(&cluster);
+    let controller = format!("system:serviceaccount:{}:steadfast-controller", installed.system);
+    for (verb, what, wanted) in [("create", "pods", true), ("patch", "pods", false), ("create", "pods/exec", false), ("get", "pods/log", false)] {
+        assert_eq!(may(&cluster, &controller, &installed.system, verb, what), wanted, "pods of users: {verb} {what}");
+    }
     for role in ["edit", "view"] {
         space.kubectl(&["create", "rolebinding", role, &format!("--clusterrole={role}"), &format!("--user={role}or")]).expect("bound");
     }
@@ -132,6 +136,42 @@ fn the_admin_port_is_reached_from_its_own_pod_alone() {
         assert!(said.starts_with("HTTP/1.1 ") && !said.contains(MARKER), "{request}\n{said}");
     }
     assert!(exchange(&cluster, forward.0, &policies("127.0.0.1:4178")).is_some_and(|said| said.contains(MARKER)), "and nothing was disarmed");
+}
+
+/// What pods of the controller's own namespace could have of it.
+const OF_THE_NAMESPACE: [&str; 6] = [
+    "}], serviceAccountName: steadfast-agent}",
+    "}], volumes: [{name: stolen, secret: {secretName: steadfast-certificates}}]}",
+    "}], volumes: [{name: stolen, projected: {sources: [{secret: {name: steadfast-certificates}}]}}]}",
+    "}], volumes: [{name: token, projected: {sources: [{serviceAccountToken: {path: token}}]}}]}",
+    ", envFrom: [{secretRef: {name: steadfast-certificates}}]}]}",
+    ", env: [{name: STOLEN, valueFrom: {secretKeyRef: {name: steadfast-certificates, key: tls.key}}}]}]}",
+];
+
+#[test]
+fn whoever_has_the_controllers_token_makes_users_in_its_namespace_and_nothing_else() {
+    let Some(cluster) = cluster_alone(Installation::Default) else { return };
+    let installed = install(&cluster);
+    let account = format!("system:serviceaccount:{}:steadfast-controller", installed.system);
+    let make = |image: &str, more: &str| {
+        let container = format!("image: '{image}', imagePullPolicy: Never");
+        let spec = "automountServiceAccountToken: false, containers";
+        let pod = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: made}}, spec: {{{spec}: [{{name: users, {container}{more}}}");
+        let mut command = cluster.command("kubectl");
+        command.args(["--as", &account, "--namespace", &installed.system, "create", "--dry-run=server", "-f", "-"]);
+        output(&mut command, Some(&pod))
+    };
+    let token = "volumes: [{name: token, projected: {sources: [{serviceAccountToken: {path: token, audience: steadfast.dev}}]}}]";
+    make(IMAGE, &format!(", args: [users, '--controller=https://x:1']}}], {token}}}")).unwrap_or_else(|why| panic!("as users are made: {why}"));
+    let others = [", args: [controller]}]}", "}]}", ", command: [/bin/steadfast], args: [users]}]}", ", args: [users]}, {name: b, image: other}]}"];
+    for (image, more) in others.map(|more| (IMAGE, more)).into_iter().chain([("steadfast.test/pause:1", ", args: [users]}]}")]) {
+        let why = make(image, more).expect_err("it is denied");
+        assert!(why.contains("ValidatingAdmissionPolicy") && why.contains("users of tests, of its own image"), "{image} {more}: {why}");
+    }
+    for more in OF_THE_NAMESPACE {
+        let why = make(IMAGE, &more.replacen('}', ", args: [users]}", usize::from(more.starts_with('}')))).expect_err("it is denied");
+        assert!(why.contains("ValidatingAdmissionPolicy"), "{more}: {why}");
+    }
 }
 
 /// A policy's name that stands in no model server's answer.
@@ -268,7 +308,8 @@ fn whoever_has_the_controllers_token_meets_what_its_roles_cannot_say() {
     }
     let pod = |more: &str| {
         let container = "image: 'steadfast.test/pause:1', imagePullPolicy: Never";
-        let pod = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: made}}, spec: {{containers: [{{name: pause, {container}{more}}}");
+        let spec = "automountServiceAccountToken: false, containers";
+        let pod = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: made}}, spec: {{{spec}: [{{name: pause, {container}{more}}}");
         as_controller(&installed.system, &["create", "--dry-run=server", "-f", "-"], Some(&pod))
     };
     pod("}]}").expect("as its burners are made");
@@ -276,6 +317,9 @@ fn whoever_has_the_controllers_token_meets_what_its_roles_cannot_say() {
         ["}], hostNetwork: true}", "}], hostPID: true}", "}], volumes: [{name: node, hostPath: {path: /}}]}", ", securityContext: {privileged: true}}]}"]
     {
         denied(pod(more), "no network, process or file of their node");
+    }
+    for more in OF_THE_NAMESPACE {
+        denied(pod(more), "no account, no Secret");
     }
     let webhook = ["patch", "mutatingwebhookconfiguration/steadfast", "--type=json", "-p"];
     for change in [

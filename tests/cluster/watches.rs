@@ -16,7 +16,7 @@ use crate::{
     truth::now,
 };
 
-fn report(space: &Namespace<'_>, name: &str) -> Report {
+pub(crate) fn report(space: &Namespace<'_>, name: &str) -> Report {
     let map = space.get(&format!("configmap/{name}")).unwrap_or_else(|| panic!("no ConfigMap {name}"));
     let packed = STANDARD.decode(map["binaryData"]["report.json.gz"].as_str().expect("a report")).expect("base64");
     let mut text = String::new();

@@ -200,6 +200,7 @@ pub(crate) fn uid_of(what: &What) -> Option<&str> {
         | What::Ready { uid, .. }
         | What::Endpoint { uid, .. }
         | What::Detected { uid, .. }
+        | What::HeldOut { uid, .. }
         | What::BackOff { uid, .. }
         | What::Retired { uid }
         | What::Terminating { uid }
@@ -225,6 +226,7 @@ pub(crate) fn words(changes: &[&Change]) -> Vec<&'static str> {
         What::Endpoint { present: true, .. } => "in",
         What::Endpoint { present: false, .. } => "out",
         What::Detected { .. } => "detected",
+        What::HeldOut { .. } => "held out",
         What::BackOff { .. } => "back-off",
         What::Retired { .. } => "retired",
         What::Terminating { .. } => "terminating",

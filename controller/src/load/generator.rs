@@ -134,7 +134,8 @@ impl Generator {
         Sent { due: self.shared.due.load(Ordering::Relaxed), records_dropped: self.records_dropped() }
     }
 
-    fn halt(&self) {
+    /// Sends no more.
+    pub fn halt(&self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.pace.unpark();
     }

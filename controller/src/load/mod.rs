@@ -3,11 +3,33 @@
 
 mod connect;
 pub mod generator;
+pub mod pod;
 mod users;
+pub mod wire;
 
-use std::{sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use steadfast_api::policy::Origin;
+use steadfast_api::{policy::Origin, test::Load};
+use steadfast_golden_sets::GoldenSet;
+use tokio::sync::mpsc;
+
+use self::generator::{Generator, LoadError};
+
+/// One load of a run: its golden set, and what its samples are drawn with.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub load: Load,
+    pub set: Arc<GoldenSet>,
+    pub seed: u64,
+}
+
+/// Users at work in this process.
+///
+/// # Errors
+/// When one of the loads cannot start.
+pub fn here(target: SocketAddr, keep_alive: bool, asked: &[Asked], records: &mpsc::Sender<Record>) -> Result<Vec<Generator>, LoadError> {
+    asked.iter().map(|asked| Generator::start(target, keep_alive, &asked.load, &asked.set, asked.seed, records.clone())).collect()
+}
 
 /// How one request ended.
 #[derive(Clone, Debug)]

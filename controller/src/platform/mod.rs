@@ -16,6 +16,9 @@ use steadfast_api::{
     report::PlatformTimers,
     test::{Action, NodeFailureBy, TaintEffect},
 };
+use tokio::sync::mpsc;
+
+use crate::load::{Asked, Record, generator::Generator, here};
 
 /// A pod of the target, as it stands now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -251,6 +254,35 @@ impl PlatformError {
     }
 }
 
+/// Users at work.
+#[derive(Debug)]
+pub enum Users {
+    /// In this process.
+    Here(Vec<Generator>),
+    /// In a pod of their own.
+    InPod(kubernetes::InPod),
+}
+
+impl Users {
+    /// Returns once nobody asks any more and everything that was under way is on record; how many requests are in no record.
+    pub async fn stop(self) -> u64 {
+        match self {
+            Self::Here(loads) => stop_all(loads).await,
+            Self::InPod(pod) => pod.stop().await,
+        }
+    }
+}
+
+async fn stop_all(loads: Vec<Generator>) -> u64 {
+    let mut dropped = 0;
+    // Each of them is told before the first is waited for.
+    loads.iter().for_each(Generator::halt);
+    for load in loads {
+        dropped += load.stop().await.records_dropped;
+    }
+    dropped
+}
+
 /// See the module.
 pub trait Platform: Send + Sync + 'static {
     /// Word for reports: `local`, `kubernetes`.
@@ -281,6 +313,11 @@ pub trait Platform: Send + Sync + 'static {
     /// needs one of its own, or a pod that came back would see nobody.
     fn keep_alive(&self) -> bool {
         true
+    }
+    /// Has users ask; what they saw goes to `records`. Without loads there are none.
+    fn users(&self, asked: Vec<Asked>, records: mpsc::Sender<Record>) -> impl Future<Output = Result<Users, PlatformError>> + Send {
+        let users = here(self.service(), self.keep_alive(), &asked, &records);
+        std::future::ready(users.map(Users::Here).map_err(|error| PlatformError::new(format!("load {:?}", error.load), error.why)))
     }
     /// Its own reaction times, where the experiment file does not say them.
     fn timers(&self) -> Option<PlatformTimers> {

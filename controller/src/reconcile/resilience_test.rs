@@ -56,7 +56,10 @@ use crate::{
     golden,
     metrics::Metrics,
     objects::Objects,
-    platform::kubernetes::failures::{Means, closing::Closing, undo},
+    platform::kubernetes::{
+        UsersPods,
+        failures::{Means, closing::Closing, undo},
+    },
     serve::{ingest::Ingest, policy::PolicyHub},
     words::some,
 };
@@ -140,6 +143,8 @@ pub struct Tests {
     schedules: Arc<Leave>,
     /// Where reports go; absent: ConfigMaps.
     reports: Option<Objects>,
+    /// Users have pods of their own.
+    users_pods: Option<UsersPods>,
 }
 
 /// What [`Tests`] needs of others.
@@ -156,6 +161,8 @@ pub struct Needs {
     pub schedules: Arc<Leave>,
     /// Where reports go; absent: ConfigMaps.
     pub reports: Option<Objects>,
+    /// Users have pods of their own.
+    pub users_pods: Option<UsersPods>,
 }
 
 /// What runs that are over have in force.
@@ -214,9 +221,9 @@ struct OnNow {
 
 impl Tests {
     pub fn new(needs: Needs) -> Self {
-        let Needs { means, hub, ingest, golden, events, metrics, stopping, schedules, reports } = needs;
+        let Needs { means, hub, ingest, golden, events, metrics, stopping, schedules, reports, users_pods } = needs;
         let objects = Watched::within(means.pods.scope().apis(&means.client), watcher::Config::default(), |_| {});
-        Self { pods: Arc::clone(&means.pods), means, objects, hub, ingest, golden, events, metrics, stopping, schedules, reports }
+        Self { pods: Arc::clone(&means.pods), means, objects, hub, ingest, golden, events, metrics, stopping, schedules, reports, users_pods }
     }
 
     /// Returns when it is told to stop and what it did is undone.

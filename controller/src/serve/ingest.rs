@@ -31,6 +31,7 @@ use tokio::{
 
 use super::{
     Seen,
+    clock::OneWay,
     policy::{PODS_MAX, PolicyHub},
 };
 
@@ -38,35 +39,6 @@ use super::{
 const POLICIES_MAX: usize = 1_000;
 /// A sidecar that said nothing for so long makes room for another when there is none left.
 const SILENT_FOR: Duration = Duration::from_mins(1);
-/// How far back a sidecar's fastest message is remembered: this long at least, twice as long at most.
-const OFFSET_MEMORY: Duration = Duration::from_mins(1);
-
-/// When a sidecar's clock was zero, on this process's clock.
-#[derive(Clone, Copy, Debug)]
-struct ClockZero {
-    /// Smallest of the running minute, and of the one before.
-    current: Instant,
-    before: Option<Instant>,
-    since: Instant,
-}
-
-impl ClockZero {
-    const fn new(seen: Instant, received: Instant) -> Self {
-        Self { current: seen, before: None, since: received }
-    }
-
-    fn learn(&mut self, seen: Instant, received: Instant) {
-        if received.saturating_duration_since(self.since) >= OFFSET_MEMORY {
-            *self = Self { current: seen, before: Some(self.current), since: received };
-        } else {
-            self.current = self.current.min(seen);
-        }
-    }
-
-    fn get(&self) -> Instant {
-        self.before.map_or(self.current, |before| before.min(self.current))
-    }
-}
 
 /// What is remembered of one sidecar: some hundred bytes, whatever it reports.
 #[derive(Debug)]
@@ -74,7 +46,7 @@ struct Sidecar {
     /// Of the last report taken; 0: none yet.
     sequence: u64,
     received: Instant,
-    zero: Option<ClockZero>,
+    zero: Option<OneWay>,
     injected: BTreeMap<(String, FaultKind), u64>,
     /// CPU time by policy, in nanoseconds.
     burned: BTreeMap<String, u64>,
@@ -230,7 +202,7 @@ impl Ingest {
         sidecar.received = received;
         self.reports.fetch_add(1, Ordering::Relaxed);
         self.lost_by_sidecars.fetch_add(report.dropped, Ordering::Relaxed);
-        let zero = sidecar.zero.get_or_insert(ClockZero::new(seen, received));
+        let zero = sidecar.zero.get_or_insert_with(|| OneWay::new(seen, received));
         zero.learn(seen, received);
         let zero = zero.get();
         let mut window_ended = false;
@@ -384,18 +356,6 @@ mod tests {
         ingest.take(at(325), report(3, 300 * MS, vec![ready(290 * MS)]));
         let placed: Vec<_> = std::iter::from_fn(|| seen.try_recv().ok()).map(|seen| seen.at).collect();
         assert_eq!(placed, [at(130), at(191), at(291)]);
-    }
-
-    #[test]
-    fn clocks_that_drift_apart_are_followed() {
-        let start = Instant::now();
-        let mut zero = ClockZero::new(start, start);
-        // The other clock runs slow: its zero seems to move on by 10 ms a minute.
-        for minute in 1..=60 {
-            let later = start + Duration::from_mins(minute);
-            zero.learn(start + Duration::from_millis(10 * minute), later);
-        }
-        assert!(zero.get() >= start + Duration::from_millis(580), "{:?}", zero.get() - start);
     }
 
     #[test]

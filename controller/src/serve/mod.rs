@@ -2,12 +2,14 @@
 
 pub(crate) mod answer;
 pub mod auth;
+mod clock;
 mod connection;
 pub mod handed;
 pub mod ingest;
 pub mod policy;
 pub mod server;
 pub mod sets;
+pub mod users;
 
 use std::time::Instant;
 

@@ -9,7 +9,7 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use steadfast_api::{
     policy::GOLDEN_BYTES_MAX,
@@ -27,9 +27,11 @@ use super::{
     ingest::Ingest,
     policy::{PODS_MAX, PolicyHub},
     sets::SetStore,
+    users::Awaited,
 };
 use crate::{
     http::{Place, serve as serve_http},
+    load::wire::{USERS_PATH, USERS_UPGRADE},
     runtime::OwnThread,
 };
 
@@ -55,12 +57,14 @@ pub struct Sidecars {
     pub sets: Arc<SetStore>,
     /// Golden sets that reader pods bring.
     pub handed: Arc<Handed>,
+    /// Pods of users.
+    pub users: Arc<Awaited>,
 }
 
 impl Sidecars {
     pub fn new(hub: PolicyHub) -> Self {
         let hub = Arc::new(hub);
-        Self { ingest: Arc::new(Ingest::new(Arc::clone(&hub))), hub, sets: Arc::default(), handed: Arc::default() }
+        Self { ingest: Arc::new(Ingest::new(Arc::clone(&hub))), hub, sets: Arc::default(), handed: Arc::default(), users: Arc::default() }
     }
 }
 
@@ -135,18 +139,19 @@ impl Service {
         match (request.method(), request.uri().path()) {
             (&Method::GET, CONNECTION_PATH) => self.connect(speaker, request),
             (&Method::GET, path) if path.starts_with(GOLDEN_SETS) => self.golden_set(&speaker, &path[GOLDEN_SETS.len()..]),
+            (&Method::GET, USERS_PATH) => self.users(&speaker, request),
             (&Method::POST, READ_SET) => self.read_set(&speaker, request).await,
             _ => problem(StatusCode::NOT_FOUND, "ask for GET /v1alpha1/connection?uid=… or GET /v1alpha1/golden-sets/DIGEST"),
         }
     }
 
     /// Makes the connection the sidecar's own.
-    fn connect(&self, speaker: Speaker, mut request: Request<Incoming>) -> Response<Body> {
+    fn connect(&self, speaker: Speaker, request: Request<Incoming>) -> Response<Body> {
         let uid = request.uri().query().unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("uid=")).filter(|uid| !uid.is_empty());
         let Some(uid) = uid.map(str::to_owned) else {
             return problem(StatusCode::BAD_REQUEST, &format!("say whose connection it is: {CONNECTION_PATH}?uid=POD-UID"));
         };
-        if request.version() != Version::HTTP_11 || request.headers().get(header::UPGRADE).is_none_or(|word| word != CONNECTION_UPGRADE) {
+        if !asks_for(&request, CONNECTION_UPGRADE) {
             return problem(StatusCode::BAD_REQUEST, &format!("this is no place for single requests: ask by HTTP/1.1 with Upgrade: {CONNECTION_UPGRADE}"));
         }
         if let Some(owner) = speaker.other_than(&uid) {
@@ -156,25 +161,26 @@ impl Service {
             Ok(snapshots) => snapshots,
             Err(error) => return problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         };
-        let (upgrade, place) = (hyper::upgrade::on(&mut request), request.extensions_mut().remove::<Place>());
         let connection = Connection { speaker, stay: self.connected.come(uid), snapshots, ingest: Arc::clone(&self.sidecars.ingest) };
-        tokio::spawn(async move {
-            match upgrade.await {
-                Ok(stream) => connection.live(TokioIo::new(stream)).await,
-                Err(error) => tracing::debug!(%error, "a sidecar's connection was not taken over"),
-            }
-            drop(place);
-        });
-        let mut answer = no_content();
-        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        answer.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(CONNECTION_UPGRADE));
-        answer
+        take_over(request, CONNECTION_UPGRADE, |stream| connection.live(stream))
+    }
+
+    /// Makes the connection that of users.
+    fn users(&self, speaker: &Speaker, request: Request<Incoming>) -> Response<Body> {
+        let Speaker::Pod(owner) = speaker else { return problem(StatusCode::FORBIDDEN, "users are pods of a cluster") };
+        if !asks_for(&request, USERS_UPGRADE) {
+            return problem(StatusCode::BAD_REQUEST, &format!("this is no place for single requests: ask by HTTP/1.1 with Upgrade: {USERS_UPGRADE}"));
+        }
+        let Some(connection) = self.sidecars.users.hear(&owner.uid) else {
+            return problem(StatusCode::FORBIDDEN, &format!("nobody waits for users in pod {}/{}", owner.namespace, owner.name));
+        };
+        take_over(request, USERS_UPGRADE, |stream| connection.live(stream))
     }
 
     fn golden_set(&self, speaker: &Speaker, digest: &str) -> Response<Body> {
         if let Speaker::Pod(owner) = speaker
             && !self.sidecars.hub.replays(&owner.uid, digest)
+            && !self.sidecars.users.asks(&owner.uid, digest)
         {
             return problem(StatusCode::FORBIDDEN, &format!("golden set {digest} is not assigned to pod {}/{}", owner.namespace, owner.name));
         }
@@ -207,6 +213,30 @@ impl Service {
         coming.brought(if is_set { Ok(body) } else { Err(String::from_utf8_lossy(&body).into_owned()) });
         no_content()
     }
+}
+
+fn asks_for(request: &Request<Incoming>, upgrade: &str) -> bool {
+    request.version() == Version::HTTP_11 && request.headers().get(header::UPGRADE).is_some_and(|word| word == upgrade)
+}
+
+/// Answers 101, and gives the connection to `live`.
+fn take_over<F>(mut request: Request<Incoming>, what: &'static str, live: impl FnOnce(TokioIo<Upgraded>) -> F + Send + 'static) -> Response<Body>
+where
+    F: Future<Output = ()> + Send,
+{
+    let (upgrade, place) = (hyper::upgrade::on(&mut request), request.extensions_mut().remove::<Place>());
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(stream) => live(TokioIo::new(stream)).await,
+            Err(error) => tracing::debug!(%error, what, "a connection was not taken over"),
+        }
+        drop(place);
+    });
+    let mut answer = no_content();
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    answer.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(what));
+    answer
 }
 
 fn refusal(refused: &Refused) -> Response<Body> {

@@ -23,9 +23,9 @@ use super::{
     progress::{OutageNow, PhaseNow, PodNow, Progress},
 };
 use crate::{
-    load::{Record, generator::Generator},
+    load::Record,
     observe::History,
-    platform::{InForce, Platform},
+    platform::{InForce, Platform, Users},
     serve::Seen,
 };
 
@@ -130,7 +130,7 @@ pub async fn run<P: Platform>(
         interrupt,
         progress,
         rng: StdRng::seed_from_u64(plan.test.spec.seed),
-        users: Vec::new(),
+        users: None,
         sink: Some(sink),
         expected: 0,
         measuring_since: None,
@@ -209,7 +209,7 @@ struct Conductor<'a, P> {
     interrupt: watch::Receiver<bool>,
     progress: &'a watch::Sender<Progress>,
     rng: StdRng,
-    users: Vec<Generator>,
+    users: Option<Users>,
     sink: Option<mpsc::Sender<Record>>,
     /// Pods that the target has when it is whole.
     expected: usize,
@@ -288,10 +288,10 @@ impl<P: Platform> Conductor<'_, P> {
         self.phase_end = ended;
         self.undo().await;
         self.sink = None;
-        for users in std::mem::take(&mut self.users) {
-            let sent = self.alongside(users.stop()).await;
-            if sent.records_dropped > 0 {
-                self.course.notes.push(format!("{} requests were answered faster than they could be recorded, and are in no figure", sent.records_dropped));
+        if let Some(users) = self.users.take() {
+            let dropped = self.alongside(users.stop()).await;
+            if dropped > 0 {
+                self.course.notes.push(format!("{dropped} requests were answered faster than they could be recorded, and are in no figure"));
             }
         }
         self.course.sidecar_rss = self.platform.sidecar_rss();

@@ -1,12 +1,15 @@
 //! Before the baseline: everything is in service and answers. Who watches what has been there before waits for nothing.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use steadfast_api::{Span, golden::Verdict, report::PodState};
 
 use super::{Conductor, Ending, lock};
 use crate::{
-    load::generator::Generator,
+    load::Asked,
     observe::History,
     platform::{Platform, Pod},
 };
@@ -30,7 +33,7 @@ impl<P: Platform> Conductor<'_, P> {
         let expected = self.expected;
         let serving = self.wait(deadline, |history, _| hopeless(history).map(Err).or_else(|| (history.fleet.serving().count() >= expected).then_some(Ok(()))));
         serving.await?.ok_or_else(|| Ending::NeverSteady(self.why_not_well()))?.map_err(Ending::NeverSteady)?;
-        self.start_users()?;
+        self.begin_users().await?;
         let (users, golden) = (!spec.load.is_empty(), !spec.golden.is_empty());
         let warm = self.wait(deadline, |history, now| {
             if let Some(why) = hopeless(history) {
@@ -57,24 +60,27 @@ impl<P: Platform> Conductor<'_, P> {
             let from = history.us(began);
             history.watched_from(from, platform.wanted());
         }
-        self.start_users()?;
+        self.begin_users().await?;
         Ok(began)
     }
 
-    fn start_users(&mut self) -> Result<(), Ending> {
-        let spec = &self.plan.test.spec;
-        for (index, load) in spec.load.iter().enumerate() {
-            let set =
-                self.plan.sets.get(&load.inputs.golden_set).ok_or_else(|| Ending::Broken(format!("golden set {} was not loaded", load.inputs.golden_set)))?;
-            let Some(sink) = self.sink.clone() else { continue };
-            let seed = spec.seed.wrapping_add(index as u64 + 1);
-            self.users.push(
-                Generator::start(self.platform.service(), self.platform.keep_alive(), load, &set.set, seed, sink)
-                    .map_err(|error| Ending::Broken(error.to_string()))?,
-            );
+    async fn begin_users(&mut self) -> Result<(), Ending> {
+        let (spec, Some(sink)) = (&self.plan.test.spec, self.sink.take()) else { return Ok(()) };
+        let asked = spec.load.iter().enumerate().map(|(index, load)| {
+            let name = &load.inputs.golden_set;
+            let set = self.plan.sets.get(name).ok_or_else(|| Ending::Broken(format!("golden set {name} was not loaded")))?;
+            Ok(Asked { load: load.clone(), set: Arc::clone(&set.set), seed: spec.seed.wrapping_add(index as u64 + 1) })
+        });
+        let asked = asked.collect::<Result<Vec<_>, Ending>>()?;
+        if asked.is_empty() {
+            return Ok(());
         }
-        self.sink = None;
-        Ok(())
+        let platform = self.platform;
+        match self.brought_to_end(platform.users(asked, sink)).await {
+            Ok(users) => self.users = Some(users),
+            Err(error) => return Err(self.given_up.clone().unwrap_or_else(|| Ending::Broken(error.to_string()))),
+        }
+        self.given_up.clone().map_or(Ok(()), Err)
     }
 
     fn why_not_well(&self) -> String {

@@ -15,6 +15,7 @@ mod facts;
 pub mod failures;
 mod orders;
 mod timers;
+mod users;
 
 pub use bell::Bell;
 
@@ -51,13 +52,16 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+pub use self::users::{InPod, UsersPods};
 use self::{
     facts::{Facts, Workload},
     failures::{GivenUp, Means, ledger::Ledger},
     orders::Orders,
+    users::Whereabouts,
 };
-use super::{Change, InForce, Order, Platform, PlatformError, Pod, StepFault, Undone};
+use super::{Change, InForce, Order, Platform, PlatformError, Pod, StepFault, Undone, Users};
 use crate::{
+    load::{Asked, Record, wire::Begin},
     reconcile::{
         pods::PodFacts,
         resilience_schedule::MayBreak,
@@ -90,6 +94,10 @@ pub struct KubernetesOptions {
     pub leave: Option<MayBreak>,
     /// Whoever is on call reads there of faults.
     pub bell: Bell,
+    /// Users may have a pod of their own.
+    pub users_pods: Option<UsersPods>,
+    /// What its steps do.
+    pub actions: Vec<Action>,
 }
 
 struct Inner {
@@ -105,6 +113,10 @@ struct Inner {
     orders: Orders,
     /// What is being carried out shall be given up.
     giving_up: tokio::sync::watch::Sender<bool>,
+    users_pods: Option<UsersPods>,
+    /// Some step takes nodes away, or burns their processors.
+    hits_nodes: bool,
+    whereabouts: Whereabouts,
 }
 
 /// See the module. Dropping it ends the watches.
@@ -123,7 +135,7 @@ impl KubernetesPlatform {
     /// Finds the target's Service and watches its pods. Returns once all of them are known. Wants `list` and `watch` on pods, Services, EndpointSlices, nodes and
     /// workloads, `delete` on pods, `create` on evictions, and for each kind of failure what the chart's `failures` say.
     pub async fn start(options: KubernetesOptions) -> Result<Self, PlatformError> {
-        let KubernetesOptions { means, hub, ingest, run, test, namespace, target, leave, bell } = options;
+        let KubernetesOptions { means, hub, ingest, run, test, namespace, target, leave, bell, users_pods, actions } = options;
         let client = means.client.clone();
         let Found { service, address, port } = service(&client, &namespace, &target).await?;
         let (tell, changes) = mpsc::unbounded_channel();
@@ -131,7 +143,24 @@ impl KubernetesPlatform {
         let ledger = Ledger::new(means.prompt.clone(), &means.namespace, &run, &format!("{namespace}/{test}"));
         let selector = target.selector.clone();
         let (orders, giving_up) = (Orders::default(), tokio::sync::watch::Sender::new(false));
-        let inner = Arc::new(Inner { client, means, ledger, hub, ingest, run, namespace, selector, facts, orders, giving_up });
+        let whereabouts = Whereabouts::default();
+        let inner = Inner {
+            client,
+            means,
+            ledger,
+            hub,
+            ingest,
+            run,
+            namespace,
+            selector,
+            facts,
+            orders,
+            giving_up,
+            users_pods,
+            hits_nodes: actions.iter().any(failures::hits_nodes),
+            whereabouts,
+        };
+        let inner = Arc::new(inner);
         let [(pods, mut pods_are), (endpoints, mut endpoints_are), (workloads, mut workloads_are)] = [(); 3].map(|()| tokio::sync::watch::channel(false));
         let tasks = vec![
             tokio::spawn(watch_pods(Arc::clone(&inner), labels(&target.selector), pods)).abort_handle(),
@@ -166,19 +195,13 @@ impl KubernetesPlatform {
 
     /// What a reader of the report must know of this platform.
     pub fn notes(&self) -> Vec<String> {
-        let node = &self.inner.means.node;
-        let beside = if self.inner.facts().nodes().contains(node) {
-            ", where pods of the target are too: what loads that node loads the users, and it is never cut off or switched off"
-        } else {
-            ""
-        };
-        vec![
-            format!(
-                "Users ask by Service {}/{} at {}, each request on a connection of its own, from the controller's process on node {node}{beside}.",
-                self.inner.namespace, self.service, self.address
-            ),
+        let asks = format!("Users ask by Service {}/{} at {}, each request on a connection of its own", self.inner.namespace, self.service, self.address);
+        let of_target = self.inner.facts().nodes();
+        let mut notes = self.inner.whereabouts.notes(&asks, &self.inner.means.node, &of_target);
+        notes.push(
             "Kubelet tells of containers and readiness about a second late at most; where a sidecar or a user knew better, their word counts.".to_owned(),
-        ]
+        );
+        notes
     }
 }
 
@@ -396,7 +419,7 @@ impl Platform for KubernetesPlatform {
     }
 
     async fn choosable(&self, action: &Action) -> Result<Vec<String>, PlatformError> {
-        Ok(failures::choosable(&self.inner.means, action, self.nodes()).await?)
+        Ok(failures::choosable(&self.inner.means, action, self.nodes(), self.inner.whereabouts.node().as_deref()).await?)
     }
 
     async fn may_break(&self) -> Result<(), String> {
@@ -425,6 +448,11 @@ impl Platform for KubernetesPlatform {
 
     fn keep_alive(&self) -> bool {
         false
+    }
+
+    async fn users(&self, asked: Vec<Asked>, records: mpsc::Sender<Record>) -> Result<Users, PlatformError> {
+        let begin = Begin { target: self.address, keep_alive: self.keep_alive(), loads: users::wanted(&asked) };
+        users::begin(&self.inner, begin, asked, records).await
     }
 
     fn timers(&self) -> Option<PlatformTimers> {

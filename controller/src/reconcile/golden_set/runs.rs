@@ -34,12 +34,14 @@ pub struct Runs {
     hub: Arc<PolicyHub>,
     sets: Arc<SetStore>,
     by_owner: Mutex<BTreeMap<String, Run>>,
+    /// Digests of sets that users of a run ask, in pods of their own.
+    held: Mutex<BTreeMap<String, BTreeSet<String>>>,
     changed: watch::Sender<u64>,
 }
 
 impl Runs {
     pub fn new(hub: Arc<PolicyHub>, sets: Arc<SetStore>) -> Arc<Self> {
-        Arc::new(Self { hub, sets, by_owner: Mutex::default(), changed: watch::Sender::new(0) })
+        Arc::new(Self { hub, sets, by_owner: Mutex::default(), held: Mutex::default(), changed: watch::Sender::new(0) })
     }
 
     fn runs(&self) -> MutexGuard<'_, BTreeMap<String, Run>> {
@@ -74,6 +76,26 @@ impl Runs {
         Ok(Running { runs: Arc::clone(self), owner: owner(run) })
     }
 
+    fn held(&self) -> MutexGuard<'_, BTreeMap<String, BTreeSet<String>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds these sets for the run's users to fetch, until what is returned is dropped. What finds no room is not there to be fetched.
+    pub fn hold<'a>(self: &Arc<Self>, run: &str, sets: impl Iterator<Item = &'a GoldenSet>) -> Held {
+        let mut held = self.held();
+        let digests = held.entry(run.to_owned()).or_default();
+        for set in sets {
+            let digest = set.digest().to_string();
+            let stored =
+                archive::pack(set).map_err(|error| error.to_string()).and_then(|tar| self.sets.insert(&digest, tar).map_err(|error| error.to_string()));
+            match stored {
+                Ok(()) => drop(digests.insert(digest)),
+                Err(why) => tracing::warn!(why, "a golden set cannot be held for users to fetch"),
+            }
+        }
+        Held { runs: Arc::clone(self), run: run.to_owned() }
+    }
+
     /// Every run with what it wants, by owner.
     pub(super) fn all(&self) -> BTreeMap<String, Run> {
         self.runs().clone()
@@ -86,7 +108,8 @@ impl Runs {
     /// Forgets all sets but these and those of runs.
     pub(super) fn keep_sets(&self, mut digests: BTreeSet<String>) {
         // A run that begins holds the lock until its sets are named by it.
-        let runs = self.runs();
+        let (runs, held) = (self.runs(), self.held());
+        digests.extend(held.values().flatten().cloned());
         digests.extend(runs.values().flat_map(|run| &run.golden).map(|golden| golden.digest.clone()));
         self.sets.retain(&digests);
     }
@@ -117,6 +140,19 @@ impl Drop for Running {
     }
 }
 
+/// Sets of a run's users are held until it is dropped.
+#[must_use]
+pub struct Held {
+    runs: Arc<Runs>,
+    run: String,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.runs.held().remove(&self.run);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +170,10 @@ mod tests {
         runs.keep_sets(BTreeSet::new());
         assert!(sidecars.hub.replays("pod", &digest) && sidecars.sets.get(&digest).is_some());
         drop(running);
+        let held = runs.hold("u1", std::iter::once(&set));
+        runs.keep_sets(BTreeSet::new());
+        assert!(sidecars.sets.get(&digest).is_some() && !sidecars.hub.replays("pod", &digest), "for users alone");
+        drop(held);
         runs.keep_sets(BTreeSet::new());
         assert!(!sidecars.hub.replays("pod", &digest) && sidecars.sets.get(&digest).is_none() && runs.all().is_empty());
     }

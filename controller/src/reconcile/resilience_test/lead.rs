@@ -96,6 +96,8 @@ impl Tests {
         let seen = self.ingest.subscribe(SEEN_MAX, move |pod, what| pod.namespace == of && asked(what)).into_receiver();
         let sets = plan.test.spec.golden.iter().filter_map(|golden| Some((golden.set.as_str(), &*plan.sets.get(&golden.set)?.set, golden.every)));
         let _replays = self.golden.begin(&uid, &namespace, &plan.test.spec.target.selector, sets)?;
+        let asked = plan.test.spec.load.iter().filter_map(|load| plan.sets.get(&load.inputs.golden_set)).map(|loaded| &*loaded.set);
+        let _held = self.users_pods.is_some().then(|| self.golden.hold(&uid, asked));
         let platform = KubernetesPlatform::start(KubernetesOptions {
             means: Arc::clone(&self.means),
             hub: Arc::clone(&self.hub),
@@ -106,6 +108,8 @@ impl Tests {
             target: plan.test.spec.target.clone(),
             leave: self.schedules.leave_for(test),
             bell: Bell::new(self.events.clone(), test.object_ref(&())),
+            users_pods: self.users_pods.clone(),
+            actions: plan.test.spec.steps.iter().map(|step| step.action.clone()).collect(),
         })
         .await
         .map_err(|error| error.to_string())?;

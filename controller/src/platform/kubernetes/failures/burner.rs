@@ -90,6 +90,10 @@ async fn runs(api: &Api<Pod>, name: &str, what: &str) -> Result<(), FailureError
 pub(super) async fn end(means: &Means, name: &str, node: &str) -> Result<Outcome, FailureError> {
     let what = || format!("burner pod {name} on node {node}");
     let api = api(means);
+    // Where it could not be made for want of a right, that to change it is missing too.
+    if api.get_opt(name).await.map_err(|error| FailureError::api(what(), &error))?.is_none() {
+        return Ok(Outcome::NotMade);
+    }
     let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     match api.patch(name, &parameters, &Patch::Merge(json!({ "spec": { "activeDeadlineSeconds": 1 } }))).await {
         Ok(_) => {}

@@ -12,7 +12,7 @@ use kube::{
     api::{ListParams, ObjectList},
 };
 
-use super::{FailureError, Means};
+use super::{super::users, FailureError, Means};
 use crate::reconcile::pods::{FAULTS_ALLOWED, FAULTS_LABEL};
 
 const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
@@ -40,7 +40,7 @@ pub(super) async fn node(means: &Means, name: &str) -> Result<(), FailureError> 
     let others: BTreeSet<String> = on_node(means, name)
         .await?
         .iter()
-        .filter(|pod| !stays(pod) && !means.pods.allowed_in(&pod.namespace().unwrap_or_default()))
+        .filter(|pod| !stays(pod) && !is_users(means, pod) && !means.pods.allowed_in(&pod.namespace().unwrap_or_default()))
         .map(|pod| format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()))
         .collect();
     if others.is_empty() {
@@ -50,6 +50,11 @@ pub(super) async fn node(means: &Means, name: &str) -> Result<(), FailureError> 
     let more = others.len() - shown.len();
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     Err(FailureError::new(what(), format!("runs pods of namespaces that do not allow faults ({}{more}); {allow}", shown.join(", "))))
+}
+
+/// The users of another test (this one's node is not chosen): they are made anew elsewhere.
+fn is_users(means: &Means, pod: &Pod) -> bool {
+    pod.namespace().as_deref() == Some(&means.namespace) && users::are(pod.labels())
 }
 
 /// All pods of a node that have not ended.

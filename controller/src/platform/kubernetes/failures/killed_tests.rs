@@ -245,6 +245,7 @@ fn means(prompt: Client) -> Arc<Means> {
         prompt,
         namespace: SYSTEM.to_owned(),
         node: "n9".to_owned(),
+        users: Arc::default(),
         image: "steadfast".to_owned(),
         image_pull_policy: None,
         image_pull_secrets: Vec::new(),
@@ -402,4 +403,52 @@ async fn what_cannot_be_taken_back_is_tried_again_until_somebody_asks_to_forget_
     // No such node any more: nothing waits for it.
     let summary = undo::everything(&means, false).await.unwrap();
     assert!(summary.failed.is_empty() && summary.unproven[0].contains("no node of the cluster"), "{summary:?}");
+}
+
+#[tokio::test]
+async fn a_users_pod_that_was_left_behind_is_removed_and_one_that_is_in_use_stays() {
+    let fake = Fake::new();
+    let before = fake.state();
+    let (ledger, means) = (Ledger::new(fake.client(None), SYSTEM, "watch", "models/test"), means(fake.client(None)));
+    let in_use = means.users.name("users-1".to_owned()).unwrap();
+    for pod in ["users-1", "users-2", "users-3"] {
+        ledger.record(ClusterChange::Users { pod: pod.to_owned() }, Span::from_secs(60)).await.unwrap();
+    }
+    // The third was written down and never made.
+    for pod in ["users-1", "users-2"] {
+        fake.put(&format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}"), json!({ "metadata": { "name": pod, "namespace": SYSTEM }, "spec": { "containers": [] } }));
+    }
+    let summary = undo::everything(&means, false).await.unwrap();
+    assert_eq!((summary.restored.as_slice(), summary.failed.as_slice()), (&["users' pod users-2 removed".to_owned()][..], &[][..]));
+    assert!(fake.get(&format!("/api/v1/namespaces/{SYSTEM}/pods/users-1")).is_some() && ledger.entries().await.unwrap().len() == 1);
+    drop(in_use);
+    undo::everything(&means, false).await.unwrap();
+    assert_eq!(fake.state(), before);
+}
+
+#[tokio::test]
+async fn no_failure_takes_the_node_of_the_controller_or_of_the_users() {
+    let fake = Fake::new();
+    for node in ["n3", "n9"] {
+        fake.put(&format!("/api/v1/nodes/{node}"), json!({ "metadata": { "name": node, "uid": node }, "spec": {} }));
+    }
+    for node in ["n1", "n3", "n9"] {
+        let mut labelled = fake.get(&format!("/api/v1/nodes/{node}")).unwrap();
+        labelled["metadata"]["labels"] = json!({ "steadfast.dev/faults": "allowed" });
+        fake.put(&format!("/api/v1/nodes/{node}"), labelled);
+    }
+    let means = means(fake.client(None));
+    let may = async |action: &str, nodes: &[&str], users: Option<&str>| {
+        let action: Action = serde_saphyr::from_str(action).unwrap();
+        choosable(&means, &action, nodes.iter().map(|node| (*node).to_owned()).collect(), users).await.map_err(|error| error.why)
+    };
+    let (lost, burned) = ("nodeFailure: {nodes: {mode: one}}", "cpuPressure: {nodes: {mode: one}, load: 90%}");
+    assert_eq!(may(lost, &["n1", "n3", "n9"], Some("n3")).await.unwrap(), ["n1"]);
+    assert_eq!(may(burned, &["n1", "n3", "n9"], Some("n3")).await.unwrap(), ["n1"]);
+    assert_eq!(may(burned, &["n3", "n9"], Some("n3")).await.unwrap(), ["n3", "n9"], "where there is no other");
+    assert_eq!(may(lost, &["n1", "n3", "n9"], None).await.unwrap(), ["n1", "n3"], "users are where the controller is");
+    let why = may(lost, &["n3"], Some("n3")).await.unwrap_err();
+    assert!(why.contains("holds the users of this run"), "{why}");
+    let why = may(lost, &["n9"], Some("n3")).await.unwrap_err();
+    assert!(why.contains("holds the controller that leads: no failure"), "{why}");
 }

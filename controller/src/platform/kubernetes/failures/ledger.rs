@@ -47,6 +47,8 @@ pub struct Undo {
 pub enum ClusterChange {
     /// A pod in the controller's namespace that burns CPU on a node.
     Burner { pod: String, node: String },
+    /// A pod in the controller's namespace that plays the users.
+    Users { pod: String },
     /// The node was schedulable before.
     Cordoned { node: String },
     /// This taint was not there before.

@@ -44,6 +44,7 @@ use self::{
 use crate::{
     platform::{Order, Undone},
     reconcile::pods::Pods,
+    serve::users::Awaited,
 };
 
 /// The key of taints that the controller's own pods tolerate (deploy/chart/templates/controller.yaml).
@@ -58,8 +59,10 @@ pub struct Means {
     pub pods: Arc<Pods>,
     /// The controller's own namespace: ledgers, node faults and burner pods live there.
     pub namespace: String,
-    /// The node that the controller (and so the users of a run) stands on: never taken away.
+    /// The node that the controller stands on: never taken away.
     pub node: String,
+    /// Pods of users that are in use, and so nobody's to take back.
+    pub users: Arc<Awaited>,
     /// Its own image, which burns too.
     pub image: String,
     pub image_pull_policy: Option<String>,
@@ -75,7 +78,7 @@ pub(super) struct GivenUp(pub watch::Receiver<bool>);
 
 impl GivenUp {
     /// What comes of `work`, unless it is given up before. `work` only looks: what changes something is never cut off in the middle.
-    async fn or<T>(&self, work: impl Future<Output = Result<T, FailureError>>) -> Result<T, FailureError> {
+    pub(super) async fn or<T>(&self, work: impl Future<Output = Result<T, FailureError>>) -> Result<T, FailureError> {
         tokio::select! {
             done = work => done,
             () = self.told() => Err(FailureError::new("the step", "was given up before it was in force: its run ends")),
@@ -155,22 +158,43 @@ pub(super) struct Target<'a> {
     pub given_up: &'a GivenUp,
 }
 
-/// The nodes that this action may choose, of `nodes`: with opt-in, and not the controller's own where it would be taken away, or where its processors would be burned
-/// although there are others.
+/// What an action does to the nodes that it chooses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Reach {
+    /// It needs the node's leave.
+    guarded: bool,
+    /// It takes the node away from whoever is on it.
+    takes: bool,
+    /// Whoever measures there is measured with the node's own trouble.
+    burns: bool,
+}
+
+impl Reach {
+    fn of(action: &Action) -> Self {
+        match action {
+            Action::NodeFailure(_) | Action::Drain(_) => Self { guarded: true, takes: true, burns: false },
+            Action::NetworkLatency(latency) if latency.by == LatencyBy::Agent => Self { guarded: true, takes: true, burns: false },
+            Action::Taint(taint) => Self { guarded: true, takes: taint.effect == TaintEffect::NoExecute, burns: false },
+            Action::CpuPressure(_) => Self { guarded: true, takes: false, burns: true },
+            Action::Cordon(_) => Self { guarded: true, ..Self::default() },
+            _ => Self::default(),
+        }
+    }
+}
+
+/// Whether this action chooses nodes, on which no users should be then.
+pub(super) fn hits_nodes(action: &Action) -> bool {
+    let Reach { takes, burns, .. } = Reach::of(action);
+    action.nodes().is_some() && (takes || burns)
+}
+
+/// The nodes that this action may choose, of `nodes`: with opt-in, and neither the controller's own nor that of the users' pod (`users`) where it would be taken away, or
+/// where its processors would be burned although there are others.
 ///
 /// # Errors
 /// When there is none; why the first of them was refused.
-pub(super) async fn choosable(means: &Means, action: &Action, nodes: Vec<String>) -> Result<Vec<String>, FailureError> {
-    // Whose users would be measured with the node's own trouble, where there is another.
-    let burns = matches!(action, Action::CpuPressure(_));
-    // Whether it needs the node's leave, and whether it takes the node away.
-    let (guarded, takes) = match action {
-        Action::NodeFailure(_) | Action::Drain(_) => (true, true),
-        Action::NetworkLatency(latency) if latency.by == LatencyBy::Agent => (true, true),
-        Action::Taint(taint) => (true, taint.effect == TaintEffect::NoExecute),
-        Action::CpuPressure(_) | Action::Cordon(_) => (true, false),
-        _ => (false, false),
-    };
+pub(super) async fn choosable(means: &Means, action: &Action, nodes: Vec<String>, users: Option<&str>) -> Result<Vec<String>, FailureError> {
+    let Reach { guarded, takes, burns } = Reach::of(action);
     // A taint that the controller does not tolerate leaves it one node at least to come back to.
     let keeps_away = matches!(action, Action::Taint(taint) if taint.effect == TaintEffect::NoSchedule && taint.key != TOLERATED);
     if !guarded {
@@ -179,19 +203,14 @@ pub(super) async fn choosable(means: &Means, action: &Action, nodes: Vec<String>
     let mut may = Vec::new();
     let mut refused = None;
     for node in nodes {
-        let verdict = if keeps_away && node == means.node {
-            Err(FailureError::new(
+        let verdict = match (takes, whose(means, &node, users)) {
+            _ if keeps_away && node == means.node => Err(FailureError::new(
                 format!("node {node}"),
                 "holds the controller that leads: should it be lost, a taint of this key would keep away from every node whoever is to take it back; \
                  steadfast.dev/taint is tolerated",
-            ))
-        } else if takes && node == means.node {
-            Err(FailureError::new(
-                format!("node {node}"),
-                "holds the controller that leads, and with it the users of this run: no failure takes it away or slows its network",
-            ))
-        } else {
-            guard::node(means, &node).await
+            )),
+            (true, Some(whose)) => Err(FailureError::new(format!("node {node}"), format!("holds {whose}: no failure takes it away or slows its network"))),
+            _ => guard::node(means, &node).await,
         };
         match verdict {
             Ok(()) => may.push(node),
@@ -203,11 +222,20 @@ pub(super) async fn choosable(means: &Means, action: &Action, nodes: Vec<String>
     match refused {
         Some(error) if may.is_empty() => Err(error),
         _ => {
-            if burns && may.iter().any(|node| *node != means.node) {
-                may.retain(|node| *node != means.node);
+            if burns && may.iter().any(|node| whose(means, node, users).is_none()) {
+                may.retain(|node| whose(means, node, users).is_none());
             }
             Ok(may)
         }
+    }
+}
+
+/// What stands on this node that measures the run, in words.
+fn whose(means: &Means, node: &str, users: Option<&str>) -> Option<&'static str> {
+    match users {
+        Some(users) if users == node => Some("the users of this run"),
+        None if means.node == node => Some("the controller that leads, and with it the users of this run"),
+        _ => (means.node == node).then_some("the controller that leads"),
     }
 }
 

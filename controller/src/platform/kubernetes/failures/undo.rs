@@ -1,10 +1,12 @@
 //! How each change is taken back: only where it is still ours, and exactly.
 
 use futures_util::future::join_all;
-use kube::Client;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client, api::DeleteParams};
 
 use super::{
     FailureError, Means, burner,
+    error::patiently,
     ledger::{self, ClusterChange, Ledger, Undo},
     node_faults, nodes,
     workload::Workload,
@@ -69,6 +71,7 @@ async fn undo(means: &Means, test: &str, change: &ClusterChange) -> Result<Outco
     let client: &Client = &means.prompt;
     let outcome = match change {
         ClusterChange::Burner { pod, node } => burner::end(means, pod, node).await,
+        ClusterChange::Users { pod } => remove_users(means, pod).await,
         ClusterChange::Cordoned { node } => nodes::uncordon(client, node, test).await,
         ClusterChange::Tainted { node, key, value, effect } => nodes::untaint(client, node, key, value, effect).await,
         ClusterChange::Scaled { kind, namespace, name, uid, replicas, to } => {
@@ -86,6 +89,17 @@ async fn undo(means: &Means, test: &str, change: &ClusterChange) -> Result<Outco
         // What is gone needs no undoing.
         Err(error) if error.gone => Ok(Outcome::NotMade),
         other => other,
+    }
+}
+
+/// A pod that asks and changes nothing; its name is given once.
+async fn remove_users(means: &Means, pod: &str) -> Result<Outcome, FailureError> {
+    let api: Api<Pod> = Api::namespaced(means.prompt.clone(), &means.namespace);
+    let at_once = DeleteParams::default().grace_period(0);
+    match patiently(|| api.delete(pod, &at_once)).await {
+        Ok(_) => Ok(Outcome::Restored(format!("users' pod {pod} removed"))),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Outcome::NotMade),
+        Err(error) => Err(FailureError::api(format!("users' pod {pod}"), &error)),
     }
 }
 
@@ -158,7 +172,11 @@ async fn one(means: &Means, ledger: &Ledger, entry: Undo) -> (Summary, Option<Un
 /// When the ledgers cannot be read.
 pub async fn everything(means: &Means, forget: bool) -> Result<Summary, FailureError> {
     let mut summary = Summary::default();
-    let ledgers = ledger::all(&means.prompt, &means.namespace).await?;
+    let mut ledgers = ledger::all(&means.prompt, &means.namespace).await?;
+    for (_, found) in &mut ledgers {
+        // A watch goes on beside everything else.
+        found.retain(|entry| !matches!(&entry.change, ClusterChange::Users { pod } if means.users.uses(pod)));
+    }
     let taken_back = join_all(ledgers.iter().map(|(ledger, found)| entries(means, ledger, found.clone()))).await;
     for ((ledger, _), (mut of_this, left)) in ledgers.iter().zip(taken_back) {
         if forget {
