@@ -420,7 +420,8 @@ fn what_is_cut_off_returns_when_its_test_is_deleted_and_what_a_budget_refuses_is
     eventually_as_before(&cluster, &installed, &space, &before, 30);
     println!("a drain that a budget holds up ends {:.1} s after its test was deleted", began.elapsed().as_secs_f64());
     // Whoever is on call for the node could read whose doing it was.
-    let of_nodes = ["--namespace", "default", "get", "events", "--field-selector", "reason=FaultBegan,involvedObject.kind=Node", "-o", "yaml"];
+    let of_nodes =
+        ["--namespace", "default", "get", "events", "--field-selector", "reason=FaultBegan,involvedObject.kind=Node", "-o", "jsonpath={.items[*].message}"];
     let said = cluster.kubectl(&of_nodes).expect("Events of nodes");
     assert!(said.contains("/drained: drain on nodes n"), "{said}");
     // A budget that holds one pod back: what it refused is told where people look.

@@ -258,6 +258,37 @@ fn what_is_interrupted_or_halted_is_undone() {
     assert!(status["verdict"] == "halted" && status["reason"].as_str().is_some_and(|reason| reason.contains("below the halt at 50%")), "{status:#}");
     eventually_as_before(&cluster, &installed, &space, &before, 20);
     space.wait_injected("app=digits", 2);
+
+    // Nobody is there who could take a test up: interrupted, it goes with its command.
+    let scale = |replicas: &str| {
+        let replicas = format!("--replicas={replicas}");
+        cluster.kubectl(&["--namespace", &installed.system, "scale", "deployment/steadfast-controller", &replicas]).expect("scaled")
+    };
+    let replicas = ["--namespace", &installed.system, "get", "deployment/steadfast-controller", "-o", "jsonpath={.spec.replicas}"];
+    let replicas = cluster.kubectl(&replicas).expect("its size");
+    scale("0");
+    let gone = ["--namespace", &installed.system, "wait", "--for=delete", "pod", "--selector", "app.kubernetes.io/name=steadfast", "--timeout=120s"];
+    cluster.kubectl(&gone).expect("nobody leads");
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("steadfast runs");
+    space.wait(30, "the test", || space.list("resiliencetests").iter().any(|test| test["metadata"]["generateName"] == "interrupted-").then_some(()));
+    let began = Instant::now();
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("interrupted");
+    let ended = child.wait_with_output().expect("it was there");
+    let said = String::from_utf8_lossy(&ended.stdout) + String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.code() == Some(3) && said.contains("is deleted again") && began.elapsed() < Duration::from_secs(10), "{:?}: {said}", began.elapsed());
+    assert!(space.list("resiliencetests").iter().all(|test| test["metadata"]["generateName"] != "interrupted-"), "{said}");
+
+    scale(replicas.trim());
+    let ready = ["--namespace", &installed.system, "rollout", "status", "deployment/steadfast-controller", "--timeout=120s"];
+    cluster.kubectl(&ready).unwrap_or_else(|why| panic!("{why}\n{}", installed.state()));
+
+    // A taint that no controller tolerates, wherever it may be made, and then no controller: one comes back, and takes it back.
+    space.apply(&test("tainted", "  baseline: 1s\n  steps: [{name: taint, taint: {nodes: {mode: all}, key: example.com/maintenance}, for: 5m}]\n"));
+    space.wait(60, format_args!("a taint\n{}", installed.state()), || (changeable(&cluster, &space) != before).then_some(()));
+    let controllers = ["--namespace", &installed.system, "delete", "pods", "--selector", "app.kubernetes.io/name=steadfast", "--grace-period=0", "--force"];
+    cluster.kubectl(&controllers).expect("killed");
+    eventually_as_before(&cluster, &installed, &space, &before, 90);
+    finished(&space, "tainted", installed.state());
 }
 
 fn finished(space: &Namespace<'_>, name: &str, state: impl Display) -> serde_json::Value {

@@ -180,8 +180,8 @@ mod tests {
     #[test]
     fn what_was_seen_stands_beside_the_setting_with_what_would_change_it() {
         let far = timer(&[90_000.0, 20_000.0, 95_000.0], 55_000.0, Some("less"));
-        assert!(far.seen().starts_with("90.0 s, 95.0 s"), "{}", far.seen());
-        assert_eq!(far.advice().as_deref(), Some("Seen is far above the floor of 55.0 s: look."));
+        assert!(far.seen().starts_with(&format!("{}, {}", span(90_000.0), span(95_000.0))), "{}", far.seen());
+        assert_eq!(far.advice().as_deref(), Some(format!("Seen is far above the floor of {}: look.", span(55_000.0)).as_str()));
         assert_eq!(timer(&[48_000.0], 55_000.0, Some("less")).advice().as_deref(), Some("The floor itself can be lowered: less."));
         assert_eq!(timer(&[48_000.0], 55_000.0, None).advice(), None);
         let none = timer(&[], 55_000.0, Some("less"));
