@@ -140,7 +140,7 @@ fn the_admin_port_is_reached_from_its_own_pod_alone() {
 
 /// What pods of the controller's own namespace could have of it.
 const OF_THE_NAMESPACE: [&str; 6] = [
-    "}], serviceAccountName: steadfast-agent}",
+    "}], serviceAccountName: steadfast-controller}",
     "}], volumes: [{name: stolen, secret: {secretName: steadfast-certificates}}]}",
     "}], volumes: [{name: stolen, projected: {sources: [{secret: {name: steadfast-certificates}}]}}]}",
     "}], volumes: [{name: token, projected: {sources: [{serviceAccountToken: {path: token}}]}}]}",

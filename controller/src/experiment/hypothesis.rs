@@ -20,6 +20,7 @@ use crate::{
 const DOUBTS_SAID: usize = 3;
 
 /// What a hypothesis is held against.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Facts<'a> {
     /// Of a part of the run.
     pub measured: &'a dyn Fn(During) -> Measured,

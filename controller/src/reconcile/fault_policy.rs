@@ -344,7 +344,7 @@ impl FaultPolicies {
                         Standing::Armed => self.events.say(about, reason, "Arm", message),
                         Standing::Expired => self.events.say(about, reason, "Disarm", message),
                         Standing::Invalid(_) | Standing::NotAllowed | Standing::SidecarTooOld(_) | Standing::SidecarsSilent(_) => {
-                            self.events.warn(about, reason, "Arm", message)
+                            self.events.warn(about, reason, "Arm", message);
                         }
                         Standing::NoPods | Standing::Arming => {}
                     }

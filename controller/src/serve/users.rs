@@ -71,7 +71,7 @@ struct Taken {
     sequence: u64,
     clock: TwoWays,
     acknowledged: VecDeque<(u64, Instant)>,
-    not_taken: u64,
+    refused: u64,
     kernel: Option<Kernel>,
 }
 
@@ -252,7 +252,7 @@ impl Place {
                 let pod = row.3.and_then(|number| names.get(number as usize).cloned());
                 let record = Record { due: at(row.0), sent: at(row.1), ended: at(row.2), pod, end: row.4.into() };
                 if self.records.try_send(record).is_err() {
-                    taken.not_taken += 1;
+                    taken.refused += 1;
                 }
             }
         }
@@ -260,7 +260,7 @@ impl Place {
             let here = Kernel::here(zero).filter(|here| here.boot == kernel.boot)?;
             Some(here.zero_ns as i64 - kernel.zero_ns as i64)
         });
-        let heard = Heard { last: Some(received), ended: batch.ended, failed: None, dropped: batch.dropped + taken.not_taken, uncertain, apart_ns };
+        let heard = Heard { last: Some(received), ended: batch.ended, failed: None, dropped: batch.dropped + taken.refused, uncertain, apart_ns };
         drop(taken);
         self.heard.send_replace(heard);
     }

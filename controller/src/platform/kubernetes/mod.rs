@@ -452,7 +452,7 @@ impl Platform for KubernetesPlatform {
 
     async fn users(&self, asked: Vec<Asked>, records: mpsc::Sender<Record>) -> Result<Users, PlatformError> {
         let begin = Begin { target: self.address, keep_alive: self.keep_alive(), loads: users::wanted(&asked) };
-        users::begin(&self.inner, begin, asked, records).await
+        Box::pin(users::begin(&self.inner, begin, asked, records)).await
     }
 
     fn timers(&self) -> Option<PlatformTimers> {

@@ -247,7 +247,7 @@ struct OnePod {
 
 /// Who asks now.
 enum Asking {
-    Pod(OnePod),
+    Pod(Box<OnePod>),
     Here(Vec<Generator>),
 }
 
@@ -260,7 +260,7 @@ impl Crew {
     /// Until it is told to stop; requests in no record.
     async fn keep(self, pod: OnePod, mut stop: watch::Receiver<bool>) -> u64 {
         let (mut dropped, mut short_lives) = (0, 0);
-        let mut asking = Asking::Pod(pod);
+        let mut asking = Asking::Pod(Box::new(pod));
         loop {
             let pod = match asking {
                 Asking::Pod(pod) => pod,
@@ -275,7 +275,7 @@ impl Crew {
                 why = self.lost(&pod, &mut heard) => Some(why),
             };
             let Some(why) = lost else {
-                dropped += self.end(pod, heard).await;
+                dropped += self.end(*pod, heard).await;
                 return dropped;
             };
             let silent = heard.borrow().last.map_or(Duration::ZERO, |last| last.elapsed());
@@ -284,7 +284,7 @@ impl Crew {
             dropped += heard.borrow().dropped;
             short_lives = if pod.since.elapsed() < SHORT_LIFE { short_lives + 1 } else { 0 };
             let node = pod.node.clone();
-            self.remove(pod).await;
+            self.remove(*pod).await;
             let anew = async {
                 if short_lives >= SHORT_LIVES_MAX {
                     return Err(FailureError::new("users", format!("{short_lives} pods in a row were lost within {SHORT_LIFE:?} each, the last: {why}")));
@@ -296,7 +296,7 @@ impl Crew {
                 _ = stop.wait_for(|stop| *stop) => return dropped,
             };
             asking = match anew {
-                Ok(pod) => Asking::Pod(pod),
+                Ok(pod) => Asking::Pod(Box::new(pod)),
                 Err(error) => {
                     self.inner.whereabouts.is_here(error.to_string());
                     match self.here() {
