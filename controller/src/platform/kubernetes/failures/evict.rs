@@ -16,7 +16,10 @@ use kube::{
 use tokio::time::{sleep, timeout};
 
 use super::{FailureError, GivenUp, guard};
-use crate::words::{NAMES_MAX, some};
+use crate::{
+    reconcile::resource::MANAGER,
+    words::{NAMES_MAX, some},
+};
 
 /// What a disruption budget refused is asked for again so often, as a drain does.
 pub(super) const AGAIN: Duration = Duration::from_secs(2);
@@ -128,7 +131,9 @@ pub(super) fn movable(node: &str, on_node: &[Object], empties: bool) -> Result<B
         return Err(FailureError::new(format!("node {node}"), why));
     }
     let has_volume = |pod: &&Object| pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|volume| volume.empty_dir.is_some());
-    let losing: Vec<String> = if empties { Vec::new() } else { moves().filter(has_volume).map(name).collect() };
+    // What the controller keeps in its own volume it fetches again.
+    let is_ours = |pod: &&Object| pod.labels().get("app.kubernetes.io/name").is_some_and(|name| name == MANAGER);
+    let losing: Vec<String> = if empties { Vec::new() } else { moves().filter(has_volume).filter(|pod| !is_ours(pod)).map(name).collect() };
     if !losing.is_empty() {
         let why = format!(
             "runs pods that would lose what is in their emptyDir volumes: {}; write `deleteEmptyDirData: true` in the step if they may, or drain another node",
