@@ -142,60 +142,42 @@ impl InService {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::Arc,
-        time::{Duration, Instant},
-    };
-
     use steadfast_api::{golden::Outcome, sidecar::GoldenReplay};
 
     use super::*;
     use crate::{
-        load::{End, Record},
-        observe::testing::{pod, uid},
-        platform::{Change, What},
+        load::End,
+        observe::testing::{Told, uid},
+        platform::What,
     };
 
     const SECOND: i64 = 1_000_000;
 
-    struct Run {
-        history: History,
-        epoch: Instant,
-    }
+    struct Run(Told);
 
     impl Run {
         fn of(names: &[&str]) -> Self {
-            let epoch = Instant::now();
-            let mut run = Self { history: History::new(epoch, 10 * SECOND), epoch };
-            for name in names {
-                run.up(0, name, None);
-            }
-            run
-        }
-
-        fn change(&mut self, ms: u64, what: What) {
-            self.history.change(&Change { at: self.epoch + Duration::from_millis(ms), what });
+            Self(Told::of(names))
         }
 
         fn up(&mut self, ms: u64, name: &str, replaces: Option<&str>) {
-            self.change(ms, What::Created { pod: pod(name, &uid(name), "n1"), replaces: replaces.map(uid) });
-            self.change(ms, What::Endpoint { uid: uid(name), present: true });
+            self.0.up(ms, name, replaces);
         }
 
         fn down(&mut self, ms: u64, name: &str) {
-            self.change(ms, What::Endpoint { uid: uid(name), present: false });
-            self.change(ms, What::Gone { uid: uid(name), reason: "deleted".into() });
+            self.0.change(ms, What::Endpoint { uid: uid(name), present: false });
+            self.0.change(ms, What::Gone { uid: uid(name), reason: "deleted".into() });
         }
 
         fn asked(&mut self, ms: u64, pod: Option<&str>, end: End) {
-            let at = self.epoch + Duration::from_millis(ms);
-            self.history.record(&Record { due: at, sent: at, ended: at + Duration::from_millis(5), pod: pod.map(Arc::from), end });
+            self.0.asked(ms, 5, pod, end);
         }
 
-        fn losses(mut self) -> Losses {
-            self.history.seal();
-            let lost = self.history.outages(SECOND / 10, 0, 20 * SECOND);
-            losses(&self.history, &lost, 0, 20 * SECOND)
+        fn losses(self) -> Losses {
+            let mut history = self.0.history;
+            history.seal();
+            let lost = history.outages(SECOND / 10, 0, 20 * SECOND);
+            losses(&history, &lost, 0, 20 * SECOND)
         }
     }
 
@@ -223,7 +205,7 @@ mod tests {
         run.down(1000, "a");
         run.up(2000, "b", Some("a"));
         for (at, outcome) in [(3, Outcome::Mismatch), (4, Outcome::Match), (5, Outcome::Mismatch)] {
-            run.history.replays.replayed(at * SECOND, 1, &GoldenReplay { set: "s".into(), sample: "x".into(), outcome, detail: None, latency_ns: 0 });
+            run.0.history.replays.replayed(at * SECOND, 1, &GoldenReplay { set: "s".into(), sample: "x".into(), outcome, detail: None, latency_ns: 0 });
         }
         assert_eq!(run.losses().outages[0].wrong_at_first, 1);
     }

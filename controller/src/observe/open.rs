@@ -67,59 +67,40 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::Arc,
-        time::{Duration, Instant},
-    };
-
     use steadfast_api::sidecar::{self, PodIdentity};
 
-    use super::*;
     use crate::{
-        load::{End, Record},
-        observe::testing::{pod, uid},
-        platform::{Change, What},
+        load::End,
+        observe::testing::{Told, pod, uid},
+        platform::What,
         serve::Seen,
     };
 
     const SECOND: i64 = 1_000_000;
 
-    struct Run {
-        history: History,
-        epoch: Instant,
-    }
+    /// In seconds.
+    struct Run(Told);
 
     impl Run {
         fn new() -> Self {
-            let epoch = Instant::now();
-            let mut run = Self { history: History::new(epoch, 10 * SECOND), epoch };
-            for name in ["a", "b"] {
-                run.change(0, What::Created { pod: pod(name, &uid(name), "n1"), replaces: None });
-                run.change(0, What::Endpoint { uid: uid(name), present: true });
-            }
-            run
-        }
-
-        fn at(&self, second: u64) -> Instant {
-            self.epoch + Duration::from_secs(second)
+            Self(Told::of(&["a", "b"]))
         }
 
         fn change(&mut self, second: u64, what: What) {
-            self.history.change(&Change { at: self.at(second), what });
+            self.0.change(second * 1000, what);
         }
 
         fn hear(&mut self, second: u64, name: &str) {
             let pod = PodIdentity { name: name.into(), uid: uid(name), ..PodIdentity::default() };
-            self.history.seen(&Seen { at: self.at(second), pod, what: sidecar::What::Upstream { ready: true } });
+            self.0.history.seen(&Seen { at: self.0.at(second * 1000), pod, what: sidecar::What::Upstream { ready: true } });
         }
 
         fn answered(&mut self, second: u64, name: &str) {
-            let at = self.at(second);
-            self.history.record(&Record { due: at, sent: at, ended: at, pod: Some(Arc::from(name)), end: End::Answered { right: true } });
+            self.0.asked(second * 1000, 0, Some(name), End::Answered { right: true });
         }
 
         fn open(&self, second: i64) -> Vec<(String, i64)> {
-            self.history.open(second * SECOND, 2 * SECOND).into_iter().map(|open| (open.pod, open.since / SECOND)).collect()
+            self.0.history.open(second * SECOND, 2 * SECOND).into_iter().map(|open| (open.pod, open.since / SECOND)).collect()
         }
     }
 
@@ -150,7 +131,7 @@ mod tests {
     fn an_outage_stays_open_over_the_end_of_a_window() {
         let mut run = Run::new();
         run.change(10, What::Endpoint { uid: uid("a"), present: false });
-        let _ = run.history.before(20 * SECOND, false, SECOND);
+        let _ = run.0.history.before(20 * SECOND, false, SECOND);
         assert_eq!(run.open(30), [("a".to_owned(), 10)]);
     }
 

@@ -1,12 +1,20 @@
-//! Synthetic histories for the tests of this module: a story told in milliseconds.
+//! Synthetic histories for the tests of this module and of what reads it: told in milliseconds.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
+    History,
     marks::{Answer, Fact, Lost, Planned, Terms, Traffic, outages},
     requests::Kind,
 };
-use crate::platform::{Pod, What};
+use crate::{
+    load::{End, Record},
+    platform::{Change, Pod, What},
+};
 
 pub(crate) fn pod(name: &str, uid: &str, node: &str) -> Pod {
     Pod { name: name.to_owned(), uid: uid.to_owned(), node: node.to_owned(), labels: BTreeMap::new(), in_service: false }
@@ -22,6 +30,43 @@ pub(crate) struct Story {
 
 pub(crate) fn uid(name: &str) -> String {
     format!("uid-{name}")
+}
+
+/// A history as a run keeps it.
+pub(crate) struct Told {
+    pub history: History,
+    epoch: Instant,
+}
+
+impl Told {
+    /// These pods are in service from the begin on.
+    pub(crate) fn of(names: &[&str]) -> Self {
+        let epoch = Instant::now();
+        let mut told = Self { history: History::new(epoch, 10_000_000), epoch };
+        for name in names {
+            told.up(0, name, None);
+        }
+        told
+    }
+
+    pub(crate) fn at(&self, ms: u64) -> Instant {
+        self.epoch + Duration::from_millis(ms)
+    }
+
+    pub(crate) fn change(&mut self, ms: u64, what: What) {
+        self.history.change(&Change { at: self.at(ms), what });
+    }
+
+    pub(crate) fn up(&mut self, ms: u64, name: &str, replaces: Option<&str>) {
+        self.change(ms, What::Created { pod: pod(name, &uid(name), "n1"), replaces: replaces.map(uid) });
+        self.change(ms, What::Endpoint { uid: uid(name), present: true });
+    }
+
+    /// A request that took so long; `None`: it reached no pod.
+    pub(crate) fn asked(&mut self, ms: u64, took: u64, pod: Option<&str>, end: End) {
+        let (at, ended) = (self.at(ms), self.at(ms + took));
+        self.history.record(&Record { due: at, sent: at, ended, pod: pod.map(Arc::from), end });
+    }
 }
 
 impl Story {
