@@ -88,20 +88,26 @@ pub(crate) fn run(cluster: &Cluster, space: &Namespace<'_>, text: &str) -> Ended
 /// With these variables.
 pub(crate) fn run_with(cluster: &Cluster, space: &Namespace<'_>, text: &str, variables: &[(&str, &str)]) -> Ended {
     let folder = tempfile::TempDir::new().expect("a folder");
-    ran(cluster, space, text, &folder.path().join("report"), variables)
+    ran(STEADFAST.as_ref(), cluster, space, text, &folder.path().join("report"), variables)
+}
+
+/// By another program than this version's.
+pub(crate) fn run_by(program: &Path, cluster: &Cluster, space: &Namespace<'_>, text: &str) -> Ended {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    ran(program, cluster, space, text, &folder.path().join("report"), &[])
 }
 
 /// With the report in a folder that stays.
 pub(crate) fn run_into(cluster: &Cluster, space: &Namespace<'_>, text: &str, report: &Path) -> Ended {
-    ran(cluster, space, text, report, &[])
+    ran(STEADFAST.as_ref(), cluster, space, text, report, &[])
 }
 
-fn ran(cluster: &Cluster, space: &Namespace<'_>, text: &str, report: &Path, variables: &[(&str, &str)]) -> Ended {
+fn ran(program: &Path, cluster: &Cluster, space: &Namespace<'_>, text: &str, report: &Path, variables: &[(&str, &str)]) -> Ended {
     let folder = tempfile::TempDir::new().expect("a folder");
     let file = folder.path().join("test.yaml");
     std::fs::write(&file, text).expect("the file is written");
     let ran = cluster
-        .command(STEADFAST)
+        .command(program.to_str().expect("UTF-8"))
         .args(["run", "--platform", "kubernetes", "--namespace", space.name(), "--report-dir"])
         .arg(report)
         .arg(&file)

@@ -45,10 +45,15 @@ fn endpoint_ports(space: &Namespace<'_>, name: &str) -> Vec<u64> {
 }
 
 pub(crate) fn ask(to: SocketAddr) -> Result<(), String> {
+    ask_for(to, "recommender")
+}
+
+/// About a model.
+pub(crate) fn ask_for(to: SocketAddr, model: &str) -> Result<(), String> {
     let fail = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).map_err(fail("connect"))?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(fail("timeout"))?;
-    stream.write_all(b"GET /v2/models/recommender HTTP/1.1\r\nhost: recommender\r\nconnection: close\r\n\r\n").map_err(fail("send"))?;
+    write!(stream, "GET /v2/models/{model} HTTP/1.1\r\nhost: {model}\r\nconnection: close\r\n\r\n").map_err(fail("send"))?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map_err(fail("read"))?;
     if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(format!("{:?}", answer.lines().next())) }
@@ -69,10 +74,10 @@ enum By {
 
 impl By {
     /// A GET each time it is called.
-    fn asker(self, to: SocketAddr) -> Box<dyn FnMut() -> Result<(), String>> {
+    fn asker(self, to: SocketAddr, model: &'static str) -> Box<dyn FnMut() -> Result<(), String>> {
         let mut builder = Client::builder(TokioExecutor::new());
         match self {
-            Self::Connections => return Box::new(move || ask(to)),
+            Self::Connections => return Box::new(move || ask_for(to, model)),
             Self::KeptHttp1 => {
                 builder.retry_canceled_requests(false);
             }
@@ -85,7 +90,7 @@ impl By {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         Box::new(move || {
             runtime.block_on(async {
-                let url = format!("http://{to}/v2/models/recommender").parse().expect("a URL");
+                let url = format!("http://{to}/v2/models/{model}").parse().expect("a URL");
                 let answer = async {
                     let answer = client.get(url).await.map_err(|error| format!("{error:?}"))?;
                     let status = answer.status();
@@ -110,10 +115,15 @@ pub(crate) struct Users {
 impl Users {
     /// Two, each request on a connection of its own.
     pub(crate) fn start(cluster: &'static Cluster, to: SocketAddr) -> Self {
-        Self::come(cluster, to, &[By::Connections, By::Connections])
+        Self::of(cluster, to, "recommender")
     }
 
-    fn come(cluster: &'static Cluster, to: SocketAddr, users: &[By]) -> Self {
+    /// Of a model.
+    pub(crate) fn of(cluster: &'static Cluster, to: SocketAddr, model: &'static str) -> Self {
+        Self::come(cluster, to, model, &[By::Connections, By::Connections])
+    }
+
+    fn come(cluster: &'static Cluster, to: SocketAddr, model: &'static str, users: &[By]) -> Self {
         let stop = Arc::<AtomicBool>::default();
         let began = Instant::now();
         let user = |by: &By| {
@@ -121,7 +131,7 @@ impl Users {
             let stop = Arc::clone(&stop);
             thread::spawn(move || {
                 cluster.inside(move || {
-                    let (mut asked, mut ask) = (Vec::new(), by.asker(to));
+                    let (mut asked, mut ask) = (Vec::new(), by.asker(to, model));
                     while !stop.load(Ordering::Acquire) {
                         asked.push((began.elapsed(), ask().map_err(|why| format!("{by:?}: {why}"))));
                         thread::sleep(Duration::from_millis(20));
@@ -210,7 +220,7 @@ fn rolling_the_sidecar_out_and_back_under_load_loses_no_request() {
     roll("injected");
     assert_eq!(endpoint_ports(&space, "recommender"), [4180]);
     // Who keeps a connection has it with a sidecar now, and every sidecar ends while its clients go on.
-    let kept = Users::come(shared.everywhere(), to, &[By::KeptHttp1, By::KeptHttp2]);
+    let kept = Users::come(shared.everywhere(), to, "recommender", &[By::KeptHttp1, By::KeptHttp2]);
     thread::sleep(Duration::from_secs(1));
     roll("restarted");
     space.kubectl(&["label", "namespace", space.name(), "steadfast.dev/inject-"]).expect("labelled");

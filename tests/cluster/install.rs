@@ -115,18 +115,18 @@ fn spend() {
     }
 }
 
-/// `helm` on the release, with the images of these tests.
+/// `helm` on the release, with the images of these tests where `args` do not name others.
 pub(crate) fn helm(cluster: &Cluster, system: &str, args: &[&str]) -> Result<String, String> {
     let split = |image: &str| image.rsplit_once(':').map(|(repository, tag)| (repository.to_owned(), tag.to_owned())).expect("an image with a tag");
     let mut command = cluster.command("helm");
-    command.args(args).args(["--namespace", system]);
-    if args.first() == Some(&"upgrade") {
+    command.arg(args[0]).args(["--namespace", system]);
+    if args[0] == "upgrade" {
         for (key, image) in [("image", IMAGE), ("proxy.image", PROXY_IMAGE), ("nodeAgent.image", AGENT_IMAGE)] {
             let (repository, tag) = split(image);
             command.args(["--set", &format!("{key}.repository={repository},{key}.pullPolicy=Never"), "--set-string", &format!("{key}.tag={tag}")]);
         }
     }
-    output(command.current_dir(root()), None)
+    output(command.args(&args[1..]).current_dir(root()), None)
 }
 
 /// What the controller made itself goes with the chart, within the garbage collector's time. Of tests are `steadfast-test-…` and `steadfast-tls`.

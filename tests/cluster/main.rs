@@ -31,6 +31,7 @@ mod truth;
 mod tutorial;
 mod upgrade;
 mod users;
+mod versions;
 mod watches;
 mod webhook;
 mod workloads;
