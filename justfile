@@ -35,6 +35,10 @@ kills:
 kill-matrix:
     STEADFAST_KILL_MATRIX=full cargo test --test cluster -- --nocapture --test-threads 1 a_leader_that_is_lost lost::
 
+# Sidecars of this version under the controller of another revision, and the reverse, on a real cluster on this machine (root). Builds the other one beside this one.
+versions revision:
+    tests/cluster/versions {{revision}}
+
 # Where the build's time goes.
 timings:
     cargo build --release --timings

@@ -19,7 +19,8 @@ spec:
   rules: [{match: {model: recommender}, faults: [{delay: {fixed: 300ms}}]}]
 ";
 
-fn standing(space: &Namespace<'_>) -> Option<String> {
+/// What stands about the policy `slow`.
+pub(crate) fn standing(space: &Namespace<'_>) -> Option<String> {
     Some(space.get("faultpolicy/slow")?["status"]["conditions"][0]["reason"].as_str()?.to_owned())
 }
 

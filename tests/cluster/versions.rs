@@ -2,10 +2,11 @@
 //! `tests/cluster/versions REVISION` builds the other one and names its checkout in `STEADFAST_PREVIOUS`.
 
 use std::{
-    env,
+    env, fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
+    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -13,10 +14,11 @@ use steadfast_api::report::{PhaseKind, Report, RunOutcome};
 
 use crate::{
     experiments::{ASKS, digits, run_by, test},
-    golden::{reason, status},
+    golden::status,
     harness::{Cluster, Entered, Installation, Namespace, STEADFAST, cluster_alone, output, root},
     injection::{Users, ask_for, service},
     install::{Installed, helm, install_anew},
+    upgrade::standing,
 };
 
 const SLOW: &str = "apiVersion: steadfast.dev/v1alpha1
@@ -35,7 +37,7 @@ const STEPS: &str = "  golden: [{set: digits, every: 100ms}]
     - {name: slow, networkLatency: {pods: {mode: one}, delay: 300ms}, for: 5s}
     - {name: silent, networkLoss: {pods: {mode: one}, share: 50%}, for: 4s}
     - {name: wrong, corrupt: {pods: {mode: one}, magnitude: 50%, share: 100%}, for: 4s}
-    - {name: busy, cpuPressure: {pods: {mode: one}, cores: 0.1}, for: 4s}
+    - {name: busy, cpuPressure: {pods: {mode: one}, load: 20%}, for: 4s}
     - {name: held, podHoldDown: {pods: {mode: one}}, for: 4s}
   stable: {within: 60s, hold: 3s}
 ";
@@ -74,8 +76,17 @@ fn images(cluster: &Cluster, namespace: &str, selector: [&str; 2], path: &str) -
     listed.lines().map(str::to_owned).collect()
 }
 
-fn all_end_with(images: &[String], tag: &str) {
-    assert!(!images.is_empty() && images.iter().all(|image| image.ends_with(tag)), "not all {tag}: {images:?}");
+/// Of all of them, once those of before are gone.
+fn all_end_with(images: impl Fn() -> Vec<String>, tag: &str) {
+    let began = Instant::now();
+    loop {
+        let images = images();
+        if !images.is_empty() && images.iter().all(|image| image.ends_with(tag)) {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "not all {tag}: {images:?}");
+        sleep(Duration::from_millis(300));
+    }
 }
 
 fn takes(cluster: &Cluster, to: SocketAddr) -> Duration {
@@ -92,15 +103,15 @@ fn no_request_lost(users: Users, during: &str) {
 
 /// The sidecars that are there do what the controller that is there says, and tell it what they see.
 fn they_work_together(cluster: &Cluster, space: &Namespace<'_>, installed: &Installed<'_>, program: &Path) {
-    let (to, context) = (service(space, "digits"), || format!("{}\n{}", space.get("faultpolicy/slow").unwrap_or_default(), installed.state()));
-    space.wait(60, format_args!("quick answers\n{}", context()), || (takes(cluster, to) < Duration::from_millis(250)).then_some(()));
+    let (to, context) = (service(space, "digits"), fmt::from_fn(|f| write!(f, "{}\n{}", space.get("faultpolicy/slow").unwrap_or_default(), installed.state())));
+    space.wait(60, format_args!("quick answers\n{}", context), || (takes(cluster, to) < Duration::from_millis(250)).then_some(()));
     space.apply(SLOW);
-    space.wait(30, format_args!("slow answers\n{}", context()), || (takes(cluster, to) >= Duration::from_millis(300)).then_some(()));
-    space.wait(20, "its word", || (reason(&space.get("faultpolicy/slow")?["status"], "Armed") == "Armed").then_some(()));
+    space.wait(30, format_args!("slow answers\n{}", context), || (takes(cluster, to) >= Duration::from_millis(300)).then_some(()));
+    space.wait(20, "its word", || (standing(space)? == "Armed").then_some(()));
     space.kubectl(&["delete", "faultpolicy/slow"]).expect("deleted");
-    space.wait(30, format_args!("quick answers again\n{}", context()), || (takes(cluster, to) < Duration::from_millis(250)).then_some(()));
+    space.wait(30, format_args!("quick answers again\n{}", context), || (takes(cluster, to) < Duration::from_millis(250)).then_some(()));
     let judged = space
-        .wait(90, format_args!("a verdict\n{}", context()), || Some(status(space)).filter(|status| status["verdict"] == "Pass" && status["podsPassing"] == 2));
+        .wait(90, format_args!("a verdict\n{}", context), || Some(status(space)).filter(|status| status["verdict"] == "Pass" && status["podsPassing"] == 2));
     assert_eq!(judged["podsFailing"], 0, "{judged:#}");
 
     let ended = run_by(program, cluster, space, &test("both", STEPS));
@@ -127,13 +138,17 @@ fn each_versions_sidecars_work_with_the_others_controller_and_an_upgrade_and_the
         return;
     }
     let installed = install_anew(&cluster, &[]);
+    let controllers = || images(&cluster, &installed.system, CONTROLLERS, ".spec.containers[0].image");
     to_previous(&cluster, &installed, &previous);
-    all_end_with(&images(&cluster, &installed.system, CONTROLLERS, ".spec.containers[0].image"), TAG);
+    all_end_with(&controllers, TAG);
     let space = cluster.namespace_with("versions", ASKS);
     digits(&space, 2);
+    // Judged within seconds.
+    let often = r#"{"spec": {"schedule": {"every": "200ms", "share": "100%"}, "verdict": {"detect": "10%"}}}"#;
+    space.kubectl(&["patch", "goldenset/digits", "--type=merge", "-p", often]).expect("patched");
     let pods = space.pods("app=digits");
     let sidecars = || images(&cluster, space.name(), ["--selector", "app=digits"], ".spec.initContainers[0].image");
-    all_end_with(&sidecars(), TAG);
+    all_end_with(&sidecars, TAG);
     let to = service(&space, "digits");
 
     // Upgraded under load, with a policy in force.
@@ -141,7 +156,7 @@ fn each_versions_sidecars_work_with_the_others_controller_and_an_upgrade_and_the
     space.wait(30, "slow answers", || (takes(&cluster, to) >= Duration::from_millis(300)).then_some(()));
     let users = Users::of(cluster.everywhere(), to, "digits");
     to_this(&cluster, &installed);
-    all_end_with(&images(&cluster, &installed.system, CONTROLLERS, ".spec.containers[0].image"), ":1");
+    all_end_with(&controllers, ":1");
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(15) {
         assert!(takes(&cluster, to) >= Duration::from_millis(300), "what was armed stays");
@@ -149,19 +164,18 @@ fn each_versions_sidecars_work_with_the_others_controller_and_an_upgrade_and_the
     no_request_lost(users, "the upgrade");
     space.kubectl(&["delete", "faultpolicy/slow"]).expect("deleted");
     they_work_together(&cluster, &space, &installed, Path::new(STEADFAST));
-    all_end_with(&sidecars(), TAG);
+    all_end_with(&sidecars, TAG);
     assert_eq!(space.pods("app=digits"), pods, "every sidecar is the old one");
 
     // Sidecars of this version, and the way back under load.
     space.kubectl(&["rollout", "restart", "deployment/digits"]).expect("restarted");
     space.kubectl(&["rollout", "status", "deployment/digits", "--timeout=120s"]).expect("rolled over");
-    space.wait(60, "the new pods alone", || (space.pods("app=digits").len() == 2).then_some(()));
-    all_end_with(&sidecars(), ":1");
+    all_end_with(&sidecars, ":1");
     space.apply(SLOW);
     space.wait(30, "slow answers", || (takes(&cluster, to) >= Duration::from_millis(300)).then_some(()));
     let users = Users::of(cluster.everywhere(), to, "digits");
     to_previous(&cluster, &installed, &previous);
-    all_end_with(&images(&cluster, &installed.system, CONTROLLERS, ".spec.containers[0].image"), TAG);
+    all_end_with(&controllers, TAG);
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(15) {
         assert!(takes(&cluster, to) >= Duration::from_millis(300), "what was armed stays");
@@ -169,5 +183,5 @@ fn each_versions_sidecars_work_with_the_others_controller_and_an_upgrade_and_the
     no_request_lost(users, "the way back");
     space.kubectl(&["delete", "faultpolicy/slow"]).expect("deleted");
     they_work_together(&cluster, &space, &installed, &previous.join("target/debug/steadfast"));
-    all_end_with(&sidecars(), ":1");
+    all_end_with(&sidecars, ":1");
 }
