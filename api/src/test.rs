@@ -436,7 +436,7 @@ pub struct Evict {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ContainerKill {
     pub pods: Selection,
-    /// Absent: the pod's first container.
+    /// Absent: the server's, which is the one behind the target's port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
 }

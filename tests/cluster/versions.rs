@@ -103,15 +103,18 @@ fn no_request_lost(users: Users, during: &str) {
 
 /// The sidecars that are there do what the controller that is there says, and tell it what they see.
 fn they_work_together(cluster: &Cluster, space: &Namespace<'_>, installed: &Installed<'_>, program: &Path) {
-    let (to, context) = (service(space, "digits"), fmt::from_fn(|f| write!(f, "{}\n{}", space.get("faultpolicy/slow").unwrap_or_default(), installed.state())));
-    space.wait(60, format_args!("quick answers\n{}", context), || (takes(cluster, to) < Duration::from_millis(250)).then_some(()));
+    let (to, context) = (
+        service(space, "digits"),
+        fmt::from_fn(|f| write!(f, "{}\n{}\n{}", space.get("faultpolicy/slow").unwrap_or_default(), status(space), installed.state())),
+    );
+    space.wait(60, format_args!("quick answers\n{context}"), || (takes(cluster, to) < Duration::from_millis(250)).then_some(()));
     space.apply(SLOW);
-    space.wait(30, format_args!("slow answers\n{}", context), || (takes(cluster, to) >= Duration::from_millis(300)).then_some(()));
+    space.wait(30, format_args!("slow answers\n{context}"), || (takes(cluster, to) >= Duration::from_millis(300)).then_some(()));
     space.wait(20, "its word", || (standing(space)? == "Armed").then_some(()));
     space.kubectl(&["delete", "faultpolicy/slow"]).expect("deleted");
-    space.wait(30, format_args!("quick answers again\n{}", context), || (takes(cluster, to) < Duration::from_millis(250)).then_some(()));
-    let judged = space
-        .wait(90, format_args!("a verdict\n{}", context), || Some(status(space)).filter(|status| status["verdict"] == "Pass" && status["podsPassing"] == 2));
+    space.wait(30, format_args!("quick answers again\n{context}"), || (takes(cluster, to) < Duration::from_millis(250)).then_some(()));
+    let judged =
+        space.wait(90, format_args!("a verdict\n{context}"), || Some(status(space)).filter(|status| status["verdict"] == "Pass" && status["podsPassing"] == 2));
     assert_eq!(judged["podsFailing"], 0, "{judged:#}");
 
     let ended = run_by(program, cluster, space, &test("both", STEPS));
@@ -140,7 +143,7 @@ fn each_versions_sidecars_work_with_the_others_controller_and_an_upgrade_and_the
     let installed = install_anew(&cluster, &[]);
     let controllers = || images(&cluster, &installed.system, CONTROLLERS, ".spec.containers[0].image");
     to_previous(&cluster, &installed, &previous);
-    all_end_with(&controllers, TAG);
+    all_end_with(controllers, TAG);
     let space = cluster.namespace_with("versions", ASKS);
     digits(&space, 2);
     // Judged within seconds.
@@ -148,7 +151,7 @@ fn each_versions_sidecars_work_with_the_others_controller_and_an_upgrade_and_the
     space.kubectl(&["patch", "goldenset/digits", "--type=merge", "-p", often]).expect("patched");
     let pods = space.pods("app=digits");
     let sidecars = || images(&cluster, space.name(), ["--selector", "app=digits"], ".spec.initContainers[0].image");
-    all_end_with(&sidecars, TAG);
+    all_end_with(sidecars, TAG);
     let to = service(&space, "digits");
 
     // Upgraded under load, with a policy in force.
@@ -156,7 +159,7 @@ fn each_versions_sidecars_work_with_the_others_controller_and_an_upgrade_and_the
     space.wait(30, "slow answers", || (takes(&cluster, to) >= Duration::from_millis(300)).then_some(()));
     let users = Users::of(cluster.everywhere(), to, "digits");
     to_this(&cluster, &installed);
-    all_end_with(&controllers, ":1");
+    all_end_with(controllers, ":1");
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(15) {
         assert!(takes(&cluster, to) >= Duration::from_millis(300), "what was armed stays");
@@ -164,18 +167,18 @@ fn each_versions_sidecars_work_with_the_others_controller_and_an_upgrade_and_the
     no_request_lost(users, "the upgrade");
     space.kubectl(&["delete", "faultpolicy/slow"]).expect("deleted");
     they_work_together(&cluster, &space, &installed, Path::new(STEADFAST));
-    all_end_with(&sidecars, TAG);
+    all_end_with(sidecars, TAG);
     assert_eq!(space.pods("app=digits"), pods, "every sidecar is the old one");
 
     // Sidecars of this version, and the way back under load.
     space.kubectl(&["rollout", "restart", "deployment/digits"]).expect("restarted");
     space.kubectl(&["rollout", "status", "deployment/digits", "--timeout=120s"]).expect("rolled over");
-    all_end_with(&sidecars, ":1");
+    all_end_with(sidecars, ":1");
     space.apply(SLOW);
     space.wait(30, "slow answers", || (takes(&cluster, to) >= Duration::from_millis(300)).then_some(()));
     let users = Users::of(cluster.everywhere(), to, "digits");
     to_previous(&cluster, &installed, &previous);
-    all_end_with(&controllers, TAG);
+    all_end_with(controllers, TAG);
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(15) {
         assert!(takes(&cluster, to) >= Duration::from_millis(300), "what was armed stays");
@@ -183,5 +186,5 @@ fn each_versions_sidecars_work_with_the_others_controller_and_an_upgrade_and_the
     no_request_lost(users, "the way back");
     space.kubectl(&["delete", "faultpolicy/slow"]).expect("deleted");
     they_work_together(&cluster, &space, &installed, &previous.join("target/debug/steadfast"));
-    all_end_with(&sidecars, ":1");
+    all_end_with(sidecars, ":1");
 }

@@ -63,6 +63,11 @@ pub(super) struct Facts {
 }
 
 impl Facts {
+    /// Of the pods, to which their Service leads.
+    pub(super) const fn port(&self) -> &IntOrString {
+        &self.port
+    }
+
     pub(super) fn new(tell: mpsc::UnboundedSender<Change>, port: IntOrString) -> Self {
         Self {
             port,

@@ -179,7 +179,9 @@ impl Orders {
                 }
                 let short = inner.run.get(..8).unwrap_or(&inner.run);
                 let (selector, given_up) = (labels(&inner.selector), inner.given_up());
-                let target = Target { namespace: &inner.namespace, selector: &selector, prefix: &format!("steadfast-{short}-{id}"), given_up: &given_up };
+                let port = inner.facts().port().clone();
+                let target =
+                    Target { namespace: &inner.namespace, selector: &selector, port: &port, prefix: &format!("steadfast-{short}-{id}"), given_up: &given_up };
                 let failure = failures::carry_out(&inner.means, &inner.ledger, &target, other, expires_after).await;
                 let failure = failure.inspect_err(|_| inner.facts().scaled(None))?;
                 (failure.since, place(Kind::Failure(failure), from_now()))

@@ -277,7 +277,7 @@ fn orders() -> Vec<(&'static str, Order)> {
 async fn whole(means: &Arc<Means>, selector: &str, order: Order) -> Result<Undone, FailureError> {
     let (_keep, given_up) = watch::channel(false);
     let given_up = GivenUp(given_up);
-    let target = Target { namespace: "models", selector, prefix: "steadfast-run-1", given_up: &given_up };
+    let target = Target { namespace: "models", selector, port: &IntOrString::Int(8000), prefix: "steadfast-run-1", given_up: &given_up };
     let ledger = Ledger::new(means.prompt.clone(), SYSTEM, "run", "models/test");
     let failure = carry_out(means, &ledger, &target, order, Span::from_secs(60)).await?;
     Ok(take_back(means, &ledger, &failure).await)

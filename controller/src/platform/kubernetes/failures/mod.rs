@@ -22,7 +22,10 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use k8s_openapi::api::core::v1::{LocalObjectReference, Pod as Object};
+use k8s_openapi::{
+    api::core::v1::{LocalObjectReference, Pod as Object},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
 use kube::{Api, Client, ResourceExt};
 use steadfast_api::{
     Percent, Span,
@@ -41,6 +44,7 @@ use self::{
     ledger::{ClusterChange, Ledger, Undo},
     workload::Workload,
 };
+use super::facts::server;
 use crate::{
     platform::{Order, Undone},
     reconcile::pods::Pods,
@@ -153,6 +157,8 @@ pub(super) struct Target<'a> {
     pub namespace: &'a str,
     /// Labels as a selector.
     pub selector: &'a str,
+    /// Of its pods, to which its Service leads: behind it is the server.
+    pub port: &'a IntOrString,
     /// Begins the names of what is made; unique among all orders of all runs.
     pub prefix: &'a str,
     pub given_up: &'a GivenUp,
@@ -422,7 +428,7 @@ impl Making<'_> {
         let mut wanted = Vec::new();
         for (index, name) in pods.iter().enumerate() {
             let pod = api.get(name).await.map_err(|error| FailureError::api(format!("pod {name}"), &error))?;
-            let container_id = container_id(&pod, container)?;
+            let container_id = container_id(&pod, container, self.target.port)?;
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
             wanted.push((
                 format!("{}-{index}", self.target.prefix),
@@ -540,11 +546,11 @@ impl Making<'_> {
     }
 }
 
-/// Without its scheme. `container`: by name; none: the first, which is what the pod was made for.
-fn container_id(pod: &Object, container: Option<&str>) -> Result<String, FailureError> {
+/// Without its scheme. `container`: by name; none: the one behind the port.
+fn container_id(pod: &Object, container: Option<&str>, port: &IntOrString) -> Result<String, FailureError> {
     let what = || format!("pod {}", pod.name_any());
     let containers: Vec<&str> = pod.spec.iter().flat_map(|spec| &spec.containers).map(|container| container.name.as_str()).collect();
-    let Some(wanted) = container.or_else(|| containers.first().copied()).filter(|wanted| containers.contains(wanted)) else {
+    let Some(wanted) = container.or_else(|| server(pod, port).map(|server| server.name.as_str())).filter(|wanted| containers.contains(wanted)) else {
         return Err(FailureError::new(what(), format!("has no container {}: there are {}", container.unwrap_or_default(), containers.join(", "))));
     };
     let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
@@ -558,15 +564,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_container_that_a_pod_was_made_for_is_killed_unless_another_is_named() {
+    fn the_container_of_the_server_is_killed_unless_another_is_named() {
         let pod: Object = serde_saphyr::from_str(
-            "metadata: {name: p}\nspec: {containers: [{name: server}, {name: log}]}\nstatus:\n  containerStatuses:\n  - {name: log, image: x, imageID: x, ready: true, restartCount: 0, \
+            "metadata: {name: p}\nspec: {containers: [{name: log}, {name: server, ports: [{name: http, containerPort: 8000}]}]}\nstatus:\n  containerStatuses:\n  - {name: log, image: x, imageID: x, ready: true, restartCount: 0, \
              containerID: 'containerd://bb', state: {running: {}}}\n  - {name: server, image: x, imageID: x, ready: true, restartCount: 0, containerID: 'containerd://aa', state: {running: {}}}\n",
         )
         .unwrap();
-        assert_eq!(container_id(&pod, None).unwrap(), "aa");
-        assert_eq!(container_id(&pod, Some("log")).unwrap(), "bb");
-        assert!(container_id(&pod, Some("x")).unwrap_err().why.contains("server, log"));
+        let port = IntOrString::String("http".to_owned());
+        assert_eq!(container_id(&pod, None, &port).unwrap(), "aa");
+        assert_eq!(container_id(&pod, Some("log"), &port).unwrap(), "bb");
+        assert!(container_id(&pod, Some("x"), &port).unwrap_err().why.contains("log, server"));
     }
 }
 
