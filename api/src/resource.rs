@@ -236,7 +236,8 @@ pub enum GoldenSource {
     ConfigMap(ConfigMapSource),
     /// A claim that a short-lived reader pod mounts, read only; the set is at `path` in it.
     PersistentVolumeClaim(ClaimSource),
-    /// An OCI image that a short-lived reader pod mounts as an image volume (Kubernetes 1.33 or newer with the feature ImageVolume); the set is at `path` in it.
+    /// An OCI image that a short-lived reader pod mounts as an image volume (Kubernetes 1.33 or newer with the feature gate ImageVolume at API server and
+    /// kubelets; containerd 2.1 or CRI-O 1.31); the set is at `path` in it.
     Image(ImageSource),
     /// An object store that a short-lived reader pod asks.
     ObjectStore(ObjectStoreSource),
@@ -283,6 +284,18 @@ pub struct ImageSource {
     /// Folder of the set, or a tar file of it; the whole image without it.
     #[serde(default)]
     pub path: String,
+    /// Whether a node that has the image asks the registry for it again. Without it as for containers: `Always` where the tag is `latest` or none, else
+    /// `IfNotPresent`, which does not see that a tag has moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_policy: Option<PullPolicy>,
+}
+
+/// As Kubernetes has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

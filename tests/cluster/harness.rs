@@ -84,6 +84,8 @@ pub(crate) enum Installation {
     Default,
     /// With [`crate::failures::EVERY_FAILURE`].
     EveryFailure,
+    /// With [`crate::sources::READERS`].
+    Readers,
     /// One with values of its own, or none.
     Own,
 }
@@ -396,6 +398,28 @@ impl Cluster {
         Some(ApiCut)
     }
 
+    /// The API server is another one, with these feature gates (`NAME=false`); `None`, said on standard error, on a cluster that has no other from here.
+    #[track_caller]
+    pub(crate) fn gates(&self, gates: &str) -> Option<Gates> {
+        if self.kubeconfig.is_some() {
+            eprintln!("not run: feature gates of this cluster cannot be set from here");
+            return None;
+        }
+        output(Command::new(tool()).args(["gates", gates]), None).unwrap_or_else(|why| panic!("{why}"));
+        Some(Gates)
+    }
+
+    /// Makes an image of files, each `PATH_IN_IMAGE=FILE`, and loads it on every node; false, said on standard error, on a cluster that takes none from here.
+    #[track_caller]
+    pub(crate) fn load(&self, image: &str, files: &[String]) -> bool {
+        if self.kubeconfig.is_some() {
+            eprintln!("not run: images cannot be loaded on this cluster from here");
+            return false;
+        }
+        output(Command::new(tool()).args(["load", image]).args(files), None).unwrap_or_else(|why| panic!("{why}"));
+        true
+    }
+
     /// The switches of a node; `None`, said on standard error, on a cluster whose nodes cannot be switched from here.
     pub(crate) fn power(&self, node: &str) -> Option<Power<'_>> {
         if self.kubeconfig.is_some() {
@@ -413,6 +437,17 @@ pub(crate) struct ApiCut;
 impl Drop for ApiCut {
     fn drop(&mut self) {
         if let Err(why) = output(Command::new(tool()).args(["join", "api"]), None) {
+            if thread::panicking() { eprintln!("{why}") } else { panic!("{why}") }
+        }
+    }
+}
+
+/// The API server has other feature gates until this is dropped.
+pub(crate) struct Gates;
+
+impl Drop for Gates {
+    fn drop(&mut self) {
+        if let Err(why) = output(Command::new(tool()).arg("gates"), None) {
             if thread::panicking() { eprintln!("{why}") } else { panic!("{why}") }
         }
     }

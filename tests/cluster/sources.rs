@@ -14,11 +14,15 @@ use steadfast_golden_sets::set::{self, archive};
 use crate::{
     experiments::{run, run_with, test},
     golden::{digits_set, reason, servers, status},
-    harness::{Cluster, Installation, Namespace, cluster_alone},
-    install::{helm, install_anew, install_with},
+    harness::{Cluster, Installation, Namespace, cluster, cluster_alone},
+    install::{helm, install, install_anew, install_with},
 };
 
 const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed, pod-security.kubernetes.io/enforce: restricted";
+/// Golden sets are read in every namespace.
+pub(crate) const READERS: &str = "goldenSets.readerNamespaces={*}";
+/// An image that holds sets and nothing to run.
+const SETS_IMAGE: &str = "steadfast.test/sets:1";
 /// Where pods of the cluster on this machine reach this machine.
 const HERE: &str = "10.77.0.254";
 
@@ -101,26 +105,27 @@ fn comes_to(space: &Namespace<'_>, wanted: &str) -> String {
 
 #[test]
 fn a_set_in_a_claim_is_read_by_a_pod_that_goes_again_and_is_replayed() {
-    let Some(cluster) = cluster_alone(Installation::Own) else { return };
+    let Some(cluster) = cluster_alone(Installation::Readers) else { return };
     if cluster.is_elsewhere() {
         eprintln!("not run: the nodes of this cluster do not share this machine's disk");
         return;
     }
-    let (space, elsewhere) = (cluster.namespace_with("claims", ASKS), cluster.namespace_with("ungranted", ASKS));
-    let installed = install_with(&cluster, &[&format!("goldenSets.readerNamespaces={{{}}}", space.name())]);
+    let space = cluster.namespace_with("claims", ASKS);
+    let installed = install_with(&cluster, &[READERS]);
     let digits = digits_set();
     let digest = digits.digest().to_string();
     let folder = folder();
     set::write(&digits, folder.path().join("digits")).expect("written");
     std::fs::write(folder.path().join("digits.tar"), archive::pack(&digits).expect("packed")).expect("written");
-    let _volumes = (Volume::new(&space, folder.path()), Volume::new(&elsewhere, folder.path()));
+    let _volume = Volume::new(&space, folder.path());
     space.apply(&servers("web", 1, "/golden-sets/digits", "", ""));
     space.wait_ready("app=digits", 1);
 
-    for path in ["digits", "digits.tar"] {
-        apply(&space, &format!("{{persistentVolumeClaim: {{claimName: models, path: {path}}}}}"), &digest);
+    // What has the digest of what is there already would not be read.
+    for (path, digest) in [("digits", digest.as_str()), ("digits.tar", "")] {
+        apply(&space, &format!("{{persistentVolumeClaim: {{claimName: models, path: {path}}}}}"), digest);
         comes_to(&space, "Replaying");
-        assert_eq!(status(&space)["digest"], digest.as_str(), "{}", installed.state());
+        assert_eq!(status(&space)["digest"], digits.digest().to_string(), "{}", installed.state());
     }
     space.wait(60, "a verdict", || (status(&space)["verdict"] == "Pass").then_some(()));
     // What a run replays and sends comes from the same place.
@@ -139,9 +144,6 @@ fn a_set_in_a_claim_is_read_by_a_pod_that_goes_again_and_is_replayed() {
     assert!(comes_to(&space, "SourceBroken").contains("no such file or folder"));
     apply(&space, "{persistentVolumeClaim: {claimName: models, path: digits}}", &format!("sha256:{}", "0".repeat(64)));
     assert!(comes_to(&space, "DigestMismatch").contains(&digest));
-    apply(&space, "{image: {reference: 'registry.example/set:1'}}", "");
-    let said = comes_to(&space, "SourceNotSupported");
-    assert!(said.contains("ImageVolume") && said.contains("1.33"), "{said}");
 
     // A reader that waits is told of, and goes with its set.
     apply(&space, "{persistentVolumeClaim: {claimName: later, path: digits}}", "");
@@ -150,9 +152,60 @@ fn a_set_in_a_claim_is_read_by_a_pod_that_goes_again_and_is_replayed() {
     assert_eq!(readers(&space).len(), 1);
     space.kubectl(&["delete", "goldenset/digits"]).expect("deleted");
     space.wait(20, "no reader", || readers(&space).is_empty().then_some(()));
+}
 
-    apply(&elsewhere, "{persistentVolumeClaim: {claimName: models, path: digits}}", &digest);
-    assert!(comes_to(&elsewhere, "SourceNotAllowed").contains("goldenSets.readerNamespaces"));
+#[test]
+fn a_set_in_an_image_is_read_by_a_pod_that_mounts_it_and_is_replayed() {
+    let Some(cluster) = cluster_alone(Installation::Readers) else { return };
+    let digits = digits_set();
+    let folder = folder();
+    let (files, tar) = (folder.path().join("digits"), folder.path().join("digits.tar"));
+    set::write(&digits, &files).expect("written");
+    std::fs::write(&tar, archive::pack(&digits).expect("packed")).expect("written");
+    let inside = |file: std::io::Result<std::fs::DirEntry>| file.map(|file| format!("/{}={}", file.file_name().display(), file.path().display()));
+    let mut contents: Vec<String> = std::fs::read_dir(&files).expect("a folder").map(|file| inside(file).expect("a file")).collect();
+    contents.push(format!("/sets/digits.tar={}", tar.display()));
+    if !cluster.load(SETS_IMAGE, &contents) {
+        return;
+    }
+    let space = cluster.namespace_with("images", ASKS);
+    let installed = install_with(&cluster, &[READERS]);
+    space.apply(&servers("web", 1, "/golden-sets/digits", "", ""));
+    space.wait_ready("app=digits", 1);
+    let image = |more: &str| format!("{{image: {{reference: '{SETS_IMAGE}'{more}}}}}");
+
+    apply(&space, &image(""), &digits.digest().to_string());
+    comes_to(&space, "Replaying");
+    space.wait(60, format_args!("a verdict\n{}", installed.state()), || (status(&space)["verdict"] == "Pass").then_some(()));
+    let tar = image(", path: sets/digits.tar, pullPolicy: Never");
+    apply(&space, &tar, "");
+    comes_to(&space, "Replaying");
+    assert_eq!(status(&space)["digest"], digits.digest().to_string(), "{}", installed.state());
+    apply(&space, &tar, &format!("sha256:{}", "0".repeat(64)));
+    assert!(comes_to(&space, "DigestMismatch").contains(&digits.digest().to_string()));
+    apply(&space, &image(", path: nothing"), "");
+    assert!(comes_to(&space, "SourceBroken").contains("no such file or folder"));
+    apply(&space, "{image: {reference: 'steadfast.test/nothing:1', pullPolicy: Never}}", "");
+    comes_to(&space, "SourceReading");
+    space.wait(30, "kubelet's words", || message(&status(&space)).contains("ErrImageNeverPull").then_some(()));
+
+    // As on clusters without image volumes.
+    let Some(gates) = cluster.gates("ImageVolume=false") else { return };
+    apply(&space, &image(""), "");
+    let said = comes_to(&space, "SourceNotSupported");
+    assert!(said.contains("ImageVolume") && said.contains("1.33"), "{said}");
+    drop(gates);
+    apply(&space, &tar, "");
+    comes_to(&space, "Replaying");
+}
+
+#[test]
+fn no_set_is_read_by_a_pod_in_a_namespace_where_that_was_not_granted() {
+    let Some(cluster) = cluster() else { return };
+    let _installed = install(&cluster);
+    let space = cluster.namespace_with("ungranted", ASKS);
+    apply(&space, "{persistentVolumeClaim: {claimName: models, path: digits}}", "");
+    assert!(comes_to(&space, "SourceNotAllowed").contains("goldenSets.readerNamespaces"));
 }
 
 /// An S3 server over a folder that pods can reach; ended on drop.

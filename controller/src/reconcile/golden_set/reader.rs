@@ -55,6 +55,7 @@ pub struct Reading {
     uid: String,
     began: Instant,
     looked: Instant,
+    is_of_image: bool,
     /// What it waits for.
     pub why: String,
 }
@@ -84,10 +85,17 @@ impl Readers {
         };
         let now = Instant::now();
         let uid = made.uid().unwrap_or_default();
-        let reading =
-            Reading { namespace: about.namespace.to_owned(), pod: name, uid: uid.clone(), began: now, looked: now, why: "has just been made".to_owned() };
+        let reading = Reading {
+            namespace: about.namespace.to_owned(),
+            pod: name,
+            uid: uid.clone(),
+            began: now,
+            looked: now,
+            is_of_image: matches!(about.spec.source, GoldenSource::Image(_)),
+            why: "has just been made".to_owned(),
+        };
         self.handed.expect(&uid);
-        if matches!(about.spec.source, GoldenSource::Image(_)) && !has_image_volume(&made) {
+        if reading.is_of_image && !has_image_volume(&made) {
             self.end(&reading).await;
             return Err(no_image_volumes());
         }
@@ -118,7 +126,8 @@ impl Readers {
         match status.phase.as_deref() {
             Some("Failed" | "Succeeded") => return failed(&ended(&status)),
             _ if reading.began.elapsed() >= READ_WITHIN => {
-                return failed(&format!("it was given {READ_WITHIN:?}; {}", waits_for(&status).unwrap_or_else(|| reading.why.clone())));
+                let why = waits_for(&status).unwrap_or_else(|| reading.why.clone());
+                return failed(&format!("it was given {READ_WITHIN:?}; {why}{}", if reading.is_of_image { of_its_node(&why) } else { "" }));
             }
             _ => {}
         }
@@ -164,10 +173,19 @@ async fn delete(api: &Api<Pod>, name: &str, uid: &str) {
 
 fn no_image_volumes() -> SourceError {
     SourceError::NotSupported(
-        "spec.source.image: this cluster's API server takes no image volumes: they need Kubernetes 1.33 or newer with the feature gate ImageVolume, and a container \
-         runtime that has them (containerd 2.1, CRI-O 1.31); take persistentVolumeClaim, objectStore or configMap instead"
+        "spec.source.image: this cluster's API server takes no image volumes: they need Kubernetes 1.33 or newer with the feature gate ImageVolume (at the API server and \
+         at kubelets), and a container runtime that has them (containerd 2.1, CRI-O 1.31); take persistentVolumeClaim, objectStore or configMap instead"
             .to_owned(),
     )
+}
+
+/// A kubelet or a runtime without image volumes says nothing that tells of it: the container is never made.
+fn of_its_node(why: &str) -> &'static str {
+    if why.starts_with("ContainerCreating") || why.starts_with("CreateContainer") {
+        "; image volumes need the feature gate ImageVolume at the node's kubelet too, and a container runtime that has them (containerd 2.1, CRI-O 1.31)"
+    } else {
+        ""
+    }
 }
 
 fn not_made(about: &About<'_>, error: kube::Error) -> SourceError {
@@ -223,7 +241,9 @@ fn pod(name: &str, about: &About<'_>, readers: &Readers, url: &str, ca: &str) ->
         GoldenSource::PersistentVolumeClaim(claim) => {
             mount(json!({ "name": "source", "persistentVolumeClaim": { "claimName": claim.claim_name, "readOnly": true } }), &claim.path)
         }
-        GoldenSource::Image(image) => mount(json!({ "name": "source", "image": { "reference": image.reference } }), &image.path),
+        GoldenSource::Image(image) => {
+            mount(json!({ "name": "source", "image": { "reference": image.reference, "pullPolicy": image.pull_policy } }), &image.path)
+        }
         GoldenSource::ObjectStore(store) => {
             (account, secret) = (store.service_account_name.clone(), store.secret_name.clone());
             store.url.clone()
@@ -279,6 +299,8 @@ mod tests {
             |state: &str| status(&format!("containerStatuses: [{{name: reader, image: x, imageID: x, ready: false, restartCount: 0, state: {state}}}]"));
         let pulling = container("{waiting: {reason: ErrImagePull, message: no such image}}");
         assert_eq!(waits_for(&pulling).unwrap(), "ErrImagePull: no such image");
+        assert!(of_its_node(&waits_for(&container("{waiting: {reason: ContainerCreating}}")).unwrap()).contains("kubelet"));
+        assert_eq!(of_its_node(&waits_for(&pulling).unwrap()), "");
         assert_eq!(ended(&container("{terminated: {exitCode: 3, message: 'no way to the controller\n'}}")), "no way to the controller");
         assert_eq!(ended(&status("{phase: Failed, message: DeadlineExceeded}")), "DeadlineExceeded");
     }
