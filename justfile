@@ -69,6 +69,13 @@ scale:
 dataplane *ARGS:
     benches/dataplane/run {{ARGS}}
 
+# NetworkPolicies, the chart's and those that docs/security.md asks for, enforced on a real cluster on this machine (root; after tests/run, which makes the S3 server). Five
+# minutes; a cluster that is up starts anew.
+network-policies:
+    CLUSTER_NETWORK_POLICIES=1 tests/cluster/cluster up 3
+    STEADFAST_S3_SERVER=$PWD/.cache/tools/bin/versitygw cargo test --test cluster -- --nocapture where_network_policies
+    tests/cluster/cluster down
+
 # What 5,000 pods of others cost the controller, on a real cluster on this machine (root). Two minutes.
 watched-pods:
     STEADFAST_SCALE=full cargo test --test cluster -- --nocapture scale::

@@ -129,14 +129,15 @@ pub(crate) fn helm(cluster: &Cluster, system: &str, args: &[&str]) -> Result<Str
     output(command.args(&args[1..]).current_dir(root()), None)
 }
 
-/// What the controller made itself goes with the chart, within the garbage collector's time. Of tests are `steadfast-test-…` and `steadfast-tls`.
+/// What the controller made itself goes with the chart, within the garbage collector's time. Of tests are `steadfast-test-…`, of cert-manager `steadfast-tls` and `steadfast-ca`.
 fn nothing_stays(cluster: &Cluster, system: &str) -> Result<(), String> {
     let made = "leases,endpointslices,services,serviceaccounts,secrets,configmaps,pods,jobs,deployments,daemonsets,roles,rolebindings,nodefaults";
     let wide = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings";
     let began = Instant::now();
     loop {
         let left = cluster.kubectl(&["--namespace", system, "get", made, "-o", "name"])? + &cluster.kubectl(&["get", wide, "-o", "name"])?;
-        let left: Vec<&str> = left.lines().filter(|name| name.contains("/steadfast") && !name.contains("/steadfast-t")).collect();
+        let left: Vec<&str> =
+            left.lines().filter(|name| name.contains("/steadfast") && !name.contains("/steadfast-t") && !name.ends_with("/steadfast-ca")).collect();
         if left.is_empty() {
             return Ok(());
         }

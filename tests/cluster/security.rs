@@ -1,16 +1,23 @@
 //! What docs/security.md claims of rights and ports, asked of a real API server and a real pod.
 
 use std::{
-    io::{Read as _, Write as _},
+    fs::File,
+    io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     process::{Child, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
+use steadfast_golden_sets::set;
+
 use crate::{
-    experiments::{ASKS, digits},
-    harness::{Cluster, IMAGE, Installation, Namespace, cluster, cluster_alone, cluster_for_a_run, output},
-    install::{install, install_with},
+    experiments::{ASKS, digits, run_with, test},
+    golden::{digits_set, servers},
+    harness::{Cluster, IMAGE, Installation, Namespace, cluster, cluster_alone, cluster_for_a_run, condition, output},
+    install::{install, install_anew, install_with},
+    sources::{self, HERE, Store},
+    truth::pod_of,
 };
 
 fn may(cluster: &Cluster, who: &str, namespace: &str, verb: &str, what: &str) -> bool {
@@ -380,4 +387,153 @@ fn who_may_not_make_tests_in_a_namespace_cannot_fault_it() {
     let table = mine.kubectl(&["get", "faultpolicies"]).expect("a table");
     let reason = mine.get("faultpolicy/wish").expect("it is there")["status"]["conditions"][0]["reason"].as_str().expect("a reason").to_owned();
     assert!(table.contains("REASON") && table.contains(&reason) && !table.contains("<invalid>"), "{table}");
+}
+
+/// A pod that dials others.
+struct Dialler {
+    /// One of its processes, on this machine.
+    process: i32,
+}
+
+impl Dialler {
+    fn start(space: &Namespace<'_>) -> Self {
+        space.apply(
+            "{apiVersion: v1, kind: Pod, metadata: {name: dialler}, spec: {containers: [{name: pause, image: 'steadfast.test/pause:1', imagePullPolicy: Never}]}}",
+        );
+        let pod = space.wait(60, "a pod that dials", || space.get("pod/dialler").filter(|pod| condition(pod, "Ready").as_deref() == Some("True")));
+        let uid = pod["metadata"]["uid"].as_str();
+        let processes = std::fs::read_dir("/proc").expect("it is Linux").flatten();
+        let mut processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Self { process: processes.find(|process| pod_of(*process).as_deref() == uid).expect("a process of this machine") }
+    }
+
+    fn reaches(&self, address: &str) -> bool {
+        let network = File::open(format!("/proc/{}/ns/net", self.process)).expect("it runs");
+        let dial = || {
+            nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may enter it");
+            reaches(address)
+        };
+        thread::scope(|scope| scope.spawn(dial).join().expect("no panic"))
+    }
+}
+
+/// From the network of this thread. Whoever leads is the only one that listens for sidecars; what the other refuses has reached it.
+fn reaches(address: &str) -> bool {
+    let dialled = TcpStream::connect_timeout(&address.parse().expect("an address"), Duration::from_secs(2));
+    dialled.err().is_none_or(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+/// A namespace that lets nothing in and nothing out but what docs/security.md names, and what its readers fetch from.
+fn narrow(system: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: nothing}}
+spec: {{podSelector: {{}}, policyTypes: [Ingress, Egress]}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: users}}
+spec:
+  podSelector: {{matchLabels: {{app: digits}}}}
+  ingress:
+    - from: [{{namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {system}}}}}, podSelector: {{matchLabels: {{steadfast.dev/part: users}}}}}}]
+      ports: [{{port: http}}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: controller}}
+spec:
+  podSelector: {{}}
+  policyTypes: [Egress]
+  egress:
+    - to: [{{namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {system}}}}}}}]
+      ports: [{{port: 4193}}]
+    - ports: [{{port: 53, protocol: UDP}}, {{port: 53}}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: readers}}
+spec:
+  podSelector: {{matchLabels: {{steadfast.dev/part: golden-reader}}}}
+  policyTypes: [Egress]
+  egress: [{{to: [{{ipBlock: {{cidr: {HERE}/32}}}}]}}]
+"
+    )
+}
+
+#[test]
+fn where_network_policies_are_enforced_everything_works_and_nobody_else_gets_in() {
+    let Some(cluster) = cluster_alone(Installation::Own) else { return };
+    if !cluster.is_within_reach() {
+        return;
+    }
+    let (strangers, watchers) = (cluster.namespace("strangers"), cluster.namespace("watchers"));
+    let (stranger, watcher) = (Dialler::start(&strangers), Dialler::start(&watchers));
+    let server = cluster.kubectl(&["get", "service/kubernetes", "-o", "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}"]).expect("a Service");
+    assert!(stranger.reaches(&server), "nothing is forbidden yet");
+    strangers.apply("{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: nothing}, spec: {podSelector: {}, policyTypes: [Egress]}}");
+    let began = Instant::now();
+    while stranger.reaches(&server) {
+        if began.elapsed() > Duration::from_secs(10) {
+            eprintln!("not run: nobody enforces NetworkPolicies here; after CLUSTER_NETWORK_POLICIES=1 tests/cluster/cluster up, somebody does");
+            return;
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+    strangers.kubectl(&["delete", "networkpolicy/nothing"]).expect("deleted");
+    strangers.wait(10, "a way out", || stranger.reaches(&server).then_some(()));
+
+    let (digits, buckets) = (digits_set(), sources::folder());
+    std::fs::create_dir_all(buckets.path().join("models")).expect("made");
+    std::fs::create_dir_all(buckets.path().join("reports")).expect("made");
+    set::write(&digits, buckets.path().join("models/digits")).expect("written");
+    let Some(store) = Store::start(&cluster, buckets.path(), 17_072, None) else { return };
+    let space = cluster.namespace_with("narrow", ASKS);
+    let readers = format!("goldenSets.readerNamespaces={{{}}}", space.name());
+    let metrics = format!("networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name={}", watchers.name());
+    let installed = install_anew(&cluster, &["networkPolicy.enabled=true", &metrics, &readers]);
+    cluster.apply(&store.secret("reports", "right-secret", None).replace("metadata: {", &format!("metadata: {{namespace: {}, ", installed.system)));
+    installed.upgrade(&["reports.url=s3://reports/steadfast", "reports.secret=reports"]);
+    space.apply(&narrow(&installed.system));
+    space.apply(&store.secret("models", "right-secret", None));
+    // The API server reaches the webhook, kubelet the pods, and a reader the store.
+    space.apply(&servers("web", 2, "/golden-sets/digits", "", ""));
+    space.wait_injected("app=digits", 2);
+    sources::apply(&space, "{objectStore: {url: 's3://models/digits', secretName: models}}", &digits.digest().to_string());
+    sources::comes_to(&space, "Replaying");
+    // Sidecars and users reach the controller, users the target, and the controller the store.
+    let variables = [
+        ("AWS_ENDPOINT", store.endpoint.as_str()),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ACCESS_KEY_ID", "steadfast"),
+        ("AWS_SECRET_ACCESS_KEY", "right-secret"),
+    ];
+    let steps = "  golden: [{set: digits, every: 100ms}]\n  baseline: 4s\n  steps: [{name: slow, networkLatency: {pods: {mode: all}, delay: 20ms}, for: 2s}, {name: killed, podKill: {pods: {mode: one}}}]\n  stable: {within: 90s, hold: 2s}\n";
+    let ended = run_with(&cluster, &space, &test("narrow", steps), &variables);
+    let report = ended.report.as_ref().unwrap_or_else(|| panic!("{}\n{}", ended.said, installed.state()));
+    assert_eq!(ended.code, Some(0), "{}\n{}", ended.said, installed.state());
+    let asked = report.run.notes.iter().find(|note| note.starts_with("Users ask by Service")).unwrap_or_else(|| panic!("{:?}", report.run.notes));
+    assert!(asked.contains("from pod steadfast-users-"), "{asked}");
+    assert!(report.total.availability.attempted > 100 && report.total.consistency.ratio == Some(1.0), "{}", ended.said);
+    assert!(report.pods.iter().any(|pod| pod.golden.iter().any(|point| point.matched > 0)), "{}", ended.said);
+
+    let address = |pod: &serde_json::Value| pod["status"]["podIP"].as_str().expect("an address").to_owned();
+    let controllers = cluster.objects("pods", Some(&installed.system), "app.kubernetes.io/name=steadfast");
+    assert!(!controllers.is_empty());
+    for controller in controllers.iter().map(address) {
+        // What has no pod comes as the API server does.
+        for (port, by_stranger, by_watcher, by_none) in [(9443, true, true, true), (4193, true, true, false), (8080, false, true, false)] {
+            let to = format!("{controller}:{port}");
+            assert_eq!(stranger.reaches(&to), by_stranger, "a stranger, port {port}");
+            assert_eq!(watcher.reaches(&to), by_watcher, "who reads metrics, port {port}");
+            assert_eq!(cluster.inside(|| reaches(&to)), by_none, "from outside, port {port}");
+        }
+    }
+    for target in space.list("pods").iter().map(address) {
+        for port in [4178, 4179, 4180, 8000] {
+            assert!(!stranger.reaches(&format!("{target}:{port}")), "a stranger, port {port} of the target");
+        }
+    }
 }

@@ -24,10 +24,10 @@ pub(crate) const READERS: &str = "goldenSets.readerNamespaces={*}";
 /// An image that holds sets and nothing to run.
 const SETS_IMAGE: &str = "steadfast.test/sets:1";
 /// Where pods of the cluster on this machine reach this machine.
-const HERE: &str = "10.77.0.254";
+pub(crate) const HERE: &str = "10.77.0.254";
 
 /// A folder that is there on every node, since they share this machine's disk; readable for everybody.
-fn folder() -> tempfile::TempDir {
+pub(crate) fn folder() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("opened");
@@ -73,7 +73,7 @@ impl Drop for Volume<'_> {
 }
 
 /// The GoldenSet `digits` with this source, and perhaps a digest.
-fn apply(space: &Namespace<'_>, source: &str, digest: &str) {
+pub(crate) fn apply(space: &Namespace<'_>, source: &str, digest: &str) {
     let digest = if digest.is_empty() { String::new() } else { format!("\n  digest: '{digest}'") };
     space.apply(&format!(
         "apiVersion: steadfast.dev/v1alpha1\nkind: GoldenSet\nmetadata: {{name: digits}}\nspec:\n  selector: {{matchLabels: {{app: digits}}}}\n  source: {source}{digest}\n  schedule: {{every: 200ms, share: 100%}}\n  verdict: {{detect: 10%}}\n"
@@ -91,7 +91,7 @@ fn message(status: &Value) -> String {
 
 /// Waits for this reason of the condition Ready about the object as it is now, and for the reader to be gone; returns what was said.
 #[track_caller]
-fn comes_to(space: &Namespace<'_>, wanted: &str) -> String {
+pub(crate) fn comes_to(space: &Namespace<'_>, wanted: &str) -> String {
     let generation = space.get("goldenset/digits").expect("it is there")["metadata"]["generation"].clone();
     let said = space.wait(60, format_args!("the reason {wanted}, but {:#}", status(space)), || {
         let status = status(space);
@@ -212,7 +212,7 @@ fn no_set_is_read_by_a_pod_in_a_namespace_where_that_was_not_granted() {
 pub(crate) struct Store {
     child: Child,
     /// How it is dialled.
-    endpoint: String,
+    pub(crate) endpoint: String,
 }
 
 impl Store {
