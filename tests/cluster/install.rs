@@ -84,6 +84,12 @@ pub(crate) fn nothing_installed(cluster: &Cluster) {
     uninstall(cluster, &mut standing).unwrap_or_else(|why| panic!("{why}"));
 }
 
+/// Helm gives up where a definition comes into being between two of its looks.
+pub(crate) fn while_nobody_installs<T>(work: impl FnOnce() -> T) -> T {
+    let _standing = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
+    work()
+}
+
 fn uninstall(cluster: &Cluster, standing: &mut Standing) -> Result<(), String> {
     let Some(Release { system, .. }) = standing.there.take() else { return Ok(()) };
     let gone = helm(cluster, &system, &["uninstall", "steadfast", "--wait", "--timeout", "60s"]);

@@ -1,8 +1,15 @@
 //! Custom resources: the API server itself refuses mistakes, with words that say what would be right.
 
-use crate::harness::{Cluster, cluster, root};
+use crate::{
+    harness::{Cluster, cluster, root},
+    install::while_nobody_installs,
+};
 
 fn definitions(cluster: &Cluster) {
+    while_nobody_installs(|| apply_definitions(cluster));
+}
+
+fn apply_definitions(cluster: &Cluster) {
     for file in std::fs::read_dir(root().join("deploy/chart/files/crds")).expect("the chart's definitions") {
         let file = file.expect("a file").path();
         cluster.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &file.display().to_string()]).expect("a definition that the API server takes");
