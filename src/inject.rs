@@ -53,8 +53,8 @@ pub(crate) struct Args {
     /// Memory beyond which it is killed.
     #[arg(long, value_name = "QUANTITY", default_value = "256Mi", value_parser = flags::memory)]
     memory_limit: String,
-    /// Seconds for which a server without a preStop hook goes on before it is told to stop, so that everybody hears that the pod leaves; 0: no such hook. Needs
-    /// Kubernetes 1.30.
+    /// Seconds for which a server without a preStop hook goes on before it is told to stop, so that everybody hears that the pod leaves; 0: no such hook, and
+    /// right for Kubernetes 1.29, which has none that sleeps and refuses the pod ("preStop: Required value").
     #[arg(long, value_name = "SECONDS", default_value_t = LEAVE_SECONDS, value_parser = clap::value_parser!(u32).range(..=600))]
     leave_seconds: u32,
     /// Image of steadfast with the program nft: pods with the annotation steadfast.dev/interception: redirect are then given an init container with NET_ADMIN. Without

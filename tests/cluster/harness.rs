@@ -203,6 +203,7 @@ pub(crate) struct Cluster {
     /// Another cluster's; `None`: the one of `tests/cluster/cluster`.
     kubeconfig: Option<PathBuf>,
     reads: OnceLock<Reads>,
+    minor: OnceLock<u32>,
 }
 
 impl Cluster {
@@ -211,7 +212,7 @@ impl Cluster {
             return Err("STEADFAST_REQUIRE_CLUSTER=0".to_owned());
         }
         if let Some(file) = env::var_os("STEADFAST_TEST_KUBECONFIG") {
-            let cluster = Self { kubeconfig: Some(PathBuf::from(file)), reads: OnceLock::new() };
+            let cluster = Self { kubeconfig: Some(PathBuf::from(file)), reads: OnceLock::new(), minor: OnceLock::new() };
             cluster.kubectl(&["get", "nodes"]).map_err(|why| format!("STEADFAST_TEST_KUBECONFIG: {why}"))?;
             return Ok(cluster);
         }
@@ -229,7 +230,28 @@ impl Cluster {
         if env::var("STEADFAST_TEST_IMAGES").as_deref() != Ok("loaded") {
             output(&mut Command::new(root().join("tests/cluster/images")), None)?;
         }
-        Ok(Self { kubeconfig: None, reads: OnceLock::new() })
+        Ok(Self { kubeconfig: None, reads: OnceLock::new(), minor: OnceLock::new() })
+    }
+
+    /// Whether its Kubernetes is older than 1.`minor`.
+    #[track_caller]
+    pub(crate) fn is_before(&self, minor: u32) -> bool {
+        let ask = || {
+            let said = get(self.kubectl(&["get", "--raw", "/version"])).expect("a version");
+            let digits = said["minor"].as_str().map(|minor| minor.trim_end_matches(|c: char| !c.is_ascii_digit()));
+            digits.and_then(|minor| minor.parse().ok()).unwrap_or_else(|| panic!("no minor version: {said}"))
+        };
+        *self.minor.get_or_init(ask) < minor
+    }
+
+    /// Whether it is too old for something that came with 1.`since`; said on standard error where it is.
+    #[track_caller]
+    pub(crate) fn lacks(&self, what: &str, since: u32) -> bool {
+        let lacks = self.is_before(since);
+        if lacks {
+            eprintln!("not run: {what} came with Kubernetes 1.{since}, and this cluster is older");
+        }
+        lacks
     }
 
     /// Whether it is a cluster of somebody else's, whose network is not this machine's.

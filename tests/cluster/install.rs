@@ -9,6 +9,9 @@ use std::{
 
 use crate::harness::{AGENT_IMAGE, Cluster, IMAGE, PROXY_IMAGE, known, output, root};
 
+/// The minor version of Kubernetes that ValidatingAdmissionPolicies came with.
+pub(crate) const POLICIES_SINCE: u32 = 30;
+
 static STANDING: Mutex<Standing> = Mutex::new(Standing { users: 0, installations: 0, there: None });
 static LAST: Once = Once::new();
 
@@ -138,10 +141,13 @@ pub(crate) fn helm(cluster: &Cluster, system: &str, args: &[&str]) -> Result<Str
 /// What the controller made itself goes with the chart, within the garbage collector's time. Of tests are `steadfast-test-…`, of cert-manager `steadfast-tls` and `steadfast-ca`.
 fn nothing_stays(cluster: &Cluster, system: &str) -> Result<(), String> {
     let made = "leases,endpointslices,services,serviceaccounts,secrets,configmaps,pods,jobs,deployments,daemonsets,roles,rolebindings,nodefaults";
-    let wide = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings";
+    let mut wide = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations".to_owned();
+    if !cluster.is_before(POLICIES_SINCE) {
+        wide += ",validatingadmissionpolicies,validatingadmissionpolicybindings";
+    }
     let began = Instant::now();
     loop {
-        let left = cluster.kubectl(&["--namespace", system, "get", made, "-o", "name"])? + &cluster.kubectl(&["get", wide, "-o", "name"])?;
+        let left = cluster.kubectl(&["--namespace", system, "get", made, "-o", "name"])? + &cluster.kubectl(&["get", &wide, "-o", "name"])?;
         let left: Vec<&str> =
             left.lines().filter(|name| name.contains("/steadfast") && !name.contains("/steadfast-t") && !name.ends_with("/steadfast-ca")).collect();
         if left.is_empty() {

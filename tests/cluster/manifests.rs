@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use crate::{
     harness::{Cluster, IMAGE, Installation, PROXY_IMAGE, cluster_alone, output, root},
-    install::{helm, nothing_installed},
+    install::{POLICIES_SINCE, helm, nothing_installed},
 };
 
 const SYSTEM: &str = "steadfast-system";
@@ -29,16 +29,18 @@ impl Applied<'_> {
         let apply = ["apply", "--server-side", "--force-conflicts", "--filename"];
         let applied = output(self.0.command("kubectl").args(apply).arg(crds), None).expect("definitions are applied");
         let rest = |file: &str| output(self.0.command("kubectl").args(apply).arg("-"), Some(&manifest(file))).expect("the rest is applied");
-        applied + &rest("steadfast.yaml") + &rest("admission.yaml")
+        let applied = applied + &rest("steadfast.yaml");
+        if self.0.is_before(POLICIES_SINCE) { applied } else { applied + &rest("admission.yaml") }
     }
 }
 
 impl Drop for Applied<'_> {
     fn drop(&mut self) {
-        let gone = output(
-            self.0.command("kubectl").args(["delete", "--ignore-not-found", "--wait=true", "--timeout=100s", "--filename", "-"]),
-            Some(&(manifest("admission.yaml") + "---\n" + &manifest("steadfast.yaml"))),
-        );
+        let mut all = manifest("steadfast.yaml");
+        if !self.0.is_before(POLICIES_SINCE) {
+            all = manifest("admission.yaml") + "---\n" + &all;
+        }
+        let gone = output(self.0.command("kubectl").args(["delete", "--ignore-not-found", "--wait=true", "--timeout=100s", "--filename", "-"]), Some(&all));
         if let Err(why) = gone {
             eprintln!("{why}");
         }

@@ -99,11 +99,11 @@ fn injector<'a>(cluster: &'static Cluster, space: &Namespace<'a>, name: &str) ->
         });
     });
     let address = address.recv().expect("it listens");
+    // Before 1.34 the API server looks webhooks up in Endpoints, and slices are made from them in every version.
     space.apply(&format!(
         "{{apiVersion: v1, kind: Service, metadata: {{name: mesh}}, spec: {{ports: [{{port: 443, targetPort: {port}}}]}}}}
 ---
-{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: mesh, labels: {{kubernetes.io/service-name: mesh}}}}, addressType: IPv4,
-  endpoints: [{{addresses: [{HERE}], conditions: {{ready: true}}}}], ports: [{{port: {port}, protocol: TCP}}]}}
+{{apiVersion: v1, kind: Endpoints, metadata: {{name: mesh}}, subsets: [{{addresses: [{{ip: {HERE}}}], ports: [{{port: {port}}}]}}]}}
 ",
         port = address.port()
     ));

@@ -15,7 +15,7 @@ use crate::{
     experiments::{ASKS, digits, run_with, test},
     golden::{digits_set, servers},
     harness::{Cluster, IMAGE, Installation, Namespace, cluster, cluster_alone, cluster_for_a_run, condition, output},
-    install::{install, install_anew, install_with},
+    install::{POLICIES_SINCE, install, install_anew, install_with},
     sources::{self, HERE, Store},
     truth::pod_of,
 };
@@ -158,6 +158,9 @@ const OF_THE_NAMESPACE: [&str; 6] = [
 #[test]
 fn whoever_has_the_controllers_token_makes_users_in_its_namespace_and_nothing_else() {
     let Some(cluster) = cluster_alone(Installation::Default) else { return };
+    if cluster.lacks("ValidatingAdmissionPolicy", POLICIES_SINCE) {
+        return;
+    }
     let installed = install(&cluster);
     let account = format!("system:serviceaccount:{}:steadfast-controller", installed.system);
     let make = |image: &str, more: &str| {
@@ -275,6 +278,9 @@ fn a_sidecars_token_speaks_for_its_own_pod_and_to_nobody_but_the_controller() {
 #[test]
 fn whoever_has_the_controllers_token_meets_what_its_roles_cannot_say() {
     let Some(cluster) = cluster_alone(Installation::Own) else { return };
+    if cluster.lacks("ValidatingAdmissionPolicy", POLICIES_SINCE) {
+        return;
+    }
     // The last one gives a right to make pods.
     let installed = install_with(&cluster, &["nodeAgent.enabled=true", "failures.cpuPressureOnNodes=true"]);
     let (allows, refuses) = (cluster.namespace_with("allows", "steadfast.dev/faults: allowed"), cluster.namespace("refuses"));

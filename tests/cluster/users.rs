@@ -9,11 +9,13 @@ use crate::{
     experiments::{ASKS, digits, run, test},
     failures::{EVERY_FAILURE, NodesAllowed, kept, nothing_kept},
     harness::{Cluster, Installation, Namespace, cluster_alone},
-    install::{Installed, install, install_with},
+    install::{Installed, POLICIES_SINCE, install, install_with},
     killed::kill_leader,
     watches::report,
 };
 
+/// Without it no chart gives the right to make the users' pod, but with burners.
+const NARROWED: &str = "the ValidatingAdmissionPolicy that narrows the right to make users' pods";
 /// A step that goes on until somebody ends it.
 const LONG: &str = "  baseline: 1s\n  steps: [{name: slow, networkLatency: {pods: {mode: all}, delay: 50ms}, for: 5m}]\n";
 
@@ -74,6 +76,9 @@ fn users_stand_away_from_the_target_and_the_lost_node_and_are_gone_with_their_ru
 #[test]
 fn the_users_pod_goes_when_its_run_is_stopped_or_deleted_and_when_its_leader_is_killed() {
     let Some(cluster) = cluster_alone(Installation::Default) else { return };
+    if cluster.lacks(NARROWED, POLICIES_SINCE) {
+        return;
+    }
     if cluster.is_elsewhere() {
         eprintln!("not run: the processes of this cluster cannot be killed from here");
         return;
@@ -101,6 +106,9 @@ fn the_users_pod_goes_when_its_run_is_stopped_or_deleted_and_when_its_leader_is_
 #[test]
 fn a_watch_whose_users_are_lost_has_them_anew_and_tells_the_gap_and_runs_beside_it_leave_them_alone() {
     let Some(cluster) = cluster_alone(Installation::Default) else { return };
+    if cluster.lacks(NARROWED, POLICIES_SINCE) {
+        return;
+    }
     let installed = install(&cluster);
     let space = cluster.namespace_with("users-watch", ASKS);
     digits(&space, 2);
