@@ -140,7 +140,8 @@ fn where_the_users_pod_finds_no_place_they_ask_from_the_controllers_process_and_
     let ended = run(&cluster, &space, &test("here", "  baseline: 2s\n  steps: [{name: slow, networkLatency: {pods: {mode: one}, delay: 20ms}, for: 2s}]\n"));
     let report = ended.report.as_ref().unwrap_or_else(|| panic!("{}\n{}", ended.said, installed.state()));
     let note = report.run.notes.iter().find(|note| note.starts_with("Users ask by Service")).unwrap_or_else(|| panic!("{:?}", report.run.notes));
-    assert!(note.contains("from the controller's process on node") && note.contains("Insufficient cpu"), "{note}");
+    let why = if cluster.is_before(POLICIES_SINCE) { "Kubernetes 1.30" } else { "Insufficient cpu" };
+    assert!(note.contains("from the controller's process on node") && note.contains(why), "{note}");
     assert!(report.total.availability.attempted > 100, "{}", ended.said);
     nothing_kept(&cluster, &installed, &space, 20);
 }

@@ -1,7 +1,7 @@
 //! How a pod changes: operations on single fields of the JSON that came, so that whatever this version does not know of stays as it is.
 //!
 //! - The name of each taken port moves to a new port of the same container, which is the sidecar's. (Containers of a pod share its network, and a declared port only
-//!   gives a number a name. Declared on the sidecar itself it would be unknown to EndpointSlices before Kubernetes 1.32.)
+//!   gives a number a name. Declared on the sidecar itself it would be unknown to EndpointSlices before Kubernetes 1.33.)
 //! - Probes and hooks that meant the server by that name get its number: they go on asking the server itself, and no fault can reach them.
 //! - A server with no preStop hook of its own gets one that sleeps for as long as endpoints take to be withdrawn everywhere, and the pod's grace period grows by
 //!   that: a server that stops listening at SIGTERM would otherwise turn away those who have not heard yet, with or without a sidecar.

@@ -443,7 +443,8 @@ async fn asks(api: &Api<Pod>, name: &str, uid: &str, mut heard: watch::Receiver<
 fn not_made(what: String, error: &kube::Error) -> FailureError {
     match error {
         kube::Error::Api(status) if status.code == 403 && status.message.contains("cannot create resource") => {
-            let why = "the controller may not make it: the right comes with deploy/manifests/admission.yaml, and with the chart where users.ownPod and admissionPolicies.enabled are true";
+            let why = "the controller may not make it: the right comes, on Kubernetes 1.30 or later, with deploy/manifests/admission.yaml, and with the chart where users.ownPod and \
+                       admissionPolicies.enabled are true";
             FailureError::new(what, why)
         }
         error => FailureError::api(what, error),
