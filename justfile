@@ -39,6 +39,11 @@ kill-matrix:
 versions revision:
     tests/cluster/versions {{revision}}
 
+# Every test of a cluster but those that measure milliseconds, on Kubernetes 1.29, the oldest that is promised, beside the usual cluster on this machine (root). `tests/cluster/kubernetes-*.mod` are
+# the versions that there are. The first time it builds both, a quarter of an hour.
+old-kubernetes version="1.29":
+    CLUSTER_NAME=old CLUSTER_KUBERNETES={{version}} STEADFAST_REQUIRE_CLUSTER=1 cargo test --workspace --test cluster -- --nocapture --test-threads 99 --skip latency:: --skip truth::
+
 # Where the build's time goes.
 timings:
     cargo build --release --timings
