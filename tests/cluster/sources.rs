@@ -157,8 +157,15 @@ fn a_set_in_a_claim_is_read_by_a_pod_that_goes_again_and_is_replayed() {
 #[test]
 fn a_set_in_an_image_is_read_by_a_pod_that_mounts_it_and_is_replayed() {
     let Some(cluster) = cluster_alone(Installation::Readers) else { return };
-    if cluster.lacks("the feature gate ImageVolume, of which the test cluster makes use,", 31) {
-        return;
+    let not_supported = |space: &Namespace<'_>| {
+        apply(space, &format!("{{image: {{reference: '{SETS_IMAGE}'}}}}"), "");
+        let said = comes_to(space, "SourceNotSupported");
+        assert!(said.contains("ImageVolume") && said.contains("1.33"), "{said}");
+    };
+    if cluster.is_before(31) {
+        let space = cluster.namespace_with("no-images", ASKS);
+        let _installed = install_with(&cluster, &[READERS]);
+        return not_supported(&space);
     }
     let digits = digits_set();
     let folder = folder();
@@ -194,9 +201,7 @@ fn a_set_in_an_image_is_read_by_a_pod_that_mounts_it_and_is_replayed() {
 
     // As on clusters without image volumes.
     let Some(gates) = cluster.gates("ImageVolume=false") else { return };
-    apply(&space, &image(""), "");
-    let said = comes_to(&space, "SourceNotSupported");
-    assert!(said.contains("ImageVolume") && said.contains("1.33"), "{said}");
+    not_supported(&space);
     drop(gates);
     apply(&space, &tar, "");
     comes_to(&space, "Replaying");
