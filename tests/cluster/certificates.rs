@@ -13,11 +13,14 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 use crate::{
+    experiments::ASKS,
     harness::{Cluster, Installation, Namespace, cluster_alone, output},
     install::{Installed, install_anew},
 };
 
-const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed";
+/// Definitions of cert-manager that have a part in this.
+const KINDS: [&str; 4] =
+    ["crd/certificaterequests.cert-manager.io", "crd/certificates.cert-manager.io", "crd/clusterissuers.cert-manager.io", "crd/issuers.cert-manager.io"];
 
 /// An issuer of somebody's own, for every namespace. Secrets of these are in cert-manager's namespace.
 const OWN: &str = "apiVersion: cert-manager.io/v1
@@ -57,10 +60,7 @@ impl<'a> CertManager<'a> {
         let kinds =
             output(cluster.command("sh").args(["-c", "kubectl apply --server-side -f \"$(dirname \"$(command -v cert-manager)\")/cert-manager.yaml\""]), None);
         kinds.unwrap_or_else(|why| panic!("{why}"));
-        let names = ["certificaterequests", "certificates", "clusterissuers", "issuers"].map(|plural| format!("crd/{plural}.cert-manager.io"));
-        let mut wait = vec!["wait", "--for=condition=Established", "--timeout=30s"];
-        wait.extend(names.iter().map(String::as_str));
-        cluster.kubectl(&wait).expect("established");
+        cluster.kubectl(&[&["wait", "--for=condition=Established", "--timeout=30s"][..], &KINDS].concat()).expect("established");
         cluster.kubectl(&["create", "namespace", "cert-manager"]).expect("made");
         let process = cluster.command("cert-manager").stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
         Self { cluster, process }
@@ -71,10 +71,7 @@ impl Drop for CertManager<'_> {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        let kinds = ["certificaterequests", "certificates", "clusterissuers", "issuers"].map(|plural| format!("{plural}.cert-manager.io"));
-        let mut delete = vec!["delete", "crd", "--wait=false", "--ignore-not-found"];
-        delete.extend(kinds.iter().map(String::as_str));
-        let _ = self.cluster.kubectl(&delete);
+        let _ = self.cluster.kubectl(&[&["delete", "--wait=false", "--ignore-not-found"][..], &KINDS].concat());
         let _ = self.cluster.kubectl(&["delete", "namespace", "cert-manager", "--wait=false"]);
     }
 }

@@ -3,21 +3,26 @@
 use std::time::{Duration, Instant};
 
 use crate::{
+    experiments::ASKS,
     harness::{Installation, Namespace, cluster_alone},
     injection::{Users, ask, service},
     install::install_anew,
 };
 
-const ASKS: &str = "steadfast.dev/inject: 'true', steadfast.dev/faults: allowed";
-const SLOW: &str = "apiVersion: steadfast.dev/v1alpha1
+/// The policy `slow`, for the model and the app of one name.
+pub(crate) fn slow(model: &str) -> String {
+    format!(
+        "apiVersion: steadfast.dev/v1alpha1
 kind: FaultPolicy
-metadata: {name: slow}
+metadata: {{name: slow}}
 spec:
-  selector: {matchLabels: {app: recommender}}
+  selector: {{matchLabels: {{app: {model}}}}}
   expiresAfter: 10m
-  budget: {concurrent: 100, share: 100%}
-  rules: [{match: {model: recommender}, faults: [{delay: {fixed: 300ms}}]}]
-";
+  budget: {{concurrent: 100, share: 100%}}
+  rules: [{{match: {{model: {model}}}, faults: [{{delay: {{fixed: 300ms}}}}]}}]
+"
+    )
+}
 
 /// What stands about the policy `slow`.
 pub(crate) fn standing(space: &Namespace<'_>) -> Option<String> {
@@ -34,7 +39,7 @@ fn an_upgrade_under_load_loses_no_request_and_what_is_armed_stays_armed() {
     let space = cluster.namespace_with("upgrade", ASKS);
     let pods = space.recommender("recommender", 2, "");
     let to = service(&space, "recommender");
-    space.apply(SLOW);
+    space.apply(&slow("recommender"));
     space.wait(20, "a policy in force", || (standing(&space)? == "Armed").then_some(()));
     let controllers = || {
         let names = cluster.kubectl(&["--namespace", &installed.system, "get", "pods", "--selector", "app.kubernetes.io/name=steadfast", "-o", "name"]);

@@ -6,7 +6,6 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
-    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -18,18 +17,9 @@ use crate::{
     harness::{Cluster, Entered, Installation, Namespace, STEADFAST, cluster_alone, output, root},
     injection::{Users, ask_for, service},
     install::{Installed, helm, install_anew},
-    upgrade::standing,
+    upgrade::{slow, standing},
 };
 
-const SLOW: &str = "apiVersion: steadfast.dev/v1alpha1
-kind: FaultPolicy
-metadata: {name: slow}
-spec:
-  selector: {matchLabels: {app: digits}}
-  expiresAfter: 10m
-  budget: {concurrent: 100, share: 100%}
-  rules: [{match: {model: digits}, faults: [{delay: {fixed: 300ms}}]}]
-";
 /// Of every kind that a sidecar does.
 const STEPS: &str = "  golden: [{set: digits, every: 100ms}]
   baseline: 4s
@@ -56,17 +46,16 @@ fn both() -> Option<(Entered, PathBuf)> {
     Some((cluster, previous))
 }
 
-fn to_previous(cluster: &Cluster, installed: &Installed<'_>, previous: &Path) {
-    let chart = previous.join("deploy/chart");
+/// `helm upgrade` to a chart, with other images than this version's where there is a tag.
+fn upgrade_to(cluster: &Cluster, installed: &Installed<'_>, chart: &Path, tag: Option<&str>) {
+    let tags = tag.map(|tag| format!("image.tag={tag},proxy.image.tag={tag}"));
     let mut args = vec!["upgrade", "steadfast", chart.to_str().expect("UTF-8"), "--wait", "--timeout", "180s", "--set", "failures.workloads=true"];
-    let tags = format!("image.tag={TAG},proxy.image.tag={TAG}");
-    args.extend(["--set-string", &tags]);
+    args.extend(tags.iter().flat_map(|tags| ["--set-string", tags.as_str()]));
     helm(cluster, &installed.system, &args).unwrap_or_else(|why| panic!("{why}\n{}", installed.state()));
 }
 
-fn to_this(cluster: &Cluster, installed: &Installed<'_>) {
-    let args = ["upgrade", "steadfast", "deploy/chart", "--wait", "--timeout", "180s", "--set", "failures.workloads=true"];
-    helm(cluster, &installed.system, &args).unwrap_or_else(|why| panic!("{why}\n{}", installed.state()));
+fn to_previous(cluster: &Cluster, installed: &Installed<'_>, previous: &Path) {
+    upgrade_to(cluster, installed, &previous.join("deploy/chart"), Some(TAG));
 }
 
 /// Images of the pods of a selector, of their sidecars or their only containers.
@@ -77,16 +66,11 @@ fn images(cluster: &Cluster, namespace: &str, selector: [&str; 2], path: &str) -
 }
 
 /// Of all of them, once those of before are gone.
-fn all_end_with(images: impl Fn() -> Vec<String>, tag: &str) {
-    let began = Instant::now();
-    loop {
+fn all_end_with(space: &Namespace<'_>, images: impl Fn() -> Vec<String>, tag: &str) {
+    space.wait(60, format_args!("nothing but {tag}: {}", fmt::from_fn(|f| write!(f, "{:?}", images()))), || {
         let images = images();
-        if !images.is_empty() && images.iter().all(|image| image.ends_with(tag)) {
-            return;
-        }
-        assert!(began.elapsed() < Duration::from_secs(60), "not all {tag}: {images:?}");
-        sleep(Duration::from_millis(300));
-    }
+        (!images.is_empty() && images.iter().all(|image| image.ends_with(tag))).then_some(())
+    });
 }
 
 fn takes(cluster: &Cluster, to: SocketAddr) -> Duration {
@@ -108,7 +92,7 @@ fn they_work_together(cluster: &Cluster, space: &Namespace<'_>, installed: &Inst
         fmt::from_fn(|f| write!(f, "{}\n{}\n{}", space.get("faultpolicy/slow").unwrap_or_default(), status(space), installed.state())),
     );
     space.wait(60, format_args!("quick answers\n{context}"), || (takes(cluster, to) < Duration::from_millis(250)).then_some(()));
-    space.apply(SLOW);
+    space.apply(&slow("digits"));
     space.wait(30, format_args!("slow answers\n{context}"), || (takes(cluster, to) >= Duration::from_millis(300)).then_some(()));
     space.wait(20, "its word", || (standing(space)? == "Armed").then_some(()));
     space.kubectl(&["delete", "faultpolicy/slow"]).expect("deleted");
@@ -141,25 +125,25 @@ fn each_versions_sidecars_work_with_the_others_controller_and_an_upgrade_and_the
         return;
     }
     let installed = install_anew(&cluster, &[]);
+    let space = cluster.namespace_with("versions", ASKS);
     let controllers = || images(&cluster, &installed.system, CONTROLLERS, ".spec.containers[0].image");
     to_previous(&cluster, &installed, &previous);
-    all_end_with(controllers, TAG);
-    let space = cluster.namespace_with("versions", ASKS);
+    all_end_with(&space, controllers, TAG);
     digits(&space, 2);
     // Judged within seconds.
     let often = r#"{"spec": {"schedule": {"every": "200ms", "share": "100%"}, "verdict": {"detect": "10%"}}}"#;
     space.kubectl(&["patch", "goldenset/digits", "--type=merge", "-p", often]).expect("patched");
     let pods = space.pods("app=digits");
     let sidecars = || images(&cluster, space.name(), ["--selector", "app=digits"], ".spec.initContainers[0].image");
-    all_end_with(sidecars, TAG);
+    all_end_with(&space, sidecars, TAG);
     let to = service(&space, "digits");
 
     // Upgraded under load, with a policy in force.
-    space.apply(SLOW);
+    space.apply(&slow("digits"));
     space.wait(30, "slow answers", || (takes(&cluster, to) >= Duration::from_millis(300)).then_some(()));
     let users = Users::of(cluster.everywhere(), to, "digits");
-    to_this(&cluster, &installed);
-    all_end_with(controllers, ":1");
+    upgrade_to(&cluster, &installed, Path::new("deploy/chart"), None);
+    all_end_with(&space, controllers, ":1");
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(15) {
         assert!(takes(&cluster, to) >= Duration::from_millis(300), "what was armed stays");
@@ -167,18 +151,18 @@ fn each_versions_sidecars_work_with_the_others_controller_and_an_upgrade_and_the
     no_request_lost(users, "the upgrade");
     space.kubectl(&["delete", "faultpolicy/slow"]).expect("deleted");
     they_work_together(&cluster, &space, &installed, Path::new(STEADFAST));
-    all_end_with(sidecars, TAG);
+    all_end_with(&space, sidecars, TAG);
     assert_eq!(space.pods("app=digits"), pods, "every sidecar is the old one");
 
     // Sidecars of this version, and the way back under load.
     space.kubectl(&["rollout", "restart", "deployment/digits"]).expect("restarted");
     space.kubectl(&["rollout", "status", "deployment/digits", "--timeout=120s"]).expect("rolled over");
-    all_end_with(sidecars, ":1");
-    space.apply(SLOW);
+    all_end_with(&space, sidecars, ":1");
+    space.apply(&slow("digits"));
     space.wait(30, "slow answers", || (takes(&cluster, to) >= Duration::from_millis(300)).then_some(()));
     let users = Users::of(cluster.everywhere(), to, "digits");
     to_previous(&cluster, &installed, &previous);
-    all_end_with(controllers, TAG);
+    all_end_with(&space, controllers, TAG);
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(15) {
         assert!(takes(&cluster, to) >= Duration::from_millis(300), "what was armed stays");
@@ -186,5 +170,5 @@ fn each_versions_sidecars_work_with_the_others_controller_and_an_upgrade_and_the
     no_request_lost(users, "the way back");
     space.kubectl(&["delete", "faultpolicy/slow"]).expect("deleted");
     they_work_together(&cluster, &space, &installed, &previous.join("target/debug/steadfast"));
-    all_end_with(sidecars, ":1");
+    all_end_with(&space, sidecars, ":1");
 }
