@@ -128,7 +128,8 @@ fn what_nobody_planned_is_seen_for_as_long_as_the_test_stands() {
     // Nobody has leave to break anything here.
     let space = cluster.namespace_with("watch", "steadfast.dev/inject: 'true'");
     digits(&space, 3);
-    space.apply(&test("watch", "  window: 11s\n  stable: {within: 60s, hold: 3s}\n  hypothesis: [{availability: {atLeast: 50%}}]\n"));
+    // A node may take all three pods with it, for half of a window or more, and that must not be enough to fail it.
+    space.apply(&test("watch", "  window: 11s\n  stable: {within: 60s, hold: 3s}\n  hypothesis: [{availability: {atLeast: 5%}}]\n"));
     status(&space, 60, "a watch", |status| status["progress"].as_str().is_some_and(|words| words.starts_with("watching")));
     let quiet = status(&space, 60, "a window", |status| status["windows"] == 1);
     assert_eq!((&quiet["verdict"], &quiet["outages"], &quiet["phase"]), (&"pass".into(), &0.into(), &"Running".into()), "{quiet:#}");
