@@ -199,13 +199,13 @@ impl Order {
         }
     }
 
-    /// Pods that it takes from users at once.
-    pub fn takes(&self) -> &[String] {
+    /// Pods that it takes from users at once: of these names, and those of the target on these nodes.
+    pub fn takes(&self) -> (&[String], &[String]) {
         match self {
-            Self::Kill { pods, .. } | Self::HoldDown { pods } | Self::Evict { pods } | Self::KillContainers { pods, .. } => pods,
-            // Nobody reaches them.
-            Self::Requests { pods, fault: Fault::Blackhole(_), share, .. } if *share == Percent::HUNDRED => pods,
-            _ => &[],
+            Self::Kill { pods, .. } | Self::HoldDown { pods } | Self::Evict { pods } | Self::KillContainers { pods, .. } => (pods, &[]),
+            // Of most requests nobody hears again.
+            Self::Requests { pods, nodes, fault: Fault::Blackhole(_), share } if share.ratio() > 0.5 => (pods, nodes),
+            _ => (&[], &[]),
         }
     }
 }

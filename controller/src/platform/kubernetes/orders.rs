@@ -22,12 +22,12 @@ use steadfast_api::{
 
 use super::{
     Inner,
-    failures::{self, Evictions, Failure, FailureError, Meant, Target},
+    failures::{self, Budget, Evictions, Failure, FailureError, Meant, Target},
     labels,
 };
 use crate::{
     platform::{
-        InForce, Order, PlatformError, Undone,
+        InForce, Order, PlatformError, Pod, Undone,
         armed::{self, Before, Told},
     },
     words::{NAMES_MAX, some},
@@ -131,7 +131,7 @@ impl Orders {
     }
 
     pub(super) async fn apply(inner: &Arc<Inner>, order: Order, expires_after: Span) -> Result<InForce, PlatformError> {
-        may_take(inner, order.takes())?;
+        may_take(inner.means.budget, &inner.facts().pods(), &order)?;
         let orders = &inner.orders;
         let id = orders.last.fetch_add(1, Ordering::Relaxed) + 1;
         let began = Instant::now();
@@ -241,14 +241,16 @@ impl Armed {
     }
 }
 
-/// One step may take so many pods of the target away at once, and no more; those that users are not led to already count.
-fn may_take(inner: &Inner, names: &[String]) -> Result<(), PlatformError> {
-    if names.is_empty() {
+/// One step may take so many pods of the target away at once, and no more; those that users are not led to already count. What takes whole nodes has a budget of
+/// nodes.
+fn may_take(budget: Budget, pods: &[Pod], order: &Order) -> Result<(), PlatformError> {
+    let (names, nodes) = order.takes();
+    let (taken, rest): (Vec<&Pod>, Vec<&Pod>) = pods.iter().partition(|pod| names.contains(&pod.name) || nodes.contains(&pod.node));
+    if taken.is_empty() {
         return Ok(());
     }
-    let pods = inner.facts().pods();
-    let away: Vec<String> = pods.iter().filter(|pod| !pod.in_service && !names.contains(&pod.name)).map(|pod| pod.name.clone()).collect();
-    inner.means.budget.allows_pods(names.len(), &away, pods.len()).map_err(|why| PlatformError::new("the step", why))
+    let away: Vec<String> = rest.iter().filter(|pod| !pod.in_service).map(|pod| pod.name.clone()).collect();
+    budget.allows_pods(taken.len(), &away, pods.len()).map_err(|why| PlatformError::new("the step", why))
 }
 
 fn uids(inner: &Inner, names: &[String]) -> Result<Vec<(String, String)>, PlatformError> {
@@ -421,4 +423,46 @@ async fn delete(inner: &Inner, pod: &Meant, grace: Span) -> Result<(), PlatformE
     let parameters = DeleteParams::default().grace_period(grace.get().as_secs_f64().ceil() as u32).preconditions(only);
     let api: Api<Object> = Api::namespaced(inner.means.prompt.clone(), &pod.namespace);
     api.delete(&pod.name, &parameters).await.map(drop).map_err(|error| FailureError::api(format!("pod {}", pod.name), &error).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use steadfast_api::{Percent, fault::Fault};
+
+    use super::*;
+
+    #[test]
+    fn what_cuts_pods_off_is_held_against_their_budget_whether_pods_or_their_nodes_were_chosen() {
+        let pod = |index: usize, in_service| Pod {
+            name: format!("p{index}"),
+            uid: format!("u{index}"),
+            node: format!("n{}", index % 2),
+            labels: BTreeMap::new(),
+            in_service,
+        };
+        let pods: Vec<Pod> = (0..4).map(|index| pod(index, true)).collect();
+        let strings = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let cut = |pods: &[&str], nodes: &[&str], percent| Order::Requests {
+            pods: strings(pods),
+            nodes: strings(nodes),
+            fault: Fault::Blackhole(serde_json::from_str("{}").unwrap()),
+            share: Percent::from_ratio(percent / 100.0),
+        };
+        let half = Budget { pods: "50%".parse().unwrap(), ..Budget::ALL };
+        assert!(may_take(half, &pods, &cut(&["p0", "p3"], &[], 100.0)).is_ok() && may_take(half, &pods, &cut(&[], &["n1"], 100.0)).is_ok());
+        for refused in [
+            cut(&["p0", "p1", "p2"], &[], 100.0),
+            cut(&[], &["n0", "n1"], 100.0),
+            cut(&[], &["n0", "n1"], 99.9999),
+            Order::HoldDown { pods: strings(&["p0", "p1", "p2"]) },
+        ] {
+            let why = may_take(half, &pods, &refused).unwrap_err().to_string();
+            assert!(why.contains("failures.maxUnavailablePods"), "{why}");
+        }
+        assert!(may_take(half, &pods, &cut(&[], &["n0", "n1"], 5.0)).is_ok(), "most requests are answered");
+        // One is away already, and does not count twice.
+        let pods: Vec<Pod> = (0..4).map(|index| pod(index, index != 0)).collect();
+        assert!(may_take(half, &pods, &cut(&[], &["n0"], 100.0)).is_ok());
+        assert!(may_take(half, &pods, &cut(&[], &["n1"], 100.0)).unwrap_err().to_string().contains("away already (p0)"));
+    }
 }

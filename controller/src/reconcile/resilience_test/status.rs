@@ -99,7 +99,9 @@ async fn patch_status(api: &Api<ResilienceTest>, name: &str, uid: Option<&str>, 
         RunPhase::Refused => before.observed_generation >= status.observed_generation,
         RunPhase::Pending | RunPhase::Running => false,
     };
-    if is_over && status.phase == RunPhase::Running {
+    // Nor is a spec run that was changed while it was looked at.
+    let begins = status.phase == RunPhase::Running && before.phase != RunPhase::Running;
+    if begins && (is_over || now.metadata.generation > status.observed_generation) {
         return Ok(false);
     }
     let status = ResilienceTestStatus { conditions: conditions(&before.conditions, status), ..status.clone() };
@@ -306,6 +308,19 @@ mod tests {
         assert_eq!(write(&api, "t", Some("u"), phase(RunPhase::Pending)).await, Written::Gone);
         assert_eq!(write(&api, "t", Some("another"), phase(RunPhase::Finished)).await, Written::Gone);
         assert_eq!(held.lock().unwrap().0["status"]["phase"], "Running");
+    }
+
+    #[tokio::test]
+    async fn what_was_changed_while_it_was_looked_at_is_not_begun() {
+        let (api, held) = server(0);
+        held.lock().unwrap().0["metadata"]["generation"] = 2.into();
+        let of = |phase, generation| ResilienceTestStatus { phase, observed_generation: Some(generation), ..ResilienceTestStatus::default() };
+        assert_eq!(write(&api, "t", Some("u"), of(RunPhase::Running, 1)).await, Written::Gone);
+        assert!(held.lock().unwrap().0["status"].is_null());
+        assert_eq!(write(&api, "t", Some("u"), of(RunPhase::Running, 2)).await, Written::Yes);
+        // What runs may tell of itself, whatever its watch is to go on with.
+        held.lock().unwrap().0["metadata"]["generation"] = 3.into();
+        assert_eq!(write(&api, "t", Some("u"), of(RunPhase::Running, 2)).await, Written::Yes);
     }
 
     #[test]

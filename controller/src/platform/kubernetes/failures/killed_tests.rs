@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
@@ -27,6 +27,8 @@ struct Fake {
     changes: AtomicUsize,
     /// Evictions that a disruption budget refuses before it lets go.
     refusals: AtomicUsize,
+    /// The namespace has taken its leave back: an admission policy keeps its pods.
+    keeps_pods: AtomicBool,
 }
 
 /// Of the process that asks.
@@ -41,7 +43,13 @@ struct Killed {
 
 impl Fake {
     fn new() -> Arc<Self> {
-        let fake = Self { objects: Mutex::default(), version: AtomicUsize::new(0), changes: AtomicUsize::new(0), refusals: AtomicUsize::new(0) };
+        let fake = Self {
+            objects: Mutex::default(),
+            version: AtomicUsize::new(0),
+            changes: AtomicUsize::new(0),
+            refusals: AtomicUsize::new(0),
+            keeps_pods: AtomicBool::new(false),
+        };
         let owned = |kind: &str, name: &str| json!([{ "apiVersion": "apps/v1", "kind": kind, "name": name, "uid": format!("uid-{name}"), "controller": true }]);
         let applied = json!([{ "manager": "kubectl", "operation": "Apply" }]);
         for node in ["n1", "n2"] {
@@ -180,6 +188,9 @@ impl Fake {
                     object["status"] = json!({ "phase": "Running" });
                 }
                 (StatusCode::CREATED, self.put(&path, object))
+            }
+            Method::DELETE if path.contains("/namespaces/models/pods/") && self.keeps_pods.load(Ordering::Relaxed) => {
+                refused(StatusCode::UNPROCESSABLE_ENTITY, "deletes pods only in namespaces that are labelled")
             }
             Method::DELETE => match lock(&self.objects).remove(path) {
                 Some(_) => (StatusCode::OK, json!({ "kind": "Status", "apiVersion": "v1", "status": "Success" })),
@@ -403,6 +414,61 @@ async fn what_cannot_be_taken_back_is_tried_again_until_somebody_asks_to_forget_
     // No such node any more: nothing waits for it.
     let summary = undo::everything(&means, false).await.unwrap();
     assert!(summary.failed.is_empty() && summary.unproven[0].contains("no node of the cluster"), "{summary:?}");
+}
+
+#[tokio::test]
+async fn a_namespace_that_took_its_leave_back_gets_its_image_back_and_is_told_which_pods_to_delete() {
+    let fake = Fake::new();
+    let means = means(fake.client(None));
+    let workload = Workload { kind: "StatefulSet".to_owned(), namespace: "models".to_owned(), name: "db".to_owned(), uid: "uid-db".to_owned() };
+    let ledger = Ledger::new(means.prompt.clone(), SYSTEM, "run", "models/test");
+    let change = ClusterChange::RolledOut {
+        kind: workload.kind.clone(),
+        namespace: workload.namespace.clone(),
+        name: workload.name.clone(),
+        uid: workload.uid.clone(),
+        container: "server".to_owned(),
+        image: "good".to_owned(),
+        to: "bad".to_owned(),
+    };
+    ledger.record(change, Span::from_secs(60)).await.unwrap();
+    workload.roll_out(&means.prompt, "server", "bad").await.unwrap();
+    fake.keeps_pods.store(true, Ordering::Relaxed);
+    let summary = undo::everything(&means, false).await.unwrap();
+    assert!(summary.failed.is_empty() && summary.not_ours[0].ends_with("kubectl delete pod --namespace models db-1"), "{summary:?}");
+    assert_eq!(workload.image(&means.prompt, "server").await.unwrap(), "good");
+    assert!(ledger.entries().await.unwrap().is_empty(), "no other run waits for it");
+}
+
+#[tokio::test]
+async fn a_ledger_that_cannot_be_understood_keeps_none_of_the_others() {
+    let fake = Fake::new();
+    let means = means(fake.client(None));
+    let of_newer = format!("/api/v1/namespaces/{SYSTEM}/configmaps/steadfast-in-force-newer");
+    fake.put(
+        &of_newer,
+        json!({ "metadata": { "name": "steadfast-in-force-newer", "namespace": SYSTEM, "labels": { "steadfast.dev/ledger": "true" } }, "data": { "inForce.json": "[{\"id\": 1}]", "test": "a/b" } }),
+    );
+    let ledger = Ledger::new(means.prompt.clone(), SYSTEM, "run", "models/test");
+    ledger
+        .record(
+            ClusterChange::Scaled {
+                kind: "Deployment".to_owned(),
+                namespace: "models".to_owned(),
+                name: "web".to_owned(),
+                uid: "uid-web".to_owned(),
+                replicas: 2,
+                to: 1,
+            },
+            Span::from_secs(60),
+        )
+        .await
+        .unwrap();
+    let summary = undo::everything(&means, false).await.unwrap();
+    assert!(summary.failed.len() == 1 && summary.failed[0].contains("steadfast-in-force-newer") && summary.failed[0].contains("--forget"), "{summary:?}");
+    assert!(ledger.entries().await.unwrap().is_empty() && fake.get(&of_newer).is_some());
+    let summary = undo::everything(&means, true).await.unwrap();
+    assert!(summary.failed.is_empty() && summary.forgotten.len() == 1 && fake.get(&of_newer).is_none(), "{summary:?}");
 }
 
 #[tokio::test]

@@ -142,6 +142,19 @@ impl Ledger {
         .await
     }
 
+    /// Nobody is to undo what it says any more.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub async fn forget(&self) -> Result<(), FailureError> {
+        let at_once = DeleteParams::default();
+        match patiently(|| self.api.delete(&self.name, &at_once)).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(FailureError::api(self.what(), &error)),
+        }
+    }
+
     fn what(&self) -> String {
         format!("the ledger of test {} (ConfigMap {})", self.test, self.name)
     }
@@ -183,25 +196,29 @@ impl Ledger {
     }
 }
 
-/// The ledgers of all runs with something in force, with their entries.
+/// The ledgers of all runs with something in force, with their entries; in place of those why they cannot be understood.
 ///
 /// # Errors
-/// When they cannot be listed or understood: then nobody must believe that nothing is in force.
-pub async fn all(client: &Client, namespace: &str) -> Result<Vec<(Ledger, Vec<Undo>)>, FailureError> {
+/// When they cannot be listed: then nobody must believe that nothing is in force.
+pub async fn all(client: &Client, namespace: &str) -> Result<Vec<(Ledger, Result<Vec<Undo>, FailureError>)>, FailureError> {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let maps = api.list(&ListParams::default().labels(LABEL)).await.map_err(|error| FailureError::api("the ledgers of runs", &error))?;
     let ledger = |map: ConfigMap| {
-        let entries = entries_of(&map)?;
         let test = map.data.as_ref().and_then(|data| data.get(TEST_KEY).cloned()).unwrap_or_default();
-        Ok((Ledger { api: api.clone(), name: map.name_any(), test }, entries))
+        (Ledger { api: api.clone(), name: map.name_any(), test }, entries_of(&map))
     };
-    maps.items.into_iter().map(ledger).collect()
+    Ok(maps.items.into_iter().map(ledger).collect())
 }
 
 fn entries_of(map: &ConfigMap) -> Result<Vec<Undo>, FailureError> {
     let Some(text) = map.data.as_ref().and_then(|data| data.get(KEY)) else { return Ok(Vec::new()) };
     serde_json::from_str(text).map_err(|error| {
-        FailureError::new(format!("{KEY} of ConfigMap {}", map.name_any()), format!("cannot be understood ({error}); a newer controller may have written it"))
+        FailureError::new(
+            format!("{KEY} of ConfigMap {}", map.name_any()),
+            format!(
+            "cannot be understood ({error}); a newer controller may have written it: install that one again, which undoes it, or undo by hand what it says and then \
+             `steadfast undo --forget`"
+        ))
     })
 }
 

@@ -169,13 +169,23 @@ async fn one(means: &Means, ledger: &Ledger, entry: Undo) -> (Summary, Option<Un
 /// Takes back what any run has in force: before the chart is removed, and by a leader between its runs. `forget`: what cannot be taken back is struck out all the same.
 ///
 /// # Errors
-/// When the ledgers cannot be read.
+/// When the ledgers cannot be listed.
 pub async fn everything(means: &Means, forget: bool) -> Result<Summary, FailureError> {
     let mut summary = Summary::default();
-    let mut ledgers = ledger::all(&means.prompt, &means.namespace).await?;
-    for (_, found) in &mut ledgers {
-        // A watch goes on beside everything else.
-        found.retain(|entry| !matches!(&entry.change, ClusterChange::Users { pod } if means.users.uses(pod)));
+    let mut ledgers = Vec::new();
+    for (ledger, found) in ledger::all(&means.prompt, &means.namespace).await? {
+        match found {
+            Ok(mut found) => {
+                // A watch goes on beside everything else.
+                found.retain(|entry| !matches!(&entry.change, ClusterChange::Users { pod } if means.users.uses(pod)));
+                ledgers.push((ledger, found));
+            }
+            Err(why) if !forget => summary.failed.push(why.to_string()),
+            Err(why) => match ledger.forget().await {
+                Ok(()) => summary.forgotten.push(why.to_string()),
+                Err(error) => summary.failed.push(error.to_string()),
+            },
+        }
     }
     let taken_back = join_all(ledgers.iter().map(|(ledger, found)| entries(means, ledger, found.clone()))).await;
     for ((ledger, _), (mut of_this, left)) in ledgers.iter().zip(taken_back) {

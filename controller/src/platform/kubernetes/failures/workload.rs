@@ -11,7 +11,10 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{FailureError, error::patiently, owner, undo::Outcome};
-use crate::reconcile::resource::MANAGER;
+use crate::{
+    reconcile::resource::MANAGER,
+    words::{NAMES_MAX, some},
+};
 
 /// A new ReplicaSet is there well within this.
 const ROLLED_OUT_WITHIN: Duration = Duration::from_secs(10);
@@ -152,19 +155,27 @@ impl Workload {
         }
         // Also where whoever put it back came no further than to here.
         owner::let_go(&self.api(client), &self.name).await;
-        self.free(client, container, to).await?;
+        let kept = self.free(client, container, to).await?;
+        if !kept.is_empty() {
+            let (waiting, namespace) = (some(&kept, NAMES_MAX), &self.namespace);
+            return Ok(Outcome::NotOurs(format!(
+                "{self} has {before} again in container {container}, and waits for pods that wait for {to}; this controller may not delete pods in {namespace} any more: \
+                 kubectl delete pod --namespace {namespace} {waiting}"
+            )));
+        }
         Ok(if now == before { Outcome::NotMade } else { Outcome::Restored(format!("{self} has {before} again in container {container}")) })
     }
 
     /// A StatefulSet waits for ever for a pod of the bad image to become ready before it puts the next one right (kubernetes #67250), and one whose strategy is OnDelete for
-    /// somebody to delete it. So those that are not ready are deleted.
-    async fn free(&self, client: &Client, container: &str, to: &str) -> Result<(), FailureError> {
+    /// somebody to delete it. So those that are not ready are deleted. Returns those that may not be, where the leave for that was taken back.
+    async fn free(&self, client: &Client, container: &str, to: &str) -> Result<Vec<String>, FailureError> {
+        let mut kept = Vec::new();
         if self.kind != "StatefulSet" {
-            return Ok(());
+            return Ok(kept);
         }
         let stuck = |pods: Vec<Pod>| pods.into_iter().filter(|pod| has_image(pod, container, to) && !is_ready(pod)).collect::<Vec<_>>();
         if stuck(self.pods(client).await?).is_empty() {
-            return Ok(());
+            return Ok(kept);
         }
         // Deleted any earlier, it could be made again by the template of before.
         self.observed(client).await?;
@@ -174,10 +185,12 @@ impl Workload {
             match pods.delete(&pod.name_any(), &only).await {
                 Ok(_) => {}
                 Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
+                // By a role, or by an admission policy.
+                Err(kube::Error::Api(status)) if status.code == 403 || status.code == 422 => kept.push(pod.name_any()),
                 Err(error) => return Err(FailureError::api(format!("pod {} of {self}, which waits for {to}", pod.name_any()), &error)),
             }
         }
-        Ok(())
+        Ok(kept)
     }
 
     /// Its pods that are not being deleted.
