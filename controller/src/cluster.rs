@@ -160,13 +160,13 @@ pub struct Args {
     #[arg(long)]
     pub users_in_pod: bool,
     /// CPU that this pod requests.
-    #[arg(long, value_name = "QUANTITY", default_value = "100m")]
+    #[arg(long, value_name = "QUANTITY", default_value = "100m", value_parser = flags::cpu)]
     pub users_cpu: String,
     /// Memory that it requests.
-    #[arg(long, value_name = "QUANTITY", default_value = "64Mi")]
+    #[arg(long, value_name = "QUANTITY", default_value = "64Mi", value_parser = flags::memory)]
     pub users_memory: String,
     /// Memory beyond which it is killed.
-    #[arg(long, value_name = "QUANTITY", default_value = "512Mi")]
+    #[arg(long, value_name = "QUANTITY", default_value = "512Mi", value_parser = flags::memory)]
     pub users_memory_limit: String,
     #[command(flatten)]
     pub power: PowerArgs,

@@ -65,27 +65,42 @@ fn plain(rendered: &str) -> String {
 #[test]
 fn plain_manifests_are_what_the_chart_renders() {
     let head = "# Made from deploy/chart by `just manifests`; change the chart.\n";
-    let namespace = format!("---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n");
+    // `kubectl apply` of a folder takes its files by their names.
+    let namespace = format!("{head}---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n");
+    published("00-namespace.yaml", &namespace);
     let crds = ["--show-only", "templates/crds.yaml"];
     let agent = ["--show-only", "templates/agent.yaml", "--set", "nodeAgent.enabled=true"];
-    for (file, first, values) in [
-        ("crds.yaml", "", &crds[..]),
-        ("steadfast.yaml", namespace.as_str(), &["--set", "crds.install=false,admissionPolicies.enabled=false"]),
+    for (file, values) in [
+        ("crds.yaml", &crds[..]),
+        ("steadfast.yaml", &["--set", "crds.install=false,admissionPolicies.enabled=false"]),
         // Kubernetes 1.29 does not know them.
-        ("admission.yaml", "", &["--show-only", "templates/admission.yaml", "--set", "nodeAgent.enabled=true"]),
+        ("admission.yaml", &["--show-only", "templates/admission.yaml", "--set", "nodeAgent.enabled=true"]),
         // In a folder of its own: `kubectl apply -f deploy/manifests` must not bring what is privileged.
-        ("opt-in/node-agent.yaml", "", &agent),
+        ("opt-in/node-agent.yaml", &agent),
     ] {
         let Some(rendered) = template(values) else { return };
-        let wanted = format!("{head}{first}{}", plain(&rendered));
-        let path = root().join("deploy/manifests").join(file);
-        if env::var_os("STEADFAST_WRITE_MANIFESTS").is_some() {
-            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
-            fs::write(&path, &wanted).expect("written");
-        }
-        let published = fs::read_to_string(&path).unwrap_or_default();
-        assert!(published == wanted, "{} is not what the chart renders: write it anew with `just manifests`", path.display());
+        published(file, &format!("{head}{}", plain(&rendered)));
     }
+}
+
+fn published(file: &str, wanted: &str) {
+    let path = root().join("deploy/manifests").join(file);
+    if env::var_os("STEADFAST_WRITE_MANIFESTS").is_some() {
+        fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        fs::write(&path, wanted).expect("written");
+    }
+    let published = fs::read_to_string(&path).unwrap_or_default();
+    assert!(published == wanted, "{} is not what the chart renders: write it anew with `just manifests`", path.display());
+}
+
+#[test]
+fn names_that_look_like_numbers_stay_names() {
+    let values = ["--namespace", "12345", "--set-string", "watchNamespaces={123,on},goldenSets.readerNamespaces={123},reports.url=s3://a/b,reports.secret=42"];
+    let Some(rendered) = template(&values) else { return };
+    for name in ["12345", "123", "on"] {
+        assert!(rendered.contains(&format!("namespace: \"{name}\"")) && !rendered.contains(&format!("namespace: {name}")), "{name}");
+    }
+    assert!(rendered.contains("secretRef: {name: \"42\"}"));
 }
 
 #[test]

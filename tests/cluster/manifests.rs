@@ -1,6 +1,8 @@
 //! The plain manifests: `kubectl apply` of them gives a controller that runs and puts sidecars into pods, again changes nothing, and `kubectl delete` takes it away.
 
-use std::{fs, path::Path};
+use std::fs;
+
+use tempfile::TempDir;
 
 use crate::{
     harness::{Cluster, IMAGE, Installation, PROXY_IMAGE, cluster_alone, output, root},
@@ -9,39 +11,42 @@ use crate::{
 
 const SYSTEM: &str = "steadfast-system";
 
-/// A manifest with the images of these tests, which no registry has.
-fn manifest(file: &str) -> String {
-    let path = root().join("deploy/manifests").join(file);
-    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let version = env!("CARGO_PKG_VERSION");
-    text.replace(&format!("\"steadfast:{version}\""), IMAGE)
-        .replace(&format!("steadfast-proxy:{version}"), PROXY_IMAGE)
-        .replace("imagePullPolicy: IfNotPresent", "imagePullPolicy: Never")
-        .replace("--proxy-image-pull-policy=IfNotPresent", "--proxy-image-pull-policy=Never")
+/// The manifests with the images of these tests, which no registry has.
+struct Applied<'a> {
+    cluster: &'a Cluster,
+    folder: TempDir,
 }
 
-struct Applied<'a>(&'a Cluster);
+impl<'a> Applied<'a> {
+    fn new(cluster: &'a Cluster) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let version = env!("CARGO_PKG_VERSION");
+        let published = fs::read_dir(root().join("deploy/manifests")).expect("the manifests").map(|entry| entry.expect("an entry").path());
+        for path in published.filter(|path| path.is_file() && !(cluster.is_before(POLICIES_SINCE) && path.ends_with("admission.yaml"))) {
+            let text = fs::read_to_string(&path)
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+                .replace(&format!("\"steadfast:{version}\""), IMAGE)
+                .replace(&format!("steadfast-proxy:{version}"), PROXY_IMAGE)
+                .replace("imagePullPolicy: IfNotPresent", "imagePullPolicy: Never")
+                .replace("--proxy-image-pull-policy=IfNotPresent", "--proxy-image-pull-policy=Never");
+            fs::write(folder.path().join(path.file_name().expect("a name")), text).expect("written");
+        }
+        Self { cluster, folder }
+    }
 
-impl Applied<'_> {
-    fn apply(&self) -> String {
-        let crds = Path::new("deploy/manifests/crds.yaml");
-        // Definitions are left by charts of other tests, which own their fields.
+    /// As the README says. Definitions are left by charts of other tests, which own their fields.
+    fn apply(&self) {
         let apply = ["apply", "--server-side", "--force-conflicts", "--filename"];
-        let applied = output(self.0.command("kubectl").args(apply).arg(crds), None).expect("definitions are applied");
-        let rest = |file: &str| output(self.0.command("kubectl").args(apply).arg("-"), Some(&manifest(file))).expect("the rest is applied");
-        let applied = applied + &rest("steadfast.yaml");
-        if self.0.is_before(POLICIES_SINCE) { applied } else { applied + &rest("admission.yaml") }
+        output(self.cluster.command("kubectl").args(apply).arg(self.folder.path()), None).expect("applied");
     }
 }
 
 impl Drop for Applied<'_> {
     fn drop(&mut self) {
-        let mut all = manifest("steadfast.yaml");
-        if !self.0.is_before(POLICIES_SINCE) {
-            all = manifest("admission.yaml") + "---\n" + &all;
-        }
-        let gone = output(self.0.command("kubectl").args(["delete", "--ignore-not-found", "--wait=true", "--timeout=100s", "--filename", "-"]), Some(&all));
-        if let Err(why) = gone {
+        // Other tests' objects go with their definitions.
+        let _ = fs::remove_file(self.folder.path().join("crds.yaml"));
+        let delete = ["delete", "--ignore-not-found", "--wait=true", "--timeout=100s", "--filename"];
+        if let Err(why) = output(self.cluster.command("kubectl").args(delete).arg(self.folder.path()), None) {
             eprintln!("{why}");
         }
     }
@@ -53,7 +58,7 @@ fn plain_manifests_give_a_controller_that_injects_and_are_applied_again_without_
     nothing_installed(&cluster);
     let releases = helm(&cluster, SYSTEM, &["list", "--short"]).expect("helm answers");
     assert_eq!(releases.trim(), "", "another test is done with its chart");
-    let applied = Applied(&cluster);
+    let applied = Applied::new(&cluster);
     applied.apply();
     let rolled = || cluster.kubectl(&["--namespace", SYSTEM, "rollout", "status", "deployment/steadfast-controller", "--timeout=120s"]);
     rolled().unwrap_or_else(|why| panic!("{why}\n{}", cluster.kubectl(&["--namespace", SYSTEM, "describe", "pods"]).unwrap_or_default()));

@@ -17,6 +17,7 @@ use crate::webhook::manifest;
 /// Where the published manifests put everything.
 pub const NAMESPACE: &str = "steadfast-system";
 const DEFINITIONS: &str = include_str!("../../../deploy/manifests/crds.yaml");
+const SYSTEM: &str = include_str!("../../../deploy/manifests/00-namespace.yaml");
 const CONTROLLER: &str = include_str!("../../../deploy/manifests/steadfast.yaml");
 const ADMISSION: &str = include_str!("../../../deploy/manifests/admission.yaml");
 const NODE_AGENT: &str = include_str!("../../../deploy/manifests/opt-in/node-agent.yaml");
@@ -29,7 +30,7 @@ const TRIED_AS: &str = "steadfast-install-check";
 
 /// Every object of an installation in `namespace`.
 pub(super) fn all(namespace: &str, node_agent: bool) -> Vec<DynamicObject> {
-    let files = [DEFINITIONS, CONTROLLER, ADMISSION].into_iter().chain(node_agent.then_some(NODE_AGENT));
+    let files = [SYSTEM, DEFINITIONS, CONTROLLER, ADMISSION].into_iter().chain(node_agent.then_some(NODE_AGENT));
     let texts = files.flat_map(manifest::split).map(|(_, text)| text);
     // The only name in them that depends on where they go.
     texts.filter_map(|text| serde_saphyr::from_str(&text.replace(NAMESPACE, namespace)).ok()).collect()
@@ -226,7 +227,7 @@ mod tests {
         assert!(!kinds.contains("DaemonSet"));
         assert!(objects.iter().filter_map(ResourceExt::namespace).all(|namespace| namespace == "elsewhere"));
         assert!(objects.iter().any(|object| object.name_any() == "elsewhere"), "the namespace itself");
-        let documents = [DEFINITIONS, CONTROLLER, ADMISSION].into_iter().flat_map(manifest::split).count();
+        let documents = [SYSTEM, DEFINITIONS, CONTROLLER, ADMISSION].into_iter().flat_map(manifest::split).count();
         assert_eq!(objects.len(), documents, "every document is an object");
         assert!(all("x", true).iter().any(|object| object.types.as_ref().is_some_and(|types| types.kind == "DaemonSet")));
     }
