@@ -12,6 +12,7 @@ use steadfast_controller::webhook::{
     manifest::{self, Done, File},
     patch::{ControllerAddress, LEAVE_SECONDS, RedirectSettings, SidecarResources, SidecarSettings},
 };
+use steadfast_proxy::control::address::Controller;
 
 use crate::exit;
 
@@ -72,10 +73,20 @@ pub(crate) fn main(args: Args) -> ExitCode {
         }
     }
     let controller = match (args.controller, args.controller_ca) {
-        (Some(url), Some(file)) => match fs::read_to_string(&file) {
-            Ok(ca) => Some(ControllerAddress { url, ca }),
-            Err(error) => return exit::bad_input(format!("--controller-ca {}: {error}", file.display())),
-        },
+        (Some(url), Some(file)) => {
+            let ca = match fs::read_to_string(&file) {
+                Ok(ca) => ca,
+                Err(error) => return exit::bad_input(format!("--controller-ca {}: {error}", file.display())),
+            };
+            // As the sidecar will read them.
+            if let Err(error) = Controller::new(&url, None, None, Some(ca.clone())) {
+                return exit::bad_input(format!("--controller {url}, --controller-ca {}: {error}", file.display()));
+            }
+            if !url.starts_with("https://") {
+                return exit::bad_input(format!("--controller {url}: a sidecar shows it its token: write https://HOST:PORT"));
+            }
+            Some(ControllerAddress { url, ca })
+        }
         _ => None,
     };
     let resources = SidecarResources { cpu: args.cpu, cpu_limit: args.cpu_limit, memory: args.memory, memory_limit: args.memory_limit };

@@ -50,7 +50,7 @@ pub(crate) struct Args {
     /// Draw nodes, pods and inputs from this instead of the file's seed.
     #[arg(long)]
     seed: Option<u64>,
-    /// On a cluster: the namespace of the target [default: the context's].
+    /// On a cluster: the namespace of the target [default: the file's, or the context's].
     #[arg(long, short, value_name = "NAME")]
     namespace: Option<String>,
     #[command(flatten)]
@@ -127,7 +127,13 @@ pub(crate) fn main(args: Args) -> ExitCode {
         return match from_yaml::<ResilienceTest>(&name, &text) {
             Ok(mut test) => {
                 test.spec.seed = args.seed.unwrap_or(test.spec.seed);
-                cluster::lead(&test, &args.access, args.namespace, &args.common)
+                let namespace = match (args.namespace, test.metadata.namespace.clone()) {
+                    (Some(flag), Some(file)) if flag != file => {
+                        return exit::bad_input(format!("{name}: metadata.namespace: {file} is not that of --namespace {flag}: leave one of them out"));
+                    }
+                    (flag, file) => flag.or(file),
+                };
+                cluster::lead(&test, &args.access, namespace, &args.common)
             }
             Err(error) => refuse(&[error]),
         };

@@ -33,8 +33,14 @@ pub enum Kind {
 pub struct Metadata {
     /// Lower case letters, digits and `-`, at most 63.
     pub name: String,
+    /// Of the target, on a cluster. Not read on one machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Kept on the object that a cluster is given.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -412,7 +418,7 @@ pub struct NetworkPartition {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PodKill {
     pub pods: Selection,
-    /// SIGTERM, then SIGKILL after this. Zero: SIGKILL at once.
+    /// SIGTERM, then SIGKILL after this. Zero: SIGKILL at once; on a cluster as soon as kubelet can, which is after two seconds.
     #[serde(default)]
     pub grace_period: Span,
 }

@@ -4,12 +4,12 @@
 //! that does not lead.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ::http::{Method, Request, Response, StatusCode};
@@ -79,6 +79,8 @@ const RETRY: Duration = Duration::from_secs(2);
 const LEAVE: Duration = Duration::from_secs(5);
 /// Pods that are gone are forgotten so often.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
+/// Longer than a killed pod is watched for its end.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
 const CONNECTIONS_MAX: usize = 64;
 
 /// Run the controller on a Kubernetes cluster: inject sidecars, carry out custom resources.
@@ -572,15 +574,26 @@ async fn advertise(client: &Client, args: &Args) {
     }
 }
 
-/// Ends the streams of pods that are gone, and frees their places.
+/// Ends the streams of pods that are gone, and frees their places. One that was deleted without grace still runs for a while, and is heard: that its sidecar falls
+/// silent by itself is the proof that it ended.
 async fn forget(pods: &Pods, ingest: &Ingest) {
-    let mut known: HashSet<String> = HashSet::new();
+    // Since when they are gone, or none.
+    let mut known: HashMap<String, Option<Instant>> = HashMap::new();
     loop {
-        let now: HashSet<String> = pods.all().into_iter().filter(|pod| pod.has_sidecar).map(|pod| pod.uid).collect();
-        for uid in known.difference(&now) {
-            ingest.forget(uid);
+        let now = pods.with_sidecar();
+        known.retain(|uid, gone| {
+            if now.contains(uid) {
+                return true;
+            }
+            let since = *gone.get_or_insert_with(Instant::now);
+            if since.elapsed() >= FORGET_AFTER {
+                ingest.forget(uid);
+            }
+            since.elapsed() < FORGET_AFTER
+        });
+        for uid in now {
+            known.entry(uid).or_default();
         }
-        known = now;
         sleep(FORGET_EVERY).await;
     }
 }

@@ -66,6 +66,13 @@ fn a_test_is_taken_and_its_mistakes_are_refused_with_what_would_be_right() {
         ("podKill: {pods: {mode: fixed, value: 2}}", "taint: {nodes: {mode: one}, value: 'bad value!'}, for: 5s", "a letter or digit first and last"),
         ("below: 20%, for: 30s", "below: 20%, for: 1ms", "write 1s to 10m"),
         ("below: 20%, for: 30s", "below: 20%, for: 1d", "write 1s to 10m"),
+        ("load: 90%}, for: 60s", "load: 90%}, for: 5 bananas", "a length of time such as 500ms"),
+        ("atLeast: 99%", "atLeast: 100.5%", "a share from 0% to 100%"),
+        ("podKill: {pods: {mode: fixed, value: 2}}", "podKill: {pods: {mode: fixed, value: 0}}", "fixed takes a count"),
+        ("mode: fixedPercent, value: 50%", "mode: fixedPercent, value: lots", "take a share, such as `value: 50%`"),
+        ("mode: fixedPercent, value: 50%", "mode: fixedPercent, value: 0%", "take a share, such as `value: 50%`"),
+        ("baseline: 30s", "baseline: 0s", "baseline: write 1s or more"),
+        ("baseline: 30s", "window: 10m", "take window out, or the steps"),
     ] {
         assert!(TEST.contains(right), "{right}");
         let refused = space.try_apply(&TEST.replacen(right, wrong, 1)).expect_err(wrong);
@@ -80,6 +87,7 @@ fn a_test_is_taken_and_its_mistakes_are_refused_with_what_would_be_right() {
         ("podKill: {pods: {mode: fixed, value: 2}}", "taint: {nodes: {mode: one}, key: example.com/a_b, value: so.on}, for: 1h"),
         ("podKill: {pods: {mode: fixed, value: 2}}", "podKill: {pods: {mode: one}, gracePeriod: 10s}"),
         ("below: 20%, for: 30s", "below: 20%, for: 10m"),
+        ("atLeast: 99%", "atLeast: 100.0%"),
     ] {
         space.try_apply(&TEST.replacen(right, good, 1)).expect(good);
     }

@@ -153,6 +153,7 @@ impl Remote {
         object.metadata.name = None;
         object.metadata.generate_name = Some(format!("{}-", test.metadata.name));
         object.metadata.labels = Some(test.metadata.labels.clone());
+        object.metadata.annotations = Some(test.metadata.annotations.clone());
         let made = self.tests.create(&PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }, &object).await;
         match made {
             Ok(made) => Ok(Submitted { name: made.name_any(), uid: made.uid() }),

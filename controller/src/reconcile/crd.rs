@@ -173,6 +173,13 @@ fn test() -> Definition {
     for action in PLACED {
         rule(at(step, action), "has(self.nodes) != has(self.pods)", "give exactly one of nodes and pods, such as `pods: {mode: one}`");
     }
+    rule(at(&mut spec, "baseline"), &span("self", "1s", "24h"), "baseline: write 1s or more, such as 30s, or there is nothing to compare with");
+    rule(at(&mut spec, "window"), &span("self", "10s", "24h"), "window: write 10s to 24h, such as 10m");
+    rule(
+        &mut spec,
+        "!has(self.window) || !has(self.steps) || size(self.steps) == 0",
+        "window: windows are for tests without steps, which watch on: take window out, or the steps",
+    );
     rule(at(&mut spec, "halt.[].availability.for"), &span("self", "1s", "10m"), "halt.availability.for: write 1s to 10m, such as 5s");
     rule(
         &mut spec,
@@ -222,10 +229,11 @@ fn selection(schema: &mut Value) {
         "(self.mode in ['one', 'all']) != has(self.value)",
         "modes one and all take no value; fixed takes a count, fixedPercent and randomMaxPercent a share such as 50%",
     );
-    rule(schema, "self.mode != 'fixed' || !has(self.value) || type(self.value) == int", "mode fixed takes a count, such as `value: 2`");
+    rule(schema, "self.mode != 'fixed' || !has(self.value) || (type(self.value) == int && self.value >= 1)", "mode fixed takes a count, such as `value: 2`");
     rule(
         schema,
-        "!(self.mode in ['fixedPercent', 'randomMaxPercent']) || !has(self.value) || type(self.value) == string",
+        // More would cost more than the API server allows: a value that may be a number has no bound that it believes.
+        "!(self.mode in ['fixedPercent', 'randomMaxPercent']) || !has(self.value) || (type(self.value) == string && self.value.endsWith('%') && self.value != '0%')",
         "modes fixedPercent and randomMaxPercent take a share, such as `value: 50%`",
     );
 }

@@ -1,7 +1,7 @@
 //! The pods of a cluster, as far as sidecars and faults concern them: who asks for a sidecar, who has one, and where faults are allowed.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -86,6 +86,12 @@ impl Pods {
     /// Tells of changes of pods, and of namespaces.
     pub fn changes(&self) -> [watch::Receiver<u64>; 2] {
         [self.objects.changes(), self.namespaces.changes()]
+    }
+
+    /// UIDs of pods that have a sidecar, those that end among them.
+    pub fn with_sidecar(&self) -> HashSet<String> {
+        let objects = self.objects.all();
+        objects.iter().filter(|pod| pod.annotations().contains_key(INJECTED_ANNOTATION)).filter_map(|pod| pod.uid()).collect()
     }
 
     /// Every pod that is neither over nor being deleted.

@@ -45,7 +45,7 @@ use self::{
 use super::{
     golden_set::runs::Runs,
     pods::{FAULTS_ALLOWED, FAULTS_LABEL, Pods},
-    resilience_schedule::{Leave, Moment},
+    resilience_schedule::{Leave, Moment, SCHEDULE_LABEL},
     resource::ResilienceTest,
     scope::Scope,
     watched::Watched,
@@ -443,6 +443,8 @@ impl Tests {
         };
         match planned {
             Err(Unplanned::Refused(why)) => {
+                let made_again = ". Another spec is looked at by itself; where something else was mended, delete this test and make it again";
+                let why = if test.labels().contains_key(SCHEDULE_LABEL) { why } else { why + made_again };
                 self.events.warn(test.object_ref(&()), "Refused", "Run", &why);
                 let status = ResilienceTestStatus { phase: RunPhase::Refused, reason: Some(why), progress: None, finished_at: Some(now()), ..started };
                 self.write(test, status).await;
@@ -572,7 +574,7 @@ impl Tests {
         for name in spec.load.iter().map(|load| &load.inputs.golden_set).chain(golden).collect::<BTreeSet<_>>() {
             golden::fetch(&self.means.client, &namespace, name, &folder.0, &*self.golden).await.map_err(Unplanned::NotNow)?;
         }
-        let metadata = Metadata { name: test.name_any(), labels: test.labels().clone() };
+        let metadata = Metadata { name: test.name_any(), namespace: Some(namespace), labels: test.labels().clone(), annotations: BTreeMap::new() };
         let wanted = Test { api_version: ApiVersion::V1Alpha1, kind: Kind::ResilienceTest, metadata, spec };
         let finder = Finder { shelves: vec![folder.0.clone()], work_dir: folder.0.clone() };
         // What is read is held; the folder is needed no longer.

@@ -45,8 +45,12 @@ fn escape(field: &str) -> String {
 
 /// Texts that are quantities: their example, what they look like, and what to say.
 const QUANTITIES: [(&str, &str, &str); 3] = [
-    ("500ms", "^([0-9]+ ?[a-zA-Z]+ ?)+$", "a length of time such as 500ms, 60s, 2m or 1h 30m"),
-    ("99.9%", "^(100|[0-9]{1,2})([.][0-9]{1,4})?%$", "a share from 0% to 100%, such as 99.9%"),
+    (
+        "500ms",
+        "^([0-9]+ ?(nanos|nsec|ns|usec|us|millis|msec|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d|weeks?|wks?|w|months?|M|years?|yrs?|y) ?)+$",
+        "a length of time such as 500ms, 60s, 2m or 1h 30m",
+    ),
+    ("99.9%", "^(100([.]0{1,4})?|[0-9]{1,2}([.][0-9]{1,4})?)%$", "a share from 0% to 100%, such as 99.9%"),
     ("200/s", "^[0-9]+([.][0-9]+)?/[sm]$", "a rate such as 200/s or 90/m"),
 ];
 /// Most bytes of a quantity.

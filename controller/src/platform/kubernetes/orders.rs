@@ -37,6 +37,8 @@ use crate::{
 const CONFIRM_WITHIN: Duration = Duration::from_secs(3);
 /// Sidecars report their requests about once a second.
 const COUNTED_WITHIN: Duration = Duration::from_millis(1_500);
+/// A sidecar that lost its connection dials again within a fraction of this.
+const SILENT_FOR: Duration = Duration::from_millis(500);
 /// Beyond a pod's grace period: kubelet hears of it, and the pod's sidecar ends last.
 const LEAVES_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -370,11 +372,18 @@ async fn seen_leaving(inner: &Inner, leaving: &Leaving, began: Instant) -> Undon
     let given_up = inner.given_up();
     let mut undone = Undone { doubts: leaving.doubts.clone(), ..Undone::default() };
     for (pod, how) in &leaving.pods {
+        let mut silent_since = None;
         loop {
             let seconds = began.elapsed().as_secs_f64();
             if leaving.heard.contains(&pod.uid) && !inner.hub.connected(&pod.uid) {
-                undone.evidence.push(format!("{} {how}: its sidecar was silent {seconds:.1} s later", pod.name));
-                break;
+                let since = *silent_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= SILENT_FOR {
+                    let after = since.saturating_duration_since(began).as_secs_f64();
+                    undone.evidence.push(format!("{} {how}: its sidecar was silent {after:.1} s later", pod.name));
+                    break;
+                }
+            } else {
+                silent_since = None;
             }
             if !leaving.grace.is_zero() && !inner.facts().serves(&pod.uid) {
                 undone.evidence.push(format!("{} {how}: out of the Service {seconds:.1} s later", pod.name));
