@@ -8,7 +8,7 @@ use std::{
 };
 
 use steadfast_controller::webhook::{
-    flags,
+    flags::{self, RunAsUser},
     manifest::{self, Done, File},
     patch::{ControllerAddress, LEAVE_SECONDS, RedirectSettings, SidecarResources, SidecarSettings},
 };
@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// File with the certificates by which the controller proves itself, PEM.
     #[arg(long, value_name = "FILE", requires = "controller")]
     controller_ca: Option<PathBuf>,
+    /// User of the sidecar; none: whom the platform draws (OpenShift), or the image names.
+    #[arg(long, value_name = "USER", default_value_t = RunAsUser::DEFAULT)]
+    run_as_user: RunAsUser,
     /// CPU that the sidecar requests.
     #[arg(long, value_name = "QUANTITY", default_value = "50m", value_parser = flags::cpu)]
     cpu: String,
@@ -84,7 +87,15 @@ pub(crate) fn main(args: Args) -> ExitCode {
     }
     let image_pull_policy = args.image_pull_policy;
     let redirect = args.redirect_image.map(|image| RedirectSettings { image, image_pull_policy: image_pull_policy.clone() });
-    let settings = SidecarSettings { image: args.image, image_pull_policy, controller, resources, leave_seconds: args.leave_seconds, redirect };
+    let settings = SidecarSettings {
+        image: args.image,
+        image_pull_policy,
+        run_as_user: args.run_as_user,
+        controller,
+        resources,
+        leave_seconds: args.leave_seconds,
+        redirect,
+    };
     let files: Vec<File<'_>> = texts.iter().map(|(name, text)| File { name, text }).collect();
     let (written, notes) = match manifest::inject(&files, &settings) {
         Ok(injected) => injected,

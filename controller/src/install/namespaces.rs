@@ -20,6 +20,7 @@ use crate::{
     webhook::{
         allowed::{self, CutOff},
         decide::{Decision, INJECT_LABEL, decide},
+        flags::RunAsUser,
         past::{self, Taken},
         patch::{SidecarResources, SidecarSettings, patch},
     },
@@ -259,7 +260,7 @@ fn server() -> Pod {
     let pod = json!({
         "metadata": { "name": POD, "labels": { INJECT_LABEL: "true" } },
         "spec": {
-            "securityContext": { "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": { "type": "RuntimeDefault" } },
+            "securityContext": { "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } },
             "containers": [{
                 "name": "server", "image": POD, "ports": [{ "name": "http", "containerPort": 8000 }],
                 "resources": { "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "cpu": "200m", "memory": "256Mi" } },
@@ -277,6 +278,7 @@ fn injected() -> Option<Value> {
     let settings = SidecarSettings {
         image: POD.to_owned(),
         image_pull_policy: None,
+        run_as_user: RunAsUser::DEFAULT,
         controller: None,
         resources: SidecarResources::default(),
         leave_seconds: 0,

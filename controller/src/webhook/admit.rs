@@ -157,12 +157,16 @@ fn about(pod: &Pod, namespace: &str) -> ObjectReference {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::webhook::patch::{LEAVE_SECONDS, RedirectSettings, SidecarResources};
+    use crate::webhook::{
+        flags::RunAsUser,
+        patch::{LEAVE_SECONDS, RedirectSettings, SidecarResources},
+    };
 
     fn settings() -> SidecarSettings {
         SidecarSettings {
             image: "proxy:1".into(),
             image_pull_policy: None,
+            run_as_user: RunAsUser::DEFAULT,
             controller: None,
             resources: SidecarResources::default(),
             leave_seconds: LEAVE_SECONDS,

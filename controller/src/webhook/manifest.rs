@@ -577,7 +577,7 @@ fn name_port(template: &mut Value, number: i64, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::webhook::patch::SidecarResources;
+    use crate::webhook::{flags::RunAsUser, patch::SidecarResources};
 
     fn inject(text: &str, settings: &SidecarSettings) -> Result<(String, Vec<Note>), BadManifest> {
         super::inject(&[File { name: "a.yaml", text }], settings)
@@ -587,6 +587,7 @@ mod tests {
         SidecarSettings {
             image: "proxy:1".into(),
             image_pull_policy: None,
+            run_as_user: RunAsUser::DEFAULT,
             controller: None,
             resources: SidecarResources::default(),
             leave_seconds: 0,

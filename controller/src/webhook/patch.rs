@@ -25,6 +25,7 @@ use steadfast_api::sidecar::TOKEN_AUDIENCE;
 
 use super::{
     decide::{ADMIN_PORT, HEALTH_PORT, INJECTED_ANNOTATION, LEFT_ANNOTATION, Plan, ROUTES_ANNOTATION, Route, SIDECAR, port_number},
+    flags::RunAsUser,
     resources::Class,
 };
 
@@ -37,8 +38,6 @@ const REDIRECTOR: &str = "steadfast-redirect";
 const TOKEN_VOLUME: &str = "steadfast-token";
 /// Kubelet renews the token when four fifths of this are over.
 const TOKEN_SECONDS: u32 = 3600;
-/// Any user but root will do; images of ours name this one too.
-pub const USER: u32 = 65532;
 /// Where sidecars and readers find the controller's authorities.
 pub const CA_VARIABLE: &str = "STEADFAST_CONTROLLER_CA";
 
@@ -48,6 +47,7 @@ pub struct SidecarSettings {
     pub image: String,
     /// Absent: Kubernetes' own rule.
     pub image_pull_policy: Option<String>,
+    pub run_as_user: RunAsUser,
     /// Where sidecars dial in; absent: they stand alone, and take policies by hand.
     pub controller: Option<ControllerAddress>,
     pub resources: SidecarResources,
@@ -128,7 +128,7 @@ pub fn patch(pod: &Pod, plan: &Plan, settings: &SidecarSettings) -> Patch {
         append("/spec/initContainers", has_inits, redirector(plan, redirect, resources));
         has_inits = true;
     }
-    append("/spec/initContainers", has_inits, sidecar(plan, settings));
+    append("/spec/initContainers", has_inits, sidecar(plan, &spec, settings));
     if pod.metadata.annotations.is_none() {
         operations.push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
     }
@@ -275,6 +275,15 @@ fn redirector(plan: &Plan, settings: &RedirectSettings, resources: &SidecarResou
     container
 }
 
+/// Of pods that no privilege is needed for.
+pub fn pod_security(user: RunAsUser) -> Value {
+    let mut context = json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } });
+    if let Some(user) = user.0 {
+        (context["runAsUser"], context["runAsGroup"]) = (user.into(), user.into());
+    }
+    context
+}
+
 /// The token by which a pod proves to the controller which one it is.
 pub fn token_volume() -> Value {
     json!({
@@ -283,7 +292,7 @@ pub fn token_volume() -> Value {
     })
 }
 
-fn sidecar(plan: &Plan, settings: &SidecarSettings) -> Value {
+fn sidecar(plan: &Plan, spec: &PodSpec, settings: &SidecarSettings) -> Value {
     let mut args: Vec<String> = distinct(plan).map(|route| format!("--route={}={}", route.sidecar, route.server)).collect();
     args.push(format!("--admin=127.0.0.1:{ADMIN_PORT}"));
     args.push(format!("--health={HEALTH_PORT}"));
@@ -324,11 +333,15 @@ fn sidecar(plan: &Plan, settings: &SidecarSettings) -> Value {
             "capabilities": { "drop": ["ALL"] },
             "readOnlyRootFilesystem": true,
             "runAsNonRoot": true,
-            "runAsUser": USER,
             "seccompProfile": { "type": "RuntimeDefault" },
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
     });
+    // Of a pod that says root the sidecar would be root too, and kubelet would not start it.
+    let is_root = spec.security_context.as_ref().is_some_and(|context| context.run_as_user == Some(0));
+    if let Some(user) = settings.run_as_user.0.or(RunAsUser::DEFAULT.0.filter(|_| is_root)) {
+        container["securityContext"]["runAsUser"] = user.into();
+    }
     if let Some(policy) = &settings.image_pull_policy {
         container["imagePullPolicy"] = policy.as_str().into();
     }
@@ -355,6 +368,7 @@ mod tests {
         SidecarSettings {
             image: "proxy:1".into(),
             image_pull_policy: None,
+            run_as_user: RunAsUser::DEFAULT,
             controller: Some(controller),
             resources: SidecarResources::default(),
             leave_seconds: LEAVE_SECONDS,
@@ -533,6 +547,22 @@ spec:
         let (_, after) = injected(POD);
         let resources = &after["spec"]["initContainers"][0]["resources"];
         assert!(resources["limits"]["cpu"].is_null() && resources["requests"]["cpu"].is_string(), "{resources}");
+    }
+
+    #[test]
+    fn the_user_is_the_one_that_was_said_or_the_platforms() {
+        let user = |user: &str, yaml: &str| {
+            let pod: Pod = serde_saphyr::from_str(yaml).unwrap();
+            let Decision::Inject(plan) = decide(&pod, "default", &BTreeMap::new(), true) else { panic!() };
+            let mut value = serde_json::to_value(&pod).unwrap();
+            json_patch::patch(&mut value, &patch(&pod, &plan, &SidecarSettings { run_as_user: user.parse().unwrap(), ..settings() })).unwrap();
+            value["spec"]["initContainers"][0]["securityContext"]["runAsUser"].clone()
+        };
+        assert_eq!((user("65532", POD), user("1000680000", POD), user("none", POD)), (json!(65532), json!(1_000_680_000), Value::Null));
+        let of_root = POD.replace("spec:\n", "spec:\n  securityContext: {runAsUser: 0}\n");
+        assert_eq!(user("none", &of_root), 65532, "as root kubelet would not start it");
+        assert_eq!(pod_security("7".parse().unwrap())["runAsGroup"], 7);
+        assert!(pod_security("none".parse().unwrap()).as_object().unwrap().keys().all(|field| !field.starts_with("runAsU") && !field.starts_with("runAsG")));
     }
 
     #[test]
