@@ -114,6 +114,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
             }
             Done::Past(what) => what,
             Done::LetIn { port, name } => format!("lets users in by the port's name too, {name}: number {port} alone would cut them off from the sidecar"),
+            Done::LetOut { port, name } => format!("lets its pods out to the port's name too, {name}: number {port} alone would keep them from the sidecar"),
             Done::Elsewhere(workload) => format!(
                 "selects no workload of its namespace here, so its ports are left as they are: {workload} has the labels that it selects, but only one of the two says its namespace; write it in both"
             ),

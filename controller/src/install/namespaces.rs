@@ -18,7 +18,7 @@ use super::{Finding, Options, objects::may, words};
 use crate::{
     reconcile::pods::{FAULTS_ALLOWED, FAULTS_LABEL},
     webhook::{
-        allowed::{self, CutOff},
+        allowed::{self, CutOff, Servers},
         decide::{Decision, INJECT_LABEL, decide},
         flags::RunAsUser,
         past::{self, Taken},
@@ -35,6 +35,8 @@ const POD: &str = "steadfast-install-check";
 const TARGETS_MAX: usize = 50;
 /// Pods of one of them.
 const PODS_MAX: u32 = 500;
+/// Network policies of all namespaces.
+const POLICIES_MAX: u32 = 5_000;
 
 /// A namespace, as far as it can be seen.
 pub(super) enum Seen {
@@ -153,9 +155,11 @@ pub(super) async fn of_targets(client: &Client, options: &Options) -> Vec<Findin
         findings.push(Finding::ok("targets", "no namespace opts in yet; --target NAME looks at one before it does"));
     }
     let watched = watched(client, &options.namespace).await;
+    // Clients are in any namespace; who may not see them all sees those of the target's own.
+    let policies = Api::<NetworkPolicy>::all(client.clone()).list(&ListParams::default().limit(POLICIES_MAX)).await.map(|all| all.items).unwrap_or_default();
     for target in &targets {
         findings.extend(left_out(&target.name_any(), &watched));
-        findings.extend(of_target(client, &target.name_any(), &options.namespace).await);
+        findings.extend(of_target(client, target, &policies, &options.namespace).await);
     }
     findings
 }
@@ -184,7 +188,8 @@ fn left_out(target: &str, watched: &[String]) -> Option<Finding> {
     ))
 }
 
-async fn of_target(client: &Client, name: &str, system: &str) -> Vec<Finding> {
+async fn of_target(client: &Client, target: &Namespace, everywhere: &[NetworkPolicy], system: &str) -> Vec<Finding> {
+    let name = &target.name_any();
     let mut findings = Vec::new();
     match may(client, "create", "", "pods", Some(name)).await {
         Ok(true) => findings.push(sidecar(client, name).await),
@@ -197,7 +202,11 @@ async fn of_target(client: &Client, name: &str, system: &str) -> Vec<Finding> {
     }
     let pods = Api::<Pod>::namespaced(client.clone(), name).list(&ListParams::default().limit(PODS_MAX)).await;
     if let Ok(policies) = Api::<NetworkPolicy>::namespaced(client.clone(), name).list(&ListParams::default()).await {
-        findings.extend(cut_off(name, &policies.items, pods.as_ref().map_or(&[], |pods| &pods.items)));
+        let pods = pods.as_ref().map_or(&[][..], |pods| &pods.items);
+        findings.extend(cut_off(name, &policies.items, pods));
+        let elsewhere = everywhere.iter().filter(|policy| policy.namespace().as_deref() != Some(name));
+        let clients: Vec<&NetworkPolicy> = policies.items.iter().chain(elsewhere).collect();
+        findings.extend(kept_from(target, &clients, pods));
         let egress: Vec<String> = policies.items.iter().filter(|policy| narrows_egress(policy)).map(ResourceExt::name_any).collect();
         if !egress.is_empty() {
             findings.push(Finding::warning(
@@ -244,6 +253,31 @@ fn cut_off(namespace: &str, policies: &[NetworkPolicy], pods: &[Pod]) -> Vec<Fin
                 "targets",
                 format!("network policy {name} of {namespace} lets users in by number {number}; at a pod with the sidecar, such as {pod}, they arrive by the port named {port}, and are cut off"),
                 format!("add {{port: {port}, protocol: TCP}} to spec.ingress[{rule}].ports of {name}, beside the number; `steadfast inject` does it in manifests"),
+            )
+        }));
+    }
+    findings
+}
+
+/// Policies that let clients dial a server's number alone, wherever the clients are.
+fn kept_from(target: &Namespace, policies: &[&NetworkPolicy], pods: &[Pod]) -> Vec<Finding> {
+    let namespace = target.name_any();
+    let pods: Vec<_> = pods.iter().map(|pod| (pod, taken(&namespace, pod))).collect();
+    let mut findings = Vec::new();
+    for policy in policies {
+        let (name, of) = (policy.name_any(), policy.namespace().unwrap_or_default());
+        let kept: BTreeMap<CutOff, String> = pods
+            .iter()
+            .flat_map(|(pod, taken)| {
+                let servers = Servers { is_here: of == namespace, namespace_labels: target.labels(), labels: pod.labels(), taken };
+                allowed::kept_from(policy, &servers).into_iter().map(|cut| (cut, pod.name_any()))
+            })
+            .collect();
+        findings.extend(kept.into_iter().map(|(CutOff { rule, number, name: port }, pod)| {
+            Finding::warning(
+                "targets",
+                format!("network policy {name} of {of} lets its pods dial number {number}; a pod with the sidecar, such as {pod} of {namespace}, is dialled by the port named {port}, and they are cut off"),
+                format!("add {{port: {port}, protocol: TCP}} to spec.egress[{rule}].ports of {name}, beside the number; `steadfast inject` does it in manifests"),
             )
         }));
     }
@@ -360,6 +394,25 @@ mod tests {
         for other in [json!({ "metadata": { "labels": { "app": "y" } } }), json!({ "metadata": { "labels": { INJECT_LABEL: "false" } } })] {
             assert_eq!(told(json!(8000), &[pod("p", other)]), []);
         }
+    }
+
+    #[test]
+    fn a_policy_of_clients_that_knows_a_number_alone_is_told_of_wherever_they_are() {
+        let pod = json!({ "metadata": { "name": "p", "labels": { "app": "x" } }, "spec": { "containers": [{ "name": "a", "ports": [{ "name": "http", "containerPort": 8000 }] }] } });
+        let pods: Vec<Pod> = vec![serde_json::from_value(pod).unwrap()];
+        let target: Namespace =
+            serde_json::from_value(json!({ "metadata": { "name": "models", "labels": { "kubernetes.io/metadata.name": "models" } } })).unwrap();
+        let policy = |namespace: &str, to: Value| -> NetworkPolicy {
+            let rule = json!({ "to": [to], "ports": [{ "port": 8000 }] });
+            let spec = json!({ "podSelector": {}, "policyTypes": ["Egress"], "egress": [rule] });
+            serde_json::from_value(json!({ "metadata": { "name": "out", "namespace": namespace }, "spec": spec })).unwrap()
+        };
+        let told = |namespace: &str, to: Value| kept_from(&target, &[&policy(namespace, to)], &pods);
+        let findings = told("models", json!({ "podSelector": { "matchLabels": { "app": "x" } } }));
+        assert!(findings.len() == 1 && findings[0].message.contains("out of models") && findings[0].message.contains("8000"), "{findings:?}");
+        assert!(findings[0].next.as_deref().is_some_and(|next| next.contains("to spec.egress[0].ports of out")), "{findings:?}");
+        assert_eq!(told("web", json!({ "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "models" } } })).len(), 1);
+        assert_eq!(told("web", json!({ "podSelector": {} })), []);
     }
 
     #[test]

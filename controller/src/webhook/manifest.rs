@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use steadfast_api::read::{Places, from_value};
 
 use super::{
-    allowed::{self, CutOff},
+    allowed::{self, CutOff, Servers},
     decide::{Decision, INJECT_LABEL, Plan, ROUTES_ANNOTATION, Skip, decide, is_apart},
     past::{self, PodPorts, Taken},
     patch::{SidecarSettings, patch},
@@ -48,6 +48,11 @@ pub enum Done {
     Past(String),
     /// The NetworkPolicy let users in by this number alone, and now by the port's name too, which leads to the sidecar.
     LetIn {
+        port: i32,
+        name: String,
+    },
+    /// The NetworkPolicy let its pods out to this number alone, and now to the port's name too.
+    LetOut {
         port: i32,
         name: String,
     },
@@ -420,9 +425,14 @@ fn tell_past(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
     }
 }
 
-/// Lets users in by the names of ports that sidecars took over, where NetworkPolicies of the same manifests know the numbers alone. The numbers stay: pods without a
+/// Lets users in, and clients out, by the names of ports that sidecars took over, where NetworkPolicies of the same manifests know the numbers alone. The numbers stay: pods without a
 /// sidecar, those of before a rollout among them, are still reached by them.
 fn let_in(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
+    let mut namespaces: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for object in documents.iter_mut().flat_map(|document| objects(&mut document.value)).filter(|object| object["kind"] == "Namespace") {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        namespaces.insert(name, from_value(object["metadata"]["labels"].clone()).unwrap_or_default());
+    }
     let mut pods: Vec<(Value, BTreeMap<String, String>, Vec<Taken>)> = Vec::new();
     for workload in documents.iter_mut().flat_map(|document| objects(&mut document.value)) {
         let Some(template) = pod_path(workload).and_then(|path| workload.pointer(path)) else { continue };
@@ -432,22 +442,40 @@ fn let_in(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
             pods.push((workload["metadata"]["namespace"].clone(), labels, past::taken(&annotations)));
         }
     }
+    let namespace_labels: Vec<_> = pods.iter().map(|(namespace, ..)| labels_of(namespace, &namespaces)).collect();
     for document in documents {
         let mut changed = false;
         for object in objects(&mut document.value).into_iter().filter(|object| object["kind"] == "NetworkPolicy") {
             let Ok(policy) = from_value::<NetworkPolicy>(object.clone()) else { continue };
-            let selected = pods.iter().filter(|(namespace, labels, _)| *namespace == object["metadata"]["namespace"] && allowed::selects(&policy, labels));
+            let here = object["metadata"]["namespace"].clone();
+            let selected = pods.iter().filter(|(namespace, labels, _)| *namespace == here && allowed::selects(&policy, labels));
             let cut: BTreeSet<CutOff> = selected.flat_map(|(_, _, taken)| allowed::cut_off(&policy, taken)).collect();
-            for CutOff { rule, number, name } in cut {
-                if let Some(ports) = object["spec"]["ingress"][rule]["ports"].as_array_mut() {
+            let servers = pods.iter().zip(&namespace_labels).map(|((namespace, labels, taken), namespace_labels)| Servers {
+                is_here: *namespace == here,
+                namespace_labels,
+                labels,
+                taken,
+            });
+            let kept: BTreeSet<CutOff> = servers.flat_map(|servers| allowed::kept_from(&policy, &servers)).collect();
+            for (rules, CutOff { rule, number: port, name }) in cut.into_iter().map(|cut| ("ingress", cut)).chain(kept.into_iter().map(|kept| ("egress", kept))) {
+                if let Some(ports) = object["spec"][rules][rule]["ports"].as_array_mut() {
                     ports.push(json!({ "port": name, "protocol": "TCP" }));
                     changed = true;
                 }
-                notes.push(Note { object: described(object), what: Done::LetIn { port: number, name } });
+                let what = if rules == "ingress" { Done::LetIn { port, name } } else { Done::LetOut { port, name } };
+                notes.push(Note { object: described(object), what });
             }
         }
         document.changed |= changed;
     }
+}
+
+/// What is known of a namespace's labels: those of the manifests, and its name, where it is said.
+fn labels_of(namespace: &Value, known: &BTreeMap<String, BTreeMap<String, String>>) -> BTreeMap<String, String> {
+    let Some(name) = namespace.as_str() else { return BTreeMap::new() };
+    let mut labels = known.get(name).cloned().unwrap_or_default();
+    labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
+    labels
 }
 
 /// Whether a Service without regard to namespaces selects these pods.
@@ -827,6 +855,30 @@ spec:
         }
         let declined = text.replace("labels: {app: x}", "labels: {app: x, steadfast.dev/inject: 'false'}");
         assert_eq!(inject(&declined, &settings()).unwrap().0, declined, "nothing moves, so nothing has to be let in");
+    }
+
+    #[test]
+    fn a_client_whose_policy_knows_the_number_is_let_out_by_the_name_too() {
+        let workload = manifests(&[("a", &["{name: http, containerPort: 8000}"])], "{port: 80, targetPort: http}");
+        let policy = |head: &str, to: &str| {
+            format!("{{kind: NetworkPolicy, metadata: {{name: p{head}}}, spec: {{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Egress], egress: [{{to: [{to}], ports: [{{port: 8000}}]}}]}}}}\n")
+        };
+        let text = format!("{workload}---\n{}", policy("", "{podSelector: {matchLabels: {app: x}}}"));
+        let (written, notes) = inject(&text, &settings()).unwrap();
+        assert_eq!(read(&written)[2]["spec"]["egress"][0]["ports"], json!([{ "port": 8000 }, { "port": "http", "protocol": "TCP" }]));
+        assert!(notes.contains(&Note { object: "NetworkPolicy p".into(), what: Done::LetOut { port: 8000, name: "http".into() } }), "{notes:?}");
+        assert_eq!(inject(&written, &settings()).unwrap().0, written, "once is enough");
+        let there = workload.replacen("metadata: {name: a}", "metadata: {name: a, namespace: models}", 1);
+        let namespace = "---\n{kind: Namespace, metadata: {name: models, labels: {team: a}}}\n";
+        for (to, is_let) in [
+            ("{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: models}}}", true),
+            ("{namespaceSelector: {matchLabels: {team: a}}}", true),
+            ("{namespaceSelector: {matchLabels: {team: b}}}", false),
+            ("{podSelector: {}}", false),
+        ] {
+            let (_, notes) = inject(&format!("{there}{namespace}---\n{}", policy(", namespace: clients", to)), &settings()).unwrap();
+            assert_eq!(notes.iter().any(|note| matches!(note.what, Done::LetOut { .. })), is_let, "{to}: {notes:?}");
+        }
     }
 
     #[test]
