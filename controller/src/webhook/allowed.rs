@@ -57,7 +57,8 @@ pub fn kept_from(policy: &NetworkPolicy, servers: &Servers<'_>) -> Vec<CutOff> {
 
 /// Whether a peer is these pods. A block of addresses is not known to be theirs.
 fn is_meant(peer: &NetworkPolicyPeer, servers: &Servers<'_>) -> bool {
-    let selects = |selector: &LabelSelector, labels: &BTreeMap<String, String>| Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels));
+    let selects =
+        |selector: &LabelSelector, labels: &BTreeMap<String, String>| Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels));
     peer.ip_block.is_none()
         && peer.namespace_selector.as_ref().map_or(servers.is_here, |selector| selects(selector, servers.namespace_labels))
         && peer.pod_selector.as_ref().is_none_or(|selector| selects(selector, servers.labels))

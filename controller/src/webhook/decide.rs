@@ -13,7 +13,11 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::resources::{Class, class};
+use super::{
+    flags,
+    patch::SidecarResources,
+    resources::{Class, Overrides, class},
+};
 
 /// On pods and namespaces: `"true"` asks for the sidecar, `"false"` on a pod overrules its namespace.
 pub const INJECT_LABEL: &str = "steadfast.dev/inject";
@@ -31,6 +35,11 @@ pub const PORTS_ANNOTATION: &str = "steadfast.dev/ports";
 pub const INTERCEPTION_ANNOTATION: &str = "steadfast.dev/interception";
 /// Its value.
 pub const REDIRECT: &str = "redirect";
+/// On pods: what the sidecar requests, and is limited to, in place of the installation's `proxy.*`.
+pub const CPU_ANNOTATION: &str = "steadfast.dev/proxy-cpu";
+pub const CPU_LIMIT_ANNOTATION: &str = "steadfast.dev/proxy-cpu-limit";
+pub const MEMORY_ANNOTATION: &str = "steadfast.dev/proxy-memory";
+pub const MEMORY_LIMIT_ANNOTATION: &str = "steadfast.dev/proxy-memory-limit";
 /// Name of the injected container.
 pub const SIDECAR: &str = "steadfast-proxy";
 /// First port that sidecars listen on in place of a server's port.
@@ -71,6 +80,8 @@ pub enum Skip {
     RedirectNotAllowed,
     /// A word of the annotation that means nothing.
     NoSuchInterception(String),
+    /// What an annotation says of the sidecar's resources is no quantity, or contradicts another; in words.
+    BadResources(String),
 }
 
 impl Skip {
@@ -107,6 +118,7 @@ impl Skip {
             Self::PortTwice(_) => "PortTwice",
             Self::RedirectNotAllowed => "RedirectNotAllowed",
             Self::NoSuchInterception(_) => "NoSuchInterception",
+            Self::BadResources(_) => "BadResources",
         }
     }
 }
@@ -147,6 +159,7 @@ impl fmt::Display for Skip {
                  namespace's label pod-security.kubernetes.io/enforce absent or privileged; or leave the annotation out"
             ),
             Self::NoSuchInterception(word) => write!(f, "annotation {INTERCEPTION_ANNOTATION} is {word:?}: write {REDIRECT} or handover"),
+            Self::BadResources(why) => f.write_str(why),
         }
     }
 }
@@ -189,6 +202,8 @@ pub struct Plan {
     pub left: Vec<(String, i32)>,
     pub readiness: Readiness,
     pub class: Class,
+    /// What its annotations say.
+    pub resources: Overrides,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,12 +276,28 @@ fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_
         let unnamed = spec.containers.iter().flat_map(|container| container.ports.iter().flatten()).any(|port| is_tcp(port) && port.name.is_none());
         return Err(if left.is_empty() || unnamed { Skip::NoNamedPort } else { Skip::NoHttpPort(left.into_iter().map(|(name, _)| name).collect()) });
     };
+    let resources = overrides(annotations)?;
     // Last of all, so that who could not be redirected anyway hears of that.
     if redirects && !may_redirect {
         return Err(Skip::RedirectNotAllowed);
     }
     let server = &spec.containers[first.container];
-    Ok(Plan { readiness: readiness(server, first.server), class: class(spec), routes, left })
+    Ok(Plan { readiness: readiness(server, first.server), class: class(spec), resources, routes, left })
+}
+
+fn overrides(annotations: &BTreeMap<String, String>) -> Result<Overrides, Skip> {
+    let quantity = |name: &str, read: fn(&str) -> Result<String, String>| {
+        let value = annotations.get(name).map(|text| read(text).map_err(|why| Skip::BadResources(format!("annotation {name} is {text:?}: {why}"))));
+        value.transpose()
+    };
+    let overrides = Overrides {
+        cpu: quantity(CPU_ANNOTATION, flags::cpu)?,
+        cpu_limit: quantity(CPU_LIMIT_ANNOTATION, flags::cpu)?,
+        memory: quantity(MEMORY_ANNOTATION, flags::memory)?,
+        memory_limit: quantity(MEMORY_LIMIT_ANNOTATION, flags::memory)?,
+    };
+    flags::within_limits(&SidecarResources::default().with(&overrides), "annotation steadfast.dev/proxy-").map_err(Skip::BadResources)?;
+    Ok(overrides)
 }
 
 /// By the three ways in which a pod can say so.
@@ -520,6 +551,22 @@ spec:
         let Decision::Inject(plan) = decided(&with("grpc, http-metrics")) else { panic!() };
         assert_eq!(plan.routes.iter().map(|route| route.server).collect::<Vec<_>>(), [8001, 8002]);
         assert_eq!(skipped(&with("grpc,web")), Skip::NoSuchPort("web".into()));
+    }
+
+    #[test]
+    fn what_annotations_say_of_the_sidecars_resources_is_a_quantity_or_told() {
+        let with = |annotations: &str| SERVER.replace("metadata: {", &format!("metadata: {{annotations: {{{annotations}}}, "));
+        let Decision::Inject(plan) = decided(&with("steadfast.dev/proxy-cpu: 10m, steadfast.dev/proxy-memory-limit: 1Gi")) else { panic!() };
+        let said = Overrides { cpu: Some("10m".into()), memory_limit: Some("1Gi".into()), ..Overrides::default() };
+        assert_eq!(plan.resources, said);
+        for (annotations, words) in [
+            ("steadfast.dev/proxy-cpu: much", ["annotation steadfast.dev/proxy-cpu is \"much\"", "50m"]),
+            ("steadfast.dev/proxy-memory-limit: 1GB", ["annotation steadfast.dev/proxy-memory-limit is \"1GB\"", "64Mi"]),
+            ("steadfast.dev/proxy-cpu: '2', steadfast.dev/proxy-cpu-limit: '1'", ["steadfast.dev/proxy-cpu 2 is more than", "steadfast.dev/proxy-cpu-limit 1"]),
+        ] {
+            let skip = skipped(&with(annotations));
+            assert!(skip.reason() == "BadResources" && words.iter().all(|word| skip.to_string().contains(word)), "{skip}");
+        }
     }
 
     #[test]

@@ -457,7 +457,8 @@ fn let_in(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
                 taken,
             });
             let kept: BTreeSet<CutOff> = servers.flat_map(|servers| allowed::kept_from(&policy, &servers)).collect();
-            for (rules, CutOff { rule, number: port, name }) in cut.into_iter().map(|cut| ("ingress", cut)).chain(kept.into_iter().map(|kept| ("egress", kept))) {
+            for (rules, CutOff { rule, number: port, name }) in cut.into_iter().map(|cut| ("ingress", cut)).chain(kept.into_iter().map(|kept| ("egress", kept)))
+            {
                 if let Some(ports) = object["spec"][rules][rule]["ports"].as_array_mut() {
                     ports.push(json!({ "port": name, "protocol": "TCP" }));
                     changed = true;
@@ -861,7 +862,9 @@ spec:
     fn a_client_whose_policy_knows_the_number_is_let_out_by_the_name_too() {
         let workload = manifests(&[("a", &["{name: http, containerPort: 8000}"])], "{port: 80, targetPort: http}");
         let policy = |head: &str, to: &str| {
-            format!("{{kind: NetworkPolicy, metadata: {{name: p{head}}}, spec: {{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Egress], egress: [{{to: [{to}], ports: [{{port: 8000}}]}}]}}}}\n")
+            format!(
+                "{{kind: NetworkPolicy, metadata: {{name: p{head}}}, spec: {{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Egress], egress: [{{to: [{to}], ports: [{{port: 8000}}]}}]}}}}\n"
+            )
         };
         let text = format!("{workload}---\n{}", policy("", "{podSelector: {matchLabels: {app: x}}}"));
         let (written, notes) = inject(&text, &settings()).unwrap();

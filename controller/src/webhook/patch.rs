@@ -26,7 +26,7 @@ use steadfast_api::sidecar::TOKEN_AUDIENCE;
 use super::{
     decide::{ADMIN_PORT, HEALTH_PORT, INJECTED_ANNOTATION, LEFT_ANNOTATION, Plan, ROUTES_ANNOTATION, Route, SIDECAR, port_number},
     flags::RunAsUser,
-    resources::Class,
+    resources::{Class, least, most_cpu},
 };
 
 /// Where the sidecar finds its token.
@@ -122,13 +122,13 @@ pub fn patch(pod: &Pod, plan: &Plan, settings: &SidecarSettings) -> Patch {
     if settings.controller.is_some() {
         append("/spec/volumes", spec.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty()), token_volume());
     }
-    let resources = &settings.resources;
+    let resources = &resources(plan, &spec, &settings.resources);
     let mut has_inits = spec.init_containers.as_ref().is_some_and(|containers| !containers.is_empty());
     if let Some(redirect) = settings.redirect.as_ref().filter(|_| plan.routes.iter().any(|route| route.probes.is_some())) {
         append("/spec/initContainers", has_inits, redirector(plan, redirect, resources));
         has_inits = true;
     }
-    append("/spec/initContainers", has_inits, sidecar(plan, &spec, settings));
+    append("/spec/initContainers", has_inits, sidecar(plan, &spec, settings, resources));
     if pod.metadata.annotations.is_none() {
         operations.push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
     }
@@ -237,6 +237,15 @@ fn distinct(plan: &Plan) -> impl Iterator<Item = &Route> {
     plan.routes.iter().enumerate().filter(|(at, route)| plan.routes[..*at].iter().all(|other| other.sidecar != route.sidecar)).map(|(_, route)| route)
 }
 
+/// A Guaranteed pod's sidecar needs no more CPU than its largest container has, and what is more might be refused by a LimitRange that lets that one pass.
+fn resources(plan: &Plan, spec: &PodSpec, of_all: &SidecarResources) -> SidecarResources {
+    let cpu_limit = match plan.class {
+        Class::Guaranteed => most_cpu(spec).map_or(of_all.cpu_limit.as_str(), |most| least(&of_all.cpu_limit, most)),
+        Class::OfItsOwn | Class::Other => &of_all.cpu_limit,
+    };
+    SidecarResources { cpu: least(&of_all.cpu, cpu_limit).to_owned(), cpu_limit: cpu_limit.to_owned(), ..of_all.clone() }.with(&plan.resources)
+}
+
 fn redirector(plan: &Plan, settings: &RedirectSettings, resources: &SidecarResources) -> Value {
     let mut args = vec!["redirect".to_owned()];
     for route in distinct(plan) {
@@ -250,7 +259,14 @@ fn redirector(plan: &Plan, settings: &RedirectSettings, resources: &SidecarResou
             json!({ "requests": both, "limits": both })
         }
         Class::OfItsOwn => json!({}),
-        Class::Other => json!({ "requests": { "cpu": "10m", "memory": "32Mi" }, "limits": { "memory": "32Mi" } }),
+        Class::Other => {
+            let limit = plan.resources.cpu_limit.as_deref();
+            let mut all = json!({ "requests": { "cpu": limit.map_or("10m", |limit| least("10m", limit)), "memory": "32Mi" }, "limits": { "memory": "32Mi" } });
+            if let Some(limit) = limit {
+                all["limits"]["cpu"] = limit.into();
+            }
+            all
+        }
     };
     let mut container = json!({
         "name": REDIRECTOR,
@@ -292,7 +308,7 @@ pub fn token_volume() -> Value {
     })
 }
 
-fn sidecar(plan: &Plan, spec: &PodSpec, settings: &SidecarSettings) -> Value {
+fn sidecar(plan: &Plan, spec: &PodSpec, settings: &SidecarSettings, resources: &SidecarResources) -> Value {
     let mut args: Vec<String> = distinct(plan).map(|route| format!("--route={}={}", route.sidecar, route.server)).collect();
     args.push(format!("--admin=127.0.0.1:{ADMIN_PORT}"));
     args.push(format!("--health={HEALTH_PORT}"));
@@ -311,14 +327,34 @@ fn sidecar(plan: &Plan, spec: &PodSpec, settings: &SidecarSettings) -> Value {
         field("POD_NAMESPACE", "metadata.namespace"),
         field("NODE_NAME", "spec.nodeName"),
     ];
-    let SidecarResources { cpu, cpu_limit, memory, memory_limit } = &settings.resources;
+    let SidecarResources { cpu, cpu_limit, memory, memory_limit } = resources;
     let resources = match plan.class {
         Class::Guaranteed => {
             let both = json!({ "cpu": cpu_limit, "memory": memory_limit });
             json!({ "requests": both, "limits": both })
         }
-        Class::OfItsOwn => json!({}),
-        Class::Other => json!({ "requests": { "cpu": cpu, "memory": memory }, "limits": { "memory": memory_limit } }),
+        // Of what the pod has it takes what it was told to.
+        Class::OfItsOwn => {
+            let mut all = json!({});
+            let said = &plan.resources;
+            let fields = [
+                ("requests", "cpu", &said.cpu),
+                ("limits", "cpu", &said.cpu_limit),
+                ("requests", "memory", &said.memory),
+                ("limits", "memory", &said.memory_limit),
+            ];
+            for (list, name, value) in fields.into_iter().filter_map(|(list, name, value)| Some((list, name, value.as_ref()?))) {
+                all[list][name] = value.as_str().into();
+            }
+            all
+        }
+        Class::Other => {
+            let mut all = json!({ "requests": { "cpu": cpu, "memory": memory }, "limits": { "memory": memory_limit } });
+            if plan.resources.cpu_limit.is_some() {
+                all["limits"]["cpu"] = cpu_limit.as_str().into();
+            }
+            all
+        }
     };
     let mut container = json!({
         "name": SIDECAR,
@@ -547,6 +583,28 @@ spec:
         let (_, after) = injected(POD);
         let resources = &after["spec"]["initContainers"][0]["resources"];
         assert!(resources["limits"]["cpu"].is_null() && resources["requests"]["cpu"].is_string(), "{resources}");
+    }
+
+    #[test]
+    fn a_guaranteed_pods_sidecar_asks_for_no_more_cpu_than_its_largest_container_and_annotations_count_more() {
+        let guaranteed = POD
+            .replace("image: x", "image: x\n      resources: {limits: {cpu: 500m, memory: 1Gi}}")
+            .replace("image: z", "image: z\n      resources: {limits: {cpu: 200m, memory: 1Gi}}");
+        let of = |yaml: &str, annotations: &str| {
+            let (_, after) = injected(&yaml.replace("metadata: {name: x", &format!("metadata: {{name: x, annotations: {{{annotations}}}")));
+            after["spec"]["initContainers"].as_array().unwrap().iter().map(|init| init["resources"].clone()).collect::<Vec<_>>()
+        };
+        let both = |cpu: &str, memory: &str| json!({ "requests": { "cpu": cpu, "memory": memory }, "limits": { "cpu": cpu, "memory": memory } });
+        assert_eq!(of(&guaranteed, ""), [both("500m", "256Mi")]);
+        assert_eq!(of(&guaranteed, "steadfast.dev/interception: redirect"), [both("500m", "32Mi"), both("500m", "256Mi")]);
+        assert_eq!(of(&guaranteed, "steadfast.dev/proxy-cpu-limit: '2', steadfast.dev/proxy-memory-limit: 96Mi"), [both("2", "96Mi")]);
+        // A quota of limits.cpu wants one of every container.
+        let limited = json!({ "requests": { "cpu": "50m", "memory": "64Mi" }, "limits": { "cpu": "2", "memory": "256Mi" } });
+        assert_eq!(of(POD, "steadfast.dev/proxy-cpu-limit: '2'"), [limited]);
+        let redirected = of(POD, "steadfast.dev/interception: redirect, steadfast.dev/proxy-cpu-limit: 5m");
+        assert_eq!((&redirected[0]["limits"]["cpu"], &redirected[0]["requests"]["cpu"]), (&json!("5m"), &json!("5m")));
+        let of_its_own = POD.replace("spec:\n", "spec:\n  resources: {limits: {cpu: 1, memory: 1Gi}}\n");
+        assert_eq!(of(&of_its_own, "steadfast.dev/proxy-cpu: 10m"), [json!({ "requests": { "cpu": "10m" } })]);
     }
 
     #[test]
