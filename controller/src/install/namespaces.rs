@@ -23,6 +23,7 @@ use crate::{
         flags::RunAsUser,
         past::{self, Taken},
         patch::{SidecarResources, SidecarSettings, patch},
+        resources::Overrides,
     },
 };
 
@@ -154,22 +155,55 @@ pub(super) async fn of_targets(client: &Client, options: &Options) -> Vec<Findin
     if targets.is_empty() && findings.is_empty() {
         findings.push(Finding::ok("targets", "no namespace opts in yet; --target NAME looks at one before it does"));
     }
-    let watched = watched(client, &options.namespace).await;
+    let installed = Installed::ask(client, options).await;
     // Clients are in any namespace; who may not see them all sees those of the target's own.
     let policies = Api::<NetworkPolicy>::all(client.clone()).list(&ListParams::default().limit(POLICIES_MAX)).await.map(|all| all.items).unwrap_or_default();
     for target in &targets {
-        findings.extend(left_out(&target.name_any(), &watched));
-        findings.extend(of_target(client, target, &policies, &options.namespace).await);
+        findings.extend(left_out(&target.name_any(), &installed.watched));
+        findings.extend(of_target(client, target, &policies, &installed, &options.namespace).await);
     }
     findings
 }
 
-/// The namespaces that a controller that is there looks at; none: all of them, or there is no controller, or it cannot be seen.
-async fn watched(client: &Client, system: &str) -> Vec<String> {
-    let deployment = Api::<Deployment>::namespaced(client.clone(), system).get_opt(CONTROLLER).await.ok().flatten();
-    let containers = deployment.and_then(|deployment| deployment.spec).and_then(|spec| spec.template.spec).map(|spec| spec.containers).unwrap_or_default();
-    let args = containers.iter().flat_map(|container| container.args.iter().flatten());
-    args.filter_map(|arg| arg.strip_prefix("--watch-namespaces=")).flat_map(|names| names.split(',')).map(str::to_owned).collect()
+/// What a controller that is there gives its sidecars, and where it looks; without one, or where it cannot be seen: what would be installed.
+#[derive(Debug)]
+struct Installed {
+    resources: SidecarResources,
+    run_as_user: RunAsUser,
+    /// Pods may be redirected.
+    redirects: bool,
+    /// The namespaces that it looks at; none: all of them.
+    watched: Vec<String>,
+}
+
+impl Installed {
+    async fn ask(client: &Client, options: &Options) -> Self {
+        let deployment = Api::<Deployment>::namespaced(client.clone(), &options.namespace).get_opt(CONTROLLER).await.ok().flatten();
+        let containers = deployment.and_then(|deployment| deployment.spec).and_then(|spec| spec.template.spec).map(|spec| spec.containers).unwrap_or_default();
+        Self::read(&containers.iter().flat_map(|container| container.args.iter().flatten()).map(String::as_str).collect::<Vec<_>>(), options)
+    }
+
+    /// Of the controller's arguments; what was said to us counts more.
+    fn read(args: &[&str], options: &Options) -> Self {
+        let value = |flag: &str| args.iter().find_map(|arg| arg.strip_prefix("--")?.strip_prefix(flag)?.strip_prefix('='));
+        let quantity = |flag: &str| value(flag).map(str::to_owned);
+        let there = Overrides {
+            cpu: quantity("proxy-cpu"),
+            cpu_limit: quantity("proxy-cpu-limit"),
+            memory: quantity("proxy-memory"),
+            memory_limit: quantity("proxy-memory-limit"),
+        };
+        Self {
+            resources: SidecarResources::default().with(&there).with(&options.proxy),
+            run_as_user: options.run_as_user.or_else(|| value("run-as-user")?.parse().ok()).unwrap_or(RunAsUser::DEFAULT),
+            redirects: value("redirect-image").is_some(),
+            watched: value("watch-namespaces").into_iter().flat_map(|names| names.split(',')).map(str::to_owned).collect(),
+        }
+    }
+
+    fn may_redirect(&self, target: &Namespace) -> bool {
+        self.redirects && target.labels().get(ENFORCE).is_none_or(|level| level == "privileged")
+    }
 }
 
 fn left_out(target: &str, watched: &[String]) -> Option<Finding> {
@@ -184,15 +218,15 @@ fn left_out(target: &str, watched: &[String]) -> Option<Finding> {
             "the controller that is there does not look at {target}, but at {} alone (watchNamespaces): no sidecar, policy or test comes to anything there",
             watched.join(", ")
         ),
-        format!("helm upgrade with --set 'watchNamespaces={{{}}}'", all.join(",")),
+        format!("helm upgrade with --reuse-values --set 'watchNamespaces={{{}}}'", all.join(",")),
     ))
 }
 
-async fn of_target(client: &Client, target: &Namespace, everywhere: &[NetworkPolicy], system: &str) -> Vec<Finding> {
+async fn of_target(client: &Client, target: &Namespace, everywhere: &[NetworkPolicy], installed: &Installed, system: &str) -> Vec<Finding> {
     let name = &target.name_any();
     let mut findings = Vec::new();
     match may(client, "create", "", "pods", Some(name)).await {
-        Ok(true) => findings.push(sidecar(client, name).await),
+        Ok(true) => findings.extend(sidecar(client, name, installed).await),
         Ok(false) => findings.push(Finding::warning(
             "targets",
             format!("whether {name} lets the sidecar in could not be tried: you may not create pods there"),
@@ -217,7 +251,7 @@ async fn of_target(client: &Client, target: &Namespace, everywhere: &[NetworkPol
         }
     }
     if let Ok(pods) = pods {
-        findings.extend(skipped(name, &pods.items));
+        findings.extend(skipped(name, &pods.items, installed.may_redirect(target)));
     }
     findings
 }
@@ -305,50 +339,83 @@ fn server() -> Pod {
     serde_json::from_value(pod).unwrap_or_default()
 }
 
-/// The same pod with the sidecar in it.
-fn injected() -> Option<Value> {
-    let pod = server();
-    let Decision::Inject(plan) = decide(&pod, POD, &BTreeMap::new(), false) else { return None };
+/// The same pod as kubelet calls Guaranteed.
+fn guaranteed() -> Pod {
+    let mut pod = server();
+    for container in pod.spec.iter_mut().flat_map(|spec| &mut spec.containers) {
+        container.resources = serde_json::from_value(json!({ "limits": { "cpu": "200m", "memory": "256Mi" } })).ok();
+    }
+    pod
+}
+
+/// A pod with the sidecar in it.
+fn injected(pod: &Pod, installed: &Installed) -> Option<Value> {
+    let Decision::Inject(plan) = decide(pod, POD, &BTreeMap::new(), false) else { return None };
     let settings = SidecarSettings {
         image: POD.to_owned(),
         image_pull_policy: None,
-        run_as_user: RunAsUser::DEFAULT,
+        run_as_user: installed.run_as_user,
         controller: None,
-        resources: SidecarResources::default(),
+        resources: installed.resources.clone(),
         leave_seconds: 0,
         redirect: None,
     };
-    let mut value = serde_json::to_value(&pod).ok()?;
-    json_patch::patch(&mut value, &patch(&pod, &plan, &settings)).ok()?;
+    let mut value = serde_json::to_value(pod).ok()?;
+    json_patch::patch(&mut value, &patch(pod, &plan, &settings)).ok()?;
     Some(value)
 }
 
-async fn sidecar(client: &Client, name: &str) -> Finding {
-    let Some(with) = injected() else { return Finding::warning("targets", "no pod could be made up to try", "this is a mistake in this program") };
-    let Err(refused) = admit(client, name, with).await else {
-        return Finding::ok("targets", format!("{name} lets a pod with the sidecar in"));
-    };
-    let alone = serde_json::to_value(server()).unwrap_or_default();
-    match admit(client, name, alone).await {
-        Ok(()) => Finding::blocked(
-            "targets",
-            format!("{name} lets a small pod in, but not with the sidecar: {}", words(&refused)),
-            "give the namespace a LimitRange with defaults for containers, or change the chart's proxy.cpu, proxy.memory and proxy.memoryLimit",
-        ),
-        Err(error) => Finding::warning(
-            "targets",
-            format!("{name} refuses a small pod even without the sidecar: {}", words(&error)),
-            "look whether that concerns your model servers; the sidecar asks for 50m of CPU and 64Mi of memory, 256Mi at most, and no privilege",
-        ),
+/// Pods of both classes that the sidecar's resources differ in.
+async fn sidecar(client: &Client, name: &str, installed: &Installed) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (kind, pod) in [("a small pod", server()), ("a small pod of the class Guaranteed", guaranteed())] {
+        let Some(with) = injected(&pod, installed) else {
+            return vec![Finding::warning("targets", "no pod could be made up to try", "this is a mistake in this program")];
+        };
+        let Err(refused) = admit(client, name, with).await else { continue };
+        let alone = serde_json::to_value(pod).unwrap_or_default();
+        findings.push(match admit(client, name, alone).await {
+            Ok(()) => {
+                let why = words(&refused);
+                Finding::blocked("targets", format!("{name} lets {kind} in, but not with the sidecar: {why}"), remedy(&why))
+            }
+            Err(error) => {
+                let SidecarResources { cpu, memory, memory_limit, .. } = &installed.resources;
+                Finding::warning(
+                    "targets",
+                    format!("{name} refuses {kind} even without the sidecar: {}", words(&error)),
+                    format!("look whether that concerns your model servers; the sidecar asks for {cpu} of CPU and {memory} of memory, {memory_limit} at most, and no privilege"),
+                )
+            }
+        });
     }
+    if findings.is_empty() {
+        findings.push(Finding::ok("targets", format!("{name} lets a pod with the sidecar in, also of the class Guaranteed")));
+    }
+    findings
+}
+
+/// What helps against the API server's complaint about a sidecar.
+fn remedy(why: &str) -> String {
+    if why.contains("limits.cpu") {
+        return "the sidecar has no limit of CPU, and a quota of limits.cpu wants one: give the namespace a LimitRange with a default for containers, or the pods the annotation steadfast.dev/proxy-cpu-limit"
+            .to_owned();
+    }
+    if why.contains("runAsUser") {
+        return "install with --set runAsUser=null (an installation that is there: helm upgrade with --reuse-values and it): sidecars then have the user that the platform draws; --run-as-user none tries it here"
+            .to_owned();
+    }
+    "other values of the chart's proxy.cpu, proxy.cpuLimit, proxy.memory and proxy.memoryLimit (--proxy-cpu and so on try them here; an installation that is there: helm upgrade with --reuse-values), \
+     the annotations steadfast.dev/proxy-cpu and so on for single pods, or another rule in the namespace"
+        .to_owned()
 }
 
 /// Pods that are there and would not have the sidecar, by reason.
-fn skipped(namespace: &str, pods: &[Pod]) -> Vec<Finding> {
+fn skipped(namespace: &str, pods: &[Pod], may_redirect: bool) -> Vec<Finding> {
     let asks = asks();
     let mut reasons: BTreeMap<&'static str, (usize, String, String)> = BTreeMap::new();
     for pod in pods {
-        if let Decision::Skip(skip) = decide(pod, namespace, &asks, false) {
+        if let Decision::Skip(skip) = decide(pod, namespace, &asks, may_redirect) {
             reasons.entry(skip.reason()).or_insert_with(|| (0, pod.name_any(), skip.to_string())).0 += 1;
         }
     }
@@ -362,12 +429,62 @@ fn skipped(namespace: &str, pods: &[Pod]) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::Access;
+
+    fn options() -> Options {
+        Options {
+            namespace: "steadfast-system".into(),
+            node_agent: false,
+            targets: Vec::new(),
+            proxy: Overrides::default(),
+            run_as_user: None,
+            access: Access::default(),
+        }
+    }
+
+    #[test]
+    fn what_is_tried_is_what_is_installed_unless_something_else_was_said() {
+        let args = ["controller", "--proxy-cpu=20m", "--proxy-cpu-limit=300m", "--run-as-user=none", "--redirect-image=a", "--watch-namespaces=models,more"];
+        let there = Installed::read(&args, &options());
+        assert_eq!((there.resources.cpu.as_str(), there.resources.cpu_limit.as_str(), there.resources.memory.as_str()), ("20m", "300m", "64Mi"));
+        assert_eq!((there.run_as_user, &there.watched[..]), (RunAsUser(None), &["models".to_owned(), "more".to_owned()][..]));
+        let namespace = |labels: Value| -> Namespace { serde_json::from_value(json!({ "metadata": { "name": "models", "labels": labels } })).unwrap() };
+        assert!(there.may_redirect(&namespace(json!({}))) && !there.may_redirect(&namespace(json!({ ENFORCE: "baseline" }))));
+        let said = Options { proxy: Overrides { cpu: Some("5m".into()), ..Overrides::default() }, run_as_user: Some(RunAsUser::DEFAULT), ..options() };
+        let tried = Installed::read(&args, &said);
+        assert_eq!((tried.resources.cpu.as_str(), tried.run_as_user), ("5m", RunAsUser::DEFAULT));
+        let none = Installed::read(&[], &options());
+        assert!(none.resources == SidecarResources::default() && none.watched.is_empty() && !none.may_redirect(&namespace(json!({}))));
+    }
+
+    #[test]
+    fn a_refusal_is_told_with_what_helps_against_it() {
+        assert!(remedy("failed quota: q: must specify limits.cpu for: steadfast-proxy").contains("steadfast.dev/proxy-cpu-limit"));
+        assert!(remedy(".initContainers[0].runAsUser: Invalid value: 65532").contains("runAsUser=null"));
+        let other = remedy("maximum memory usage per Container is 128Mi");
+        assert!(other.contains("--proxy-cpu") && other.contains("--reuse-values") && other.contains("proxy.memoryLimit"), "{other}");
+    }
+
+    #[test]
+    fn a_pod_that_asks_to_be_redirected_where_it_may_is_not_told_of() {
+        let container = json!({ "name": "a", "ports": [{ "name": "http", "containerPort": 8000 }] });
+        let annotations = json!({ "steadfast.dev/interception": "redirect" });
+        let pod: Pod =
+            serde_json::from_value(json!({ "metadata": { "name": "p", "annotations": annotations }, "spec": { "containers": [container] } })).unwrap();
+        assert_eq!(skipped("models", std::slice::from_ref(&pod), true), []);
+        assert!(skipped("models", &[pod], false)[0].message.contains("RedirectNotAllowed"));
+    }
 
     #[test]
     fn the_pod_that_is_tried_has_the_sidecar() {
-        let pod = injected().expect("it can be injected");
-        assert_eq!(pod["spec"]["initContainers"][0]["name"], "steadfast-proxy");
-        assert_eq!(pod["spec"]["initContainers"][0]["resources"]["limits"]["cpu"], Value::Null);
+        let sidecar = |pod: &Pod| {
+            let pod = injected(pod, &Installed::read(&[], &options())).expect("it can be injected");
+            assert_eq!(pod["spec"]["initContainers"][0]["name"], "steadfast-proxy");
+            pod["spec"]["initContainers"][0]["resources"].clone()
+        };
+        assert_eq!(sidecar(&server())["limits"]["cpu"], Value::Null);
+        let resources = sidecar(&guaranteed());
+        assert!(resources["requests"] == resources["limits"] && resources["limits"]["cpu"].is_string(), "{resources}");
     }
 
     #[test]
@@ -424,7 +541,7 @@ mod tests {
             finding.severity == super::super::Severity::Warning && finding.message.contains("does not look at mix, but at models, more alone"),
             "{finding:?}"
         );
-        assert_eq!(finding.next.as_deref(), Some("helm upgrade with --set 'watchNamespaces={models,more,mix}'"));
+        assert_eq!(finding.next.as_deref(), Some("helm upgrade with --reuse-values --set 'watchNamespaces={models,more,mix}'"));
     }
 
     #[test]
@@ -433,7 +550,7 @@ mod tests {
         let taken = json!({ "containers": [{ "name": "a", "ports": [{ "name": "http", "containerPort": 8000 }, { "containerPort": 4179 }] }] });
         let host = json!({ "hostNetwork": true, "containers": [{ "name": "a" }] });
         let good = json!({ "containers": [{ "name": "a", "ports": [{ "name": "http", "containerPort": 8000 }] }] });
-        let findings = skipped("models", &[pod(taken), pod(host.clone()), pod(host), pod(good)]);
+        let findings = skipped("models", &[pod(taken), pod(host.clone()), pod(host), pod(good)], false);
         assert_eq!(findings.len(), 2, "{findings:?}");
         assert!(findings[0].message.starts_with("2 pods") && findings[0].message.contains("HostNetwork"), "{findings:?}");
         assert!(findings[1].message.contains("4179") && findings[1].next.as_deref().is_some_and(|next| next.contains("another port")), "{findings:?}");
