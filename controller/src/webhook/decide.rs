@@ -15,7 +15,8 @@ use k8s_openapi::{
 
 use super::{
     flags,
-    patch::SidecarResources,
+    past::{self, Taken},
+    patch::{REDIRECTOR, SidecarResources, TOKEN_VOLUME},
     resources::{Class, Overrides, class},
 };
 
@@ -63,9 +64,11 @@ pub enum Skip {
     SystemNamespace(String),
     HostNetwork,
     Windows,
-    /// A container of this name is there, and not by our hand.
-    NameTaken,
+    /// A container or volume of this name is there, and not by our hand.
+    NameTaken(&'static str, &'static str),
     PortTaken(i32),
+    /// It is a copy of an injected pod, without the sidecar: this port was the sidecar's.
+    Copied(Taken),
     /// A port of the annotation that no container names.
     NoSuchPort(String),
     NoNamedPort,
@@ -108,8 +111,9 @@ impl Skip {
             Self::SystemNamespace(_) => "SystemNamespace",
             Self::HostNetwork => "HostNetwork",
             Self::Windows => "Windows",
-            Self::NameTaken => "NameTaken",
+            Self::NameTaken(..) => "NameTaken",
             Self::PortTaken(_) => "PortTaken",
+            Self::Copied(_) => "CopiedWithoutSidecar",
             Self::NoSuchPort(_) => "NoSuchPort",
             Self::NoNamedPort => "NoNamedPort",
             Self::NoHttpPort(_) => Self::NO_HTTP_PORT,
@@ -131,8 +135,13 @@ impl fmt::Display for Skip {
                 f.write_str("the pod uses its node's network, whose ports the sidecar could not take over for this pod alone: leave hostNetwork out")
             }
             Self::Windows => f.write_str("the pod runs Windows; there is no sidecar for it"),
-            Self::NameTaken => write!(f, "the pod has a container {SIDECAR} of its own: give it another name"),
+            Self::NameTaken(kind, name) => write!(f, "the pod has a {kind} {name} of its own, which the sidecar would bring: give it another name"),
             Self::PortTaken(port) => write!(f, "a container of the pod listens on {port}, which the sidecar needs: give the container another port"),
+            Self::Copied(Taken { name, sidecar, server }) => write!(
+                f,
+                "the pod was copied from an injected one without its sidecar, and nothing would listen on port {name}, {sidecar}: copy the workload's own template, or let {name} be {server} again and leave \
+                 out the annotations {INJECTED_ANNOTATION}, {ROUTES_ANNOTATION} and {LEFT_ANNOTATION}"
+            ),
             Self::NoSuchPort(name) => {
                 write!(f, "annotation {PORTS_ANNOTATION} names port {name:?}, and no container of the pod declares a TCP port of that name")
             }
@@ -245,6 +254,10 @@ fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
     pod.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()))
 }
 
+fn declared(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
+    containers(pod).flat_map(|container| container.ports.iter().flatten())
+}
+
 fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_sidecar: bool, may_redirect: bool) -> Result<Plan, Skip> {
     let Some(spec) = &pod.spec else { return Err(Skip::NoNamedPort) };
     if SYSTEM.contains(&namespace) {
@@ -259,15 +272,23 @@ fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_
     if is_windows(spec) {
         return Err(Skip::Windows);
     }
-    if has_sidecar {
-        return Err(Skip::NameTaken);
+    let is_copied = annotations.contains_key(INJECTED_ANNOTATION) && !has_sidecar;
+    let left_behind = |port: &Taken| declared(pod).any(|declared| declared.container_port == port.sidecar && declared.name.as_ref() == Some(&port.name));
+    if let Some(port) = past::taken(annotations).into_iter().find(|port| is_copied && left_behind(port)) {
+        return Err(Skip::Copied(port));
     }
     let redirects = match annotations.get(INTERCEPTION_ANNOTATION).map(String::as_str) {
         None | Some("handover") => false,
         Some(REDIRECT) => true,
         Some(other) => return Err(Skip::NoSuchInterception(other.to_owned())),
     };
-    let used: BTreeSet<i32> = containers(pod).flat_map(|container| container.ports.iter().flatten()).map(|port| port.container_port).collect();
+    let has_redirector = redirects && containers(pod).any(|container| container.name == REDIRECTOR);
+    let has_token = spec.volumes.iter().flatten().any(|volume| volume.name == TOKEN_VOLUME);
+    let names = [(has_sidecar, "container", SIDECAR), (has_redirector, "container", REDIRECTOR), (has_token, "volume", TOKEN_VOLUME)];
+    if let Some((_, kind, name)) = names.into_iter().find(|(is_taken, ..)| *is_taken) {
+        return Err(Skip::NameTaken(kind, name));
+    }
+    let used: BTreeSet<i32> = declared(pod).map(|port| port.container_port).collect();
     if let Some(port) = [ADMIN_PORT, HEALTH_PORT].into_iter().find(|port| used.contains(port)) {
         return Err(Skip::PortTaken(port));
     }
@@ -554,6 +575,22 @@ spec:
     }
 
     #[test]
+    fn a_copy_of_an_injected_pod_without_its_sidecar_is_told_so() {
+        let copy = |port: &str| {
+            let annotations = "annotations: {steadfast.dev/injected: 0.1.0, steadfast.dev/routes: 'http=4180:8000'}";
+            let ports = format!("[{{containerPort: 8000}}, {{name: http, containerPort: {port}}}]");
+            format!(
+                "metadata: {{labels: {{{INJECT_LABEL}: 'true'}}, {annotations}}}\nspec: {{containers: [{{name: s, ports: {ports}}}], volumes: [{{name: steadfast-token}}]}}"
+            )
+        };
+        let skip = skipped(&copy("4180"));
+        assert_eq!(skip.reason(), "CopiedWithoutSidecar");
+        assert!(skip.to_string().contains("let http be 8000 again") && skip.to_string().contains(ROUTES_ANNOTATION), "{skip}");
+        assert_eq!(skipped(&copy("9000")), Skip::NameTaken("volume", TOKEN_VOLUME));
+        assert!(matches!(decided(&copy("9000").replace("{name: steadfast-token}", "{name: x}")), Decision::Inject(_)), "the annotations alone harm nobody");
+    }
+
+    #[test]
     fn what_annotations_say_of_the_sidecars_resources_is_a_quantity_or_told() {
         let with = |annotations: &str| SERVER.replace("metadata: {", &format!("metadata: {{annotations: {{{annotations}}}, "));
         let Decision::Inject(plan) = decided(&with("steadfast.dev/proxy-cpu: 10m, steadfast.dev/proxy-memory-limit: 1Gi")) else { panic!() };
@@ -586,7 +623,8 @@ spec:
         assert!(matches!(decided(&SERVER.replace("spec:", &affinity("windows, linux"))), Decision::Inject(_)));
         assert_eq!(with("spec:", "spec:\n  securityContext: {windowsOptions: {hostProcess: true}}"), Skip::Windows);
         assert_eq!(with("image: x", "image: x\n      securityContext: {windowsOptions: {hostProcess: true}}"), Skip::Windows);
-        assert_eq!(with("name: server", "name: steadfast-proxy"), Skip::NameTaken);
+        assert_eq!(with("name: server", "name: steadfast-proxy"), Skip::NameTaken("container", SIDECAR));
+        assert_eq!(with("spec:", "spec:\n  volumes: [{name: steadfast-token, emptyDir: {}}]"), Skip::NameTaken("volume", TOKEN_VOLUME));
         assert_eq!(with("8002", "4179"), Skip::PortTaken(4179));
         assert_eq!(with("[{name: http, containerPort: 8000}, {name: grpc, containerPort: 8001}, ", "[{containerPort: 8000}, "), Skip::NoNamedPort);
         assert_eq!(with("metadata: {", "metadata: {annotations: {kubernetes.io/config.mirror: x}, "), Skip::StaticPod);
@@ -604,6 +642,9 @@ spec:
         let routes: Vec<_> = plan.routes.iter().map(|route| (route.name.as_str(), route.is_named, route.server, route.sidecar, route.probes)).collect();
         assert_eq!(routes, [("http", true, 8000, 4180, Some(4200)), ("8001", false, 8001, 4181, Some(4201))]);
         assert_eq!(decided(REDIRECT, false), Decision::Skip(Skip::RedirectNotAllowed));
+        let mut taken = with(REDIRECT);
+        taken.spec.as_mut().unwrap().init_containers = Some(vec![Container { name: REDIRECTOR.to_owned(), ..Container::default() }]);
+        assert_eq!(decide(&taken, "default", &BTreeMap::new(), true), Decision::Skip(Skip::NameTaken("container", REDIRECTOR)));
         assert_eq!(decided("tproxy", true), Decision::Skip(Skip::NoSuchInterception("tproxy".into())));
         let Decision::Inject(plan) = decided("handover", true) else { panic!() };
         assert_eq!(plan.routes.iter().map(|route| (route.server, route.probes)).collect::<Vec<_>>(), [(8000, None)]);

@@ -34,8 +34,9 @@ pub const TOKEN_DIRECTORY: &str = "/var/run/secrets/steadfast.dev";
 /// The sidecar's program, as every image of it has it: an image has no other way to say what its hook runs.
 const PROGRAM: &str = "/bin/steadfast-proxy";
 /// The init container that redirects.
-const REDIRECTOR: &str = "steadfast-redirect";
-const TOKEN_VOLUME: &str = "steadfast-token";
+pub const REDIRECTOR: &str = "steadfast-redirect";
+/// Where its token is mounted from.
+pub const TOKEN_VOLUME: &str = "steadfast-token";
 /// Kubelet renews the token when four fifths of this are over.
 const TOKEN_SECONDS: u32 = 3600;
 /// Where sidecars and readers find the controller's authorities.
