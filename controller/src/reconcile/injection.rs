@@ -135,10 +135,10 @@ impl Injection {
     }
 }
 
-/// Whether somebody should look at it. A database in a namespace that asks for its model servers' sake is as it should be.
+/// Whether somebody should look at it. A database, or a worker that nobody dials, in a namespace that asks for its model servers' sake is as it should be.
 fn is_missed(without: &Without, pod: &PodFacts, now: Instant) -> bool {
     let asks_itself = pod.labels.get(INJECT_LABEL).is_some_and(|value| value == "true");
-    now.duration_since(without.since) >= SETTLED && (asks_itself || without.reason != Some(Skip::NO_HTTP_PORT))
+    now.duration_since(without.since) >= SETTLED && (asks_itself || !without.reason.is_some_and(|reason| [Skip::NO_HTTP_PORT, Skip::NO_PORT].contains(&reason)))
 }
 
 /// Why a pod that asks runs without; `None` when it is over, or on its way out.
@@ -202,7 +202,7 @@ mod tests {
         let now = since + SETTLED;
         let missed = |labels: &str, reason: Option<&'static str>| is_missed(&Without { since, told: None, reason }, &pod(labels), now);
         assert!(missed("{app: x}", Some("HostNetwork")) && missed("{app: x}", None) && missed("{steadfast.dev/inject: 'true'}", Some("NoHttpPort")));
-        assert!(!missed("{app: x}", Some("NoHttpPort")));
+        assert!(!missed("{app: x}", Some("NoHttpPort")) && !missed("{app: x}", Some("NoPort")) && missed("{app: x}", Some("NoNamedPort")));
         let fresh = Without { since: now, told: None, reason: None };
         assert!(!is_missed(&fresh, &pod("{app: x}"), now));
     }

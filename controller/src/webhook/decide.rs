@@ -41,6 +41,8 @@ pub const CPU_ANNOTATION: &str = "steadfast.dev/proxy-cpu";
 pub const CPU_LIMIT_ANNOTATION: &str = "steadfast.dev/proxy-cpu-limit";
 pub const MEMORY_ANNOTATION: &str = "steadfast.dev/proxy-memory";
 pub const MEMORY_LIMIT_ANNOTATION: &str = "steadfast.dev/proxy-memory-limit";
+/// For a pod that shall have none.
+const LABEL_IT: &str = "label the pod steadfast.dev/inject: \"false\"";
 /// Name of the injected container.
 pub const SIDECAR: &str = "steadfast-proxy";
 /// First port that sidecars listen on in place of a server's port.
@@ -72,6 +74,8 @@ pub enum Skip {
     /// A port of the annotation that no container names.
     NoSuchPort(String),
     NoNamedPort,
+    /// No TCP port is declared at all.
+    NoPort,
     /// There are some, of these names, and none that speaks HTTP to users.
     NoHttpPort(Vec<String>),
     TooManyPorts(usize),
@@ -90,11 +94,13 @@ pub enum Skip {
 impl Skip {
     /// The reason of [`Skip::NoHttpPort`].
     pub const NO_HTTP_PORT: &'static str = "NoHttpPort";
+    /// The reason of [`Skip::NoPort`].
+    pub const NO_PORT: &'static str = "NoPort";
 
     /// For who injects manifests himself, by the flags that he has.
     pub fn offline(&self) -> String {
         match self {
-            Self::NoNamedPort => "no container declares a TCP port for users with a name, and no Service of these manifests targets one by its number: where users dial it, give the server's port a name \
+            Self::NoNamedPort | Self::NoPort => "no container declares a TCP port for users with a name, and no Service of these manifests targets one by its number: where users dial it, give the server's port a name \
                                   such as http and let the Service's targetPort be that name; where nobody does, there is nothing to stand in front of"
                 .to_owned(),
             Self::RedirectNotAllowed => format!(
@@ -116,6 +122,7 @@ impl Skip {
             Self::Copied(_) => "CopiedWithoutSidecar",
             Self::NoSuchPort(_) => "NoSuchPort",
             Self::NoNamedPort => "NoNamedPort",
+            Self::NoPort => Self::NO_PORT,
             Self::NoHttpPort(_) => Self::NO_HTTP_PORT,
             Self::TooManyPorts(_) => "TooManyPorts",
             Self::StaticPod => "StaticPod",
@@ -132,9 +139,12 @@ impl fmt::Display for Skip {
         match self {
             Self::SystemNamespace(namespace) => write!(f, "namespace {namespace} belongs to the cluster itself; nothing in it is injected"),
             Self::HostNetwork => {
-                f.write_str("the pod uses its node's network, whose ports the sidecar could not take over for this pod alone: leave hostNetwork out")
+                write!(
+                    f,
+                    "the pod uses its node's network, whose ports the sidecar could not take over for this pod alone: leave hostNetwork out, or {LABEL_IT}"
+                )
             }
-            Self::Windows => f.write_str("the pod runs Windows; there is no sidecar for it"),
+            Self::Windows => write!(f, "the pod runs Windows, for which there is no sidecar: {LABEL_IT}"),
             Self::NameTaken(kind, name) => write!(f, "the pod has a {kind} {name} of its own, which the sidecar would bring: give it another name"),
             Self::PortTaken(port) => write!(f, "a container of the pod listens on {port}, which the sidecar needs: give the container another port"),
             Self::Copied(Taken { name, sidecar, server }) => write!(
@@ -148,24 +158,29 @@ impl fmt::Display for Skip {
             Self::NoNamedPort => write!(
                 f,
                 "no container declares a TCP port for users with a name, so no Service can reach the sidecar by it: give the server's port a name such as http and let the Service's targetPort be that \
-                 name (`steadfast inject` does both in manifests)"
+                 name (`steadfast inject` does both in manifests); or, where nobody dials it, {LABEL_IT}"
+            ),
+            Self::NoPort => write!(
+                f,
+                "no container declares a TCP port, so there is nothing to stand in front of: where users dial one, declare it with a name such as http and let the Service's targetPort be that name; else \
+                 {LABEL_IT}"
             ),
             Self::NoHttpPort(names) => write!(
                 f,
-                "port {} is for no user or speaks no plain HTTP, by its name or its probe, and the pod names no other: if it does after all, name it in annotation {PORTS_ANNOTATION}",
+                "port {} is for no user or speaks no plain HTTP, by its name or its probe, and the pod names no other: if it does after all, name it in annotation {PORTS_ANNOTATION}; else {LABEL_IT}",
                 names.join(", ")
             ),
             Self::TooManyPorts(count) => {
                 write!(f, "{count} ports are more than the {ROUTES_MAX} that a sidecar takes over: name those that matter in annotation {PORTS_ANNOTATION}")
             }
-            Self::StaticPod => f.write_str("kubelet runs static pods from its own files: add the sidecar there by `steadfast inject`"),
+            Self::StaticPod => write!(f, "kubelet runs static pods from its own files: add the sidecar there by `steadfast inject`, or {LABEL_IT}"),
             Self::PortTwice(name) => {
                 write!(f, "two containers declare a port {name:?}: name them apart, or name the other ports in annotation {PORTS_ANNOTATION}")
             }
             Self::RedirectNotAllowed => write!(
                 f,
                 "annotation {INTERCEPTION_ANNOTATION} asks for {REDIRECT}, which takes an init container with NET_ADMIN: the chart's value redirect.allowed must be true, and the \
-                 namespace's label pod-security.kubernetes.io/enforce absent or privileged; or leave the annotation out"
+                 namespace's label pod-security.kubernetes.io/enforce absent or privileged; or leave the annotation out, or {LABEL_IT}"
             ),
             Self::NoSuchInterception(word) => write!(f, "annotation {INTERCEPTION_ANNOTATION} is {word:?}: write {REDIRECT} or handover"),
             Self::BadResources(why) => f.write_str(why),
@@ -259,7 +274,7 @@ fn declared(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
 }
 
 fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_sidecar: bool, may_redirect: bool) -> Result<Plan, Skip> {
-    let Some(spec) = &pod.spec else { return Err(Skip::NoNamedPort) };
+    let Some(spec) = &pod.spec else { return Err(Skip::NoPort) };
     if SYSTEM.contains(&namespace) {
         return Err(Skip::SystemNamespace(namespace.to_owned()));
     }
@@ -294,6 +309,9 @@ fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_
     }
     let (routes, left) = routes(&spec.containers, annotations.get(PORTS_ANNOTATION), &used, redirects)?;
     let Some(first) = routes.first() else {
+        if !spec.containers.iter().flat_map(|container| container.ports.iter().flatten()).any(is_tcp) {
+            return Err(Skip::NoPort);
+        }
         let unnamed = spec.containers.iter().flat_map(|container| container.ports.iter().flatten()).any(|port| is_tcp(port) && port.name.is_none());
         return Err(if left.is_empty() || unnamed { Skip::NoNamedPort } else { Skip::NoHttpPort(left.into_iter().map(|(name, _)| name).collect()) });
     };
@@ -603,6 +621,24 @@ spec:
         ] {
             let skip = skipped(&with(annotations));
             assert!(skip.reason() == "BadResources" && words.iter().all(|word| skip.to_string().contains(word)), "{skip}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_declares_no_port_is_told_apart_and_may_be_left_out_by_its_label() {
+        let of = |ports: &str| skipped(&format!("metadata: {{labels: {{{INJECT_LABEL}: 'true'}}}}\nspec: {{containers: [{{name: worker{ports}}}]}}"));
+        assert_eq!((of(""), of(", ports: [{name: dns, containerPort: 53, protocol: UDP}]")), (Skip::NoPort, Skip::NoPort));
+        assert_eq!(of(", ports: [{containerPort: 8000}]"), Skip::NoNamedPort);
+        for skip in [
+            Skip::NoPort,
+            Skip::NoNamedPort,
+            Skip::NoHttpPort(vec!["redis".into()]),
+            Skip::HostNetwork,
+            Skip::Windows,
+            Skip::StaticPod,
+            Skip::RedirectNotAllowed,
+        ] {
+            assert!(skip.to_string().contains("steadfast.dev/inject: \"false\""), "{skip}");
         }
     }
 

@@ -375,7 +375,7 @@ fn decided(template: &Value, namespace: &str, may_redirect: bool) -> Option<Deci
 
 /// Whether nothing but names of ports keeps the sidecar from these pods.
 fn may_have_sidecar(template: &Value, namespace: &str, may_redirect: bool) -> bool {
-    matches!(decided(template, namespace, may_redirect), Some(Decision::Inject(_) | Decision::Already | Decision::Skip(Skip::NoNamedPort)))
+    matches!(decided(template, namespace, may_redirect), Some(Decision::Inject(_) | Decision::Already | Decision::Skip(Skip::NoNamedPort | Skip::NoPort)))
 }
 
 /// Whether the sidecar of these pods takes over the server's port `number` by its name, which will be this one if it has none.
