@@ -115,7 +115,14 @@ fn a_pod_that_cannot_have_a_sidecar_starts_without_and_is_told_why() {
     let warned = space.try_apply(&pod("unnamed", "")).expect("it is let in");
     assert!(space.get("pod/unnamed").is_some_and(|pod| sidecar(&pod).is_none()), "{warned}");
     space.apply(&pod("host", "hostNetwork: true"));
-    for (pod, reason) in [("unnamed", "NoNamedPort"), ("host", "HostNetwork")] {
+    let warned = space.try_apply(&pod("mislabelled", "").replace("inject: 'true'", "inject: 'yes'")).expect("it is let in");
+    assert!(space.get("pod/mislabelled").is_some_and(|pod| sidecar(&pod).is_none()), "{warned}");
+    space.kubectl(&["label", "namespace", space.name(), "steadfast.dev/inject=True"]).expect("labelled");
+    space.wait(30, "an Event about the namespace's label", || {
+        let about = |event: &&Value| event["involvedObject"]["kind"] == "Namespace" && event["reason"] == "NoSuchLabel";
+        space.list("events").iter().find(about).map(|_| ())
+    });
+    for (pod, reason) in [("unnamed", "NoNamedPort"), ("host", "HostNetwork"), ("mislabelled", "NoSuchLabel")] {
         space.wait(30, "an Event that says why", || {
             let events = space.list("events");
             events.iter().find(|event| event["involvedObject"]["name"] == pod && event["reason"] == reason).map(|_| ())

@@ -19,7 +19,7 @@ use crate::{
     reconcile::pods::{FAULTS_ALLOWED, FAULTS_LABEL},
     webhook::{
         allowed::{self, CutOff, Servers},
-        decide::{Decision, INJECT_LABEL, decide},
+        decide::{Decision, INJECT_LABEL, decide, is_meaningless},
         flags::RunAsUser,
         past::{self, Taken},
         patch::{SidecarResources, SidecarSettings, patch},
@@ -122,7 +122,7 @@ pub(super) async fn of_targets(client: &Client, options: &Options) -> Vec<Findin
     if options.targets.is_empty() {
         match Api::<Namespace>::all(client.clone()).list(&ListParams::default()).await {
             Ok(all) => targets.extend(all.items.into_iter().filter(|namespace| {
-                namespace.labels().get(INJECT_LABEL).is_some_and(|asks| asks == "true")
+                namespace.labels().get(INJECT_LABEL).is_some_and(|asks| asks != "false")
                     || namespace.labels().get(FAULTS_LABEL).is_some_and(|allowed| allowed == FAULTS_ALLOWED)
             })),
             Err(error) => {
@@ -159,6 +159,7 @@ pub(super) async fn of_targets(client: &Client, options: &Options) -> Vec<Findin
     // Clients are in any namespace; who may not see them all sees those of the target's own.
     let policies = Api::<NetworkPolicy>::all(client.clone()).list(&ListParams::default().limit(POLICIES_MAX)).await.map(|all| all.items).unwrap_or_default();
     for target in &targets {
+        findings.extend(mislabelled(target));
         findings.extend(left_out(&target.name_any(), &installed.watched));
         findings.extend(of_target(client, target, &policies, &installed, &options.namespace).await);
     }
@@ -204,6 +205,16 @@ impl Installed {
     fn may_redirect(&self, target: &Namespace) -> bool {
         self.redirects && target.labels().get(ENFORCE).is_none_or(|level| level == "privileged")
     }
+}
+
+fn mislabelled(target: &Namespace) -> Option<Finding> {
+    let value = target.labels().get(INJECT_LABEL).filter(|value| is_meaningless(value))?;
+    let name = target.name_any();
+    Some(Finding::warning(
+        "targets",
+        format!("label {INJECT_LABEL} of {name} is {value:?}, which means nothing: its pods are given no sidecar"),
+        format!("kubectl label namespace {name} {INJECT_LABEL}=true --overwrite, or take the label away"),
+    ))
 }
 
 fn left_out(target: &str, watched: &[String]) -> Option<Finding> {
@@ -455,6 +466,14 @@ mod tests {
         assert_eq!((tried.resources.cpu.as_str(), tried.run_as_user), ("5m", RunAsUser::DEFAULT));
         let none = Installed::read(&[], &options());
         assert!(none.resources == SidecarResources::default() && none.watched.is_empty() && !none.may_redirect(&namespace(json!({}))));
+    }
+
+    #[test]
+    fn a_target_whose_label_means_nothing_is_told_of() {
+        let target =
+            |value: &str| -> Namespace { serde_json::from_value(json!({ "metadata": { "name": "models", "labels": { INJECT_LABEL: value } } })).unwrap() };
+        assert!(mislabelled(&target("yes")).is_some_and(|finding| finding.message.contains("\"yes\"") && finding.next.unwrap().contains("--overwrite")));
+        assert_eq!((mislabelled(&target("true")), mislabelled(&target("false"))), (None, None));
     }
 
     #[test]

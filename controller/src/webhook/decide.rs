@@ -87,6 +87,8 @@ pub enum Skip {
     RedirectNotAllowed,
     /// A word of the annotation that means nothing.
     NoSuchInterception(String),
+    /// A value of the label that means nothing.
+    NoSuchLabel(String),
     /// What an annotation says of the sidecar's resources is no quantity, or contradicts another; in words.
     BadResources(String),
 }
@@ -96,6 +98,8 @@ impl Skip {
     pub const NO_HTTP_PORT: &'static str = "NoHttpPort";
     /// The reason of [`Skip::NoPort`].
     pub const NO_PORT: &'static str = "NoPort";
+    /// The reason of [`Skip::NoSuchLabel`].
+    pub const NO_SUCH_LABEL: &'static str = "NoSuchLabel";
 
     /// For who injects manifests himself, by the flags that he has.
     pub fn offline(&self) -> String {
@@ -129,6 +133,7 @@ impl Skip {
             Self::PortTwice(_) => "PortTwice",
             Self::RedirectNotAllowed => "RedirectNotAllowed",
             Self::NoSuchInterception(_) => "NoSuchInterception",
+            Self::NoSuchLabel(_) => Self::NO_SUCH_LABEL,
             Self::BadResources(_) => "BadResources",
         }
     }
@@ -183,6 +188,9 @@ impl fmt::Display for Skip {
                  namespace's label pod-security.kubernetes.io/enforce absent or privileged; or leave the annotation out, or {LABEL_IT}"
             ),
             Self::NoSuchInterception(word) => write!(f, "annotation {INTERCEPTION_ANNOTATION} is {word:?}: write {REDIRECT} or handover"),
+            Self::NoSuchLabel(value) => {
+                write!(f, "label {INJECT_LABEL} is {value:?}, which means nothing: write \"true\", or \"false\" for a pod that shall have no sidecar")
+            }
             Self::BadResources(why) => f.write_str(why),
         }
     }
@@ -248,15 +256,25 @@ pub fn asked(pod: &BTreeMap<String, String>, namespace: &BTreeMap<String, String
     }
 }
 
+/// Whether a value of the label means nothing: it counts as a no, and is told of.
+pub fn is_meaningless(value: &str) -> bool {
+    !["true", "false"].contains(&value)
+}
+
 /// Decides on a pod of `namespace` with these labels; `may_redirect`: a pod that asks for it may be redirected.
 pub fn decide(pod: &Pod, namespace: &str, namespace_labels: &BTreeMap<String, String>, may_redirect: bool) -> Decision {
     let none = BTreeMap::new();
-    if !asked(pod.metadata.labels.as_ref().unwrap_or(&none), namespace_labels) {
-        return Decision::NotAsked;
-    }
+    let labels = pod.metadata.labels.as_ref().unwrap_or(&none);
     let annotations = pod.metadata.annotations.as_ref().unwrap_or(&none);
     let has_sidecar = containers(pod).any(|container| container.name == SIDECAR);
-    if has_sidecar && annotations.contains_key(INJECTED_ANNOTATION) {
+    let is_injected = has_sidecar && annotations.contains_key(INJECTED_ANNOTATION);
+    if let Some(value) = labels.get(INJECT_LABEL).filter(|value| !is_injected && is_meaningless(value)) {
+        return Decision::Skip(Skip::NoSuchLabel(value.clone()));
+    }
+    if !asked(labels, namespace_labels) {
+        return Decision::NotAsked;
+    }
+    if is_injected {
         return Decision::Already;
     }
     match plan(pod, namespace, annotations, has_sidecar, may_redirect) {
@@ -573,6 +591,10 @@ spec:
         assert!(asked(&labels("true"), &none) && asked(&none, &labels("true")) && asked(&labels("true"), &labels("false")));
         assert!(!asked(&none, &none) && !asked(&labels("false"), &labels("true")) && !asked(&labels("yes"), &none));
         assert_eq!(decided("{metadata: {}, spec: {containers: []}}"), Decision::NotAsked);
+        for value in ["yes", "True", ""] {
+            let skip = skipped(&SERVER.replace("steadfast.dev/inject: \"true\"", &format!("steadfast.dev/inject: '{value}'")));
+            assert!(skip == Skip::NoSuchLabel(value.into()) && skip.to_string().contains(&format!("{value:?}")), "{skip}");
+        }
     }
 
     #[test]

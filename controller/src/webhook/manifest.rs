@@ -14,7 +14,7 @@ use steadfast_api::read::{Places, from_value};
 
 use super::{
     allowed::{self, CutOff, Servers},
-    decide::{Decision, INJECT_LABEL, Plan, ROUTES_ANNOTATION, Skip, decide, is_apart},
+    decide::{Decision, INJECT_LABEL, Plan, ROUTES_ANNOTATION, Skip, decide, is_apart, is_meaningless},
     past::{self, PodPorts, Taken},
     patch::{SidecarSettings, patch},
     yaml,
@@ -58,6 +58,8 @@ pub enum Done {
     },
     /// The Service targets numbers, and this workload has the labels that it selects, but only one of the two says its namespace.
     Elsewhere(String),
+    /// The Namespace has this for the label that asks, which means nothing.
+    Mislabelled(String),
     /// Pods are made of it, by an operator that is not known here.
     UnknownKind,
     Already,
@@ -270,6 +272,10 @@ struct Unreadable {
 fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Option<Note>, Unreadable> {
     let described = described(object);
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
+    if object["kind"] == "Namespace" {
+        let label = object["metadata"]["labels"][INJECT_LABEL].as_str().filter(|value| is_meaningless(value));
+        return Ok(label.map(|value| Note { object: described, what: Done::Mislabelled(value.to_owned()) }));
+    }
     let Some(path) = pod_path(object) else {
         return Ok(has_containers(object).then_some(Note { object: described, what: Done::UnknownKind }));
     };
@@ -882,6 +888,18 @@ spec:
             let (_, notes) = inject(&format!("{there}{namespace}---\n{}", policy(", namespace: clients", to)), &settings()).unwrap();
             assert_eq!(notes.iter().any(|note| matches!(note.what, Done::LetOut { .. })), is_let, "{to}: {notes:?}");
         }
+    }
+
+    #[test]
+    fn a_label_that_means_nothing_is_told_of_at_pods_and_namespaces() {
+        let pod = MANIFESTS.replacen("app: web", "app: web, steadfast.dev/inject: 'yes'", 9);
+        assert_ne!(pod, MANIFESTS);
+        let (_, notes) = inject(&pod, &settings()).unwrap();
+        assert!(notes.iter().any(|note| matches!(&note.what, Done::Skipped(why) if why.contains("\"yes\""))), "{notes:?}");
+        let namespace =
+            |value: &str| inject(&format!("{{kind: Namespace, metadata: {{name: a, labels: {{steadfast.dev/inject: '{value}'}}}}}}\n"), &settings()).unwrap().1;
+        assert_eq!(namespace("True"), [Note { object: "Namespace a".into(), what: Done::Mislabelled("True".into()) }]);
+        assert_eq!(namespace("true"), []);
     }
 
     #[test]
