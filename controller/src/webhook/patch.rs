@@ -110,6 +110,15 @@ pub fn patch(pod: &Pod, plan: &Plan, settings: &SidecarSettings) -> Patch {
             }
         }
     }
+    // Those that go on running beside the server; a name there is never the server's.
+    let beside = spec.init_containers.iter().flatten().enumerate().filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"));
+    for (index, container) in beside {
+        for place in ports_asked(container) {
+            if let Some(port) = redirected(&plan.routes, container, &place) {
+                operations.push(json!({ "op": "replace", "path": format!("/spec/initContainers/{index}{}", place.path), "value": port }));
+            }
+        }
+    }
     if settings.leave_seconds > 0 {
         operations.extend(leave_slowly(&spec, plan, settings.leave_seconds));
     }
@@ -194,7 +203,11 @@ fn meant(routes: &[Route], index: usize, container: &Container, place: &Asked<'_
     if let Some(route) = routes.iter().find(by_name) {
         return Some(route.probes.unwrap_or(route.server));
     }
-    // Redirected is a number, whichever container gives it.
+    redirected(routes, container, place)
+}
+
+/// Redirected is a number, whichever container gives it.
+fn redirected(routes: &[Route], container: &Container, place: &Asked<'_>) -> Option<i32> {
     let number = port_number(container, &place.port)?;
     routes.iter().find(|route| route.server == number)?.probes
 }
@@ -519,6 +532,26 @@ spec:
         assert!(inits[1]["securityContext"]["capabilities"].get("add").is_none(), "the sidecar itself has none");
         let (_, plain) = injected(POD);
         assert_eq!(plain["spec"]["initContainers"].as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn probes_of_containers_that_run_beside_the_server_are_not_led_to_the_sidecar_either() {
+        let init = |policy: &str| {
+            format!(
+                "initContainers: [{{name: cache, image: c{policy}, ports: [{{name: own, containerPort: 8000}}], livenessProbe: {{tcpSocket: {{port: 8000}}}}, startupProbe: {{httpGet: {{port: own}}}}}}]"
+            )
+        };
+        let with = |policy: &str| POD.replace("  containers:\n", &format!("  {}\n  containers:\n", init(policy)));
+        let redirected = |yaml: &str| yaml.replace("metadata: {name: x", "metadata: {name: x, annotations: {steadfast.dev/interception: redirect}");
+        let ports = |yaml: &str| {
+            let (_, after) = injected(yaml);
+            let init = after["spec"]["initContainers"][0].clone();
+            [init["livenessProbe"]["tcpSocket"]["port"].clone(), init["startupProbe"]["httpGet"]["port"].clone()]
+        };
+        let beside = with(", restartPolicy: Always");
+        assert_eq!(ports(&redirected(&beside)), [json!(4200), json!(4200)]);
+        assert_eq!(ports(&beside), [json!(8000), json!("own")], "nothing leads such a number anywhere else");
+        assert_eq!(ports(&redirected(&with(""))), [json!(8000), json!("own")], "who is over is asked nothing");
     }
 
     #[test]
