@@ -119,6 +119,10 @@ pub(crate) fn main(args: Args) -> ExitCode {
                 "selects no workload of its namespace here, so its ports are left as they are: {workload} has the labels that it selects, but only one of the two says its namespace; write it in both"
             ),
             Done::Unnamed { port, why } => format!("goes on leading to number {port}, past the sidecar: {why}"),
+            Done::OnNode(ports) => format!(
+                "a port of the node leads to {}, past the sidecar: give that port a name, and its hostPort moves with it",
+                ports.iter().map(i32::to_string).collect::<Vec<_>>().join(", ")
+            ),
             Done::Mislabelled(value) => format!("label steadfast.dev/inject is {value:?}, which means nothing: write \"true\", or leave it out"),
             Done::UnknownKind => "not injected: its pods are made by an operator that is not known here; label them steadfast.dev/inject: \"true\" in it, and the webhook injects them".to_owned(),
             Done::Already => "has the sidecar already".to_owned(),

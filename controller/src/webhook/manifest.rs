@@ -46,6 +46,8 @@ pub enum Done {
     },
     /// Ports of the Service by which users come past the sidecars all the same, and what would be right.
     Past(String),
+    /// Ports of the node that lead to unnamed ports of these numbers, past the sidecar.
+    OnNode(Vec<i32>),
     /// The NetworkPolicy let users in by this number alone, and now by the port's name too, which leads to the sidecar.
     LetIn {
         port: i32,
@@ -174,14 +176,20 @@ pub fn inject(files: &[File<'_>], settings: &SidecarSettings) -> Result<(String,
         let mut value = document.value.take();
         for (at, object) in objects(&mut value).into_iter().enumerate() {
             let named = described(object);
+            let on_node = on_node(object, settings.redirect.is_some());
             let injected = inject_object(object, settings).map_err(|Unreadable { field, why }| {
                 let place = if is_list { format!("items[{at}].{field}") } else { field.clone() };
                 let line = Places::of(document.text).map_or(1, |places| places.find(&place).0 as usize);
                 document.refuse(line, format!("{named}: {field}: {why}"))
             })?;
             if let Some(note) = injected {
-                document.changed |= matches!(note.what, Done::Injected(_));
+                let is_injected = matches!(note.what, Done::Injected(_));
+                document.changed |= is_injected;
+                let object = note.object.clone();
                 notes.push(note);
+                if is_injected && !on_node.is_empty() {
+                    notes.push(Note { object, what: Done::OnNode(on_node) });
+                }
             }
         }
         document.value = value;
@@ -244,6 +252,14 @@ fn pod_path(object: &Value) -> Option<&'static str> {
     }
 }
 
+/// Whether it is a model server whose containers its operator knows: a predictor with a model and nothing else.
+fn is_server(object: &Value) -> bool {
+    const SERVERS: [(&str, &str); 3] =
+        [("InferenceService", "serving.kserve.io/"), ("LLMInferenceService", "serving.kserve.io/"), ("SeldonDeployment", "machinelearning.seldon.io/")];
+    let is = |field: &str, is: &dyn Fn(&str) -> bool| object[field].as_str().is_some_and(is);
+    SERVERS.iter().any(|(kind, group)| is("kind", &|of| of == *kind) && is("apiVersion", &|of| of.starts_with(group)))
+}
+
 /// Whether containers are listed anywhere within it.
 fn has_containers(value: &Value) -> bool {
     let is_container = |value: &Value| value["image"].is_string();
@@ -277,7 +293,7 @@ fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Optio
         return Ok(label.map(|value| Note { object: described, what: Done::Mislabelled(value.to_owned()) }));
     }
     let Some(path) = pod_path(object) else {
-        return Ok(has_containers(object).then_some(Note { object: described, what: Done::UnknownKind }));
+        return Ok((has_containers(object) || is_server(object)).then_some(Note { object: described, what: Done::UnknownKind }));
     };
     let Some(template) = object.pointer_mut(path) else { return Ok(None) };
     if !template["metadata"].is_object() {
@@ -298,6 +314,17 @@ fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Optio
         }
     };
     Ok(Some(Note { object: described, what }))
+}
+
+/// Unnamed ports of a workload's pods that a port of the node leads to, and that no sidecar takes over.
+fn on_node(object: &Value, may_redirect: bool) -> Vec<i32> {
+    let pod = pod_path(object).and_then(|path| from_value::<Pod>(object.pointer(path)?.clone()).ok());
+    let Some(spec) = pod.filter(|pod| !(may_redirect && pod.metadata.annotations.as_ref().is_some_and(past::is_redirected))).and_then(|pod| pod.spec) else {
+        return Vec::new();
+    };
+    let ports = spec.containers.iter().flat_map(|container| container.ports.iter().flatten());
+    let tcp = ports.filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"));
+    tcp.filter(|port| port.host_port.is_some() && port.name.is_none()).map(|port| port.container_port).collect()
 }
 
 /// Labels of a namespace that asks: whoever runs the program does.
@@ -780,6 +807,10 @@ spec:
         let rollout = MANIFESTS.replace("kind: Deployment", "kind: Rollout");
         let (written, notes) = inject(&rollout, &settings()).unwrap();
         assert_eq!((written, notes), (rollout, vec![Note { object: "Rollout web".into(), what: Done::UnknownKind }]));
+        let predictor = "{kind: InferenceService, apiVersion: serving.kserve.io/v1beta1, metadata: {name: a}, spec: {predictor: {model: {modelFormat: {name: onnx}, storageUri: 's3://a/b'}}}}\n";
+        let told = |text: &str| inject(text, &settings()).unwrap().1;
+        assert_eq!(told(predictor), [Note { object: "InferenceService a".into(), what: Done::UnknownKind }]);
+        assert_eq!(told(&predictor.replace("kserve.io", "example")), []);
     }
 
     #[test]
@@ -900,6 +931,17 @@ spec:
             |value: &str| inject(&format!("{{kind: Namespace, metadata: {{name: a, labels: {{steadfast.dev/inject: '{value}'}}}}}}\n"), &settings()).unwrap().1;
         assert_eq!(namespace("True"), [Note { object: "Namespace a".into(), what: Done::Mislabelled("True".into()) }]);
         assert_eq!(namespace("true"), []);
+    }
+
+    #[test]
+    fn a_port_of_the_node_that_leads_to_a_port_without_a_name_is_told_of() {
+        let told = |ports: &str| {
+            let pod = format!("{{kind: Pod, metadata: {{name: a}}, spec: {{containers: [{{name: s, image: s, ports: [{ports}]}}]}}}}\n");
+            let notes = inject(&pod, &settings()).unwrap().1;
+            notes.into_iter().filter_map(|note| if let Done::OnNode(ports) = note.what { Some(ports) } else { None }).collect::<Vec<_>>()
+        };
+        assert_eq!(told("{name: http, containerPort: 8000}, {containerPort: 9000, hostPort: 90}"), [vec![9000]]);
+        assert!(told("{name: http, containerPort: 8000, hostPort: 80}, {containerPort: 53, hostPort: 53, protocol: UDP}").is_empty(), "it moves with the name");
     }
 
     #[test]
