@@ -51,7 +51,7 @@ pub(crate) struct Args {
     /// Memory beyond which they would be killed (proxy.memoryLimit).
     #[arg(long, value_name = "QUANTITY", value_parser = flags::memory)]
     proxy_memory_limit: Option<String>,
-    /// User of sidecars (runAsUser); none: whom the platform draws.
+    /// User of the controller's pods and of sidecars (runAsUser); none: whom the platform draws.
     #[arg(long, value_name = "USER")]
     run_as_user: Option<RunAsUser>,
     #[command(flatten)]

@@ -94,18 +94,31 @@ pub(super) async fn of_controller(client: &Client, seen: &Seen, objects: &[Dynam
         let mut pod = workload.data["spec"]["template"].clone();
         // Its account is made with it.
         pod["spec"]["serviceAccountName"] = "default".into();
+        run_as(&mut pod, options.run_as_user);
         if let Err(error) = admit(client, name, pod).await {
-            findings.push(Finding::blocked(
-                "namespace",
-                format!("{name} would refuse the pods of {}: {}", workload.name_any(), words(&error)),
-                "change that rule, give the namespace a LimitRange with defaults, or take another namespace (--namespace)",
-            ));
+            let why = words(&error);
+            let next = if why.contains("runAsUser") {
+                remedy(&why)
+            } else {
+                "change that rule, give the namespace a LimitRange with defaults, or take another namespace (--namespace)".to_owned()
+            };
+            findings.push(Finding::blocked("namespace", format!("{name} would refuse the pods of {}: {why}", workload.name_any()), next));
         }
     }
     if findings.is_empty() {
         findings.push(Finding::ok("namespace", format!("{name} is there and lets the controller's pods in")));
     }
     findings
+}
+
+/// A pod of the chart's as it would be with another `runAsUser`, where it names one.
+fn run_as(pod: &mut Value, user: Option<RunAsUser>) {
+    let context = pod["spec"]["securityContext"].as_object_mut().filter(|context| context.contains_key("runAsUser"));
+    match context.zip(user) {
+        Some((context, RunAsUser(Some(user)))) => drop(context.insert("runAsUser".to_owned(), user.into())),
+        Some((context, RunAsUser(None))) => drop(context.remove("runAsUser")),
+        None => {}
+    }
 }
 
 /// Tries a pod. Its name and labels are ours, so that no webhook of an earlier installation takes it for a server.
@@ -413,7 +426,7 @@ fn remedy(why: &str) -> String {
             .to_owned();
     }
     if why.contains("runAsUser") {
-        return "install with --set runAsUser=null (an installation that is there: helm upgrade with --reuse-values and it): sidecars then have the user that the platform draws; --run-as-user none tries it here"
+        return "install with --set runAsUser=null (an installation that is there: helm upgrade with --reuse-values and it): they then have the user that the platform draws; --run-as-user none tries it here"
             .to_owned();
     }
     "other values of the chart's proxy.cpu, proxy.cpuLimit, proxy.memory and proxy.memoryLimit (--proxy-cpu and so on try them here; an installation that is there: helm upgrade with --reuse-values), \
@@ -474,6 +487,20 @@ mod tests {
             |value: &str| -> Namespace { serde_json::from_value(json!({ "metadata": { "name": "models", "labels": { INJECT_LABEL: value } } })).unwrap() };
         assert!(mislabelled(&target("yes")).is_some_and(|finding| finding.message.contains("\"yes\"") && finding.next.unwrap().contains("--overwrite")));
         assert_eq!((mislabelled(&target("true")), mislabelled(&target("false"))), (None, None));
+    }
+
+    #[test]
+    fn the_controllers_pods_are_tried_as_the_user_that_was_said() {
+        let tried = |user: Option<&str>, context: Value| {
+            let mut pod = json!({ "spec": { "securityContext": context } });
+            run_as(&mut pod, user.map(|user| user.parse().unwrap()));
+            pod["spec"]["securityContext"].clone()
+        };
+        let named = json!({ "runAsNonRoot": true, "runAsUser": 65532 });
+        assert_eq!(tried(None, named.clone()), named);
+        assert_eq!(tried(Some("7"), named.clone()), json!({ "runAsNonRoot": true, "runAsUser": 7 }));
+        assert_eq!(tried(Some("none"), named), json!({ "runAsNonRoot": true }));
+        assert_eq!(tried(Some("7"), json!({})), json!({}), "the agent is root");
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub struct Overrides {
 
 impl SidecarResources {
     /// Where only one of request and limit is said, the other gives way: no pod may request more than it is limited to.
+    #[must_use]
     pub fn with(&self, said: &Overrides) -> Self {
         let (cpu, cpu_limit) = pair(&self.cpu, &self.cpu_limit, said.cpu.as_ref(), said.cpu_limit.as_ref());
         let (memory, memory_limit) = pair(&self.memory, &self.memory_limit, said.memory.as_ref(), said.memory_limit.as_ref());
