@@ -8,7 +8,7 @@ use std::{
 };
 
 use steadfast_controller::webhook::{
-    flags,
+    flags::{self, RunAsUser},
     manifest::{self, Done, File},
     patch::{ControllerAddress, LEAVE_SECONDS, RedirectSettings, SidecarResources, SidecarSettings},
 };
@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// File with the certificates by which the controller proves itself, PEM.
     #[arg(long, value_name = "FILE", requires = "controller")]
     controller_ca: Option<PathBuf>,
+    /// User of the sidecar; none: whom the platform draws (OpenShift), or the image names.
+    #[arg(long, value_name = "USER", default_value_t = RunAsUser::DEFAULT)]
+    run_as_user: RunAsUser,
     /// CPU that the sidecar requests.
     #[arg(long, value_name = "QUANTITY", default_value = "50m", value_parser = flags::cpu)]
     cpu: String,
@@ -95,7 +98,15 @@ pub(crate) fn main(args: Args) -> ExitCode {
     }
     let image_pull_policy = args.image_pull_policy;
     let redirect = args.redirect_image.map(|image| RedirectSettings { image, image_pull_policy: image_pull_policy.clone() });
-    let settings = SidecarSettings { image: args.image, image_pull_policy, controller, resources, leave_seconds: args.leave_seconds, redirect };
+    let settings = SidecarSettings {
+        image: args.image,
+        image_pull_policy,
+        run_as_user: args.run_as_user,
+        controller,
+        resources,
+        leave_seconds: args.leave_seconds,
+        redirect,
+    };
     let files: Vec<File<'_>> = texts.iter().map(|(name, text)| File { name, text }).collect();
     let (written, notes) = match manifest::inject(&files, &settings) {
         Ok(injected) => injected,
@@ -114,10 +125,16 @@ pub(crate) fn main(args: Args) -> ExitCode {
             }
             Done::Past(what) => what,
             Done::LetIn { port, name } => format!("lets users in by the port's name too, {name}: number {port} alone would cut them off from the sidecar"),
+            Done::LetOut { port, name } => format!("lets its pods out to the port's name too, {name}: number {port} alone would keep them from the sidecar"),
             Done::Elsewhere(workload) => format!(
                 "selects no workload of its namespace here, so its ports are left as they are: {workload} has the labels that it selects, but only one of the two says its namespace; write it in both"
             ),
             Done::Unnamed { port, why } => format!("goes on leading to number {port}, past the sidecar: {why}"),
+            Done::OnNode(ports) => format!(
+                "a port of the node leads to {}, past the sidecar: give that port a name, and its hostPort moves with it",
+                ports.iter().map(i32::to_string).collect::<Vec<_>>().join(", ")
+            ),
+            Done::Mislabelled(value) => format!("label steadfast.dev/inject is {value:?}, which means nothing: write \"true\", or leave it out"),
             Done::UnknownKind => "not injected: its pods are made by an operator that is not known here; label them steadfast.dev/inject: \"true\" in it, and the webhook injects them".to_owned(),
             Done::Already => "has the sidecar already".to_owned(),
             Done::Declined => "declines by its label".to_owned(),

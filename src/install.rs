@@ -6,6 +6,11 @@ use clap::Args as ClapArgs;
 use steadfast_controller::{
     access::Access,
     install::{self, CheckError, Checked, NAMESPACE, Options, Severity},
+    webhook::{
+        flags::{self, RunAsUser},
+        patch::SidecarResources,
+        resources::Overrides,
+    },
 };
 
 use crate::{
@@ -34,6 +39,21 @@ pub(crate) struct Args {
     /// Namespaces of model servers [default: those labelled steadfast.dev/inject=true or steadfast.dev/faults=allowed].
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = namespace)]
     target: Vec<String>,
+    /// CPU that sidecars would request (proxy.cpu) [default: as the controller that is there says, or the chart].
+    #[arg(long, value_name = "QUANTITY", value_parser = flags::cpu)]
+    proxy_cpu: Option<String>,
+    /// CPU that they would request and be limited to in pods of the class Guaranteed (proxy.cpuLimit).
+    #[arg(long, value_name = "QUANTITY", value_parser = flags::cpu)]
+    proxy_cpu_limit: Option<String>,
+    /// Memory that they would request (proxy.memory).
+    #[arg(long, value_name = "QUANTITY", value_parser = flags::memory)]
+    proxy_memory: Option<String>,
+    /// Memory beyond which they would be killed (proxy.memoryLimit).
+    #[arg(long, value_name = "QUANTITY", value_parser = flags::memory)]
+    proxy_memory_limit: Option<String>,
+    /// User of the controller's pods and of sidecars (runAsUser); none: whom the platform draws.
+    #[arg(long, value_name = "USER")]
+    run_as_user: Option<RunAsUser>,
     #[command(flatten)]
     access: Access,
     /// Text for people, or JSON.
@@ -55,7 +75,12 @@ pub(crate) fn main(args: Args) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return exit::failed(format!("no runtime: {error}")),
     };
-    let options = Options { namespace: args.namespace, node_agent: args.node_agent, targets: args.target, access: args.access };
+    let proxy = Overrides { cpu: args.proxy_cpu, cpu_limit: args.proxy_cpu_limit, memory: args.proxy_memory, memory_limit: args.proxy_memory_limit };
+    if let Err(why) = flags::within_limits(&SidecarResources::default().with(&proxy), "--proxy-") {
+        return exit::bad_input(why);
+    }
+    let options =
+        Options { namespace: args.namespace, node_agent: args.node_agent, targets: args.target, proxy, run_as_user: args.run_as_user, access: args.access };
     let checked = match runtime.block_on(install::check(&options)) {
         Ok(checked) => checked,
         Err(error @ CheckError::NoCluster(_)) => return exit::bad_input(error),

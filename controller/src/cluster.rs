@@ -65,7 +65,7 @@ use crate::{
         users::Awaited,
     },
     webhook::{
-        flags,
+        flags::{self, RunAsUser},
         mounted::{Mounted, Shown, Source},
         patch::{ControllerAddress, LEAVE_SECONDS, RedirectSettings, SidecarResources, SidecarSettings},
         secret::Keeper,
@@ -103,6 +103,9 @@ pub struct Args {
     /// Always, IfNotPresent or Never. Without it: Kubernetes' own rule.
     #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
     pub proxy_image_pull_policy: Option<String>,
+    /// User of sidecars, of the users' pod, of readers and of pods that burn CPU; none: whom the platform draws (OpenShift), or the image names.
+    #[arg(long, value_name = "USER", default_value_t = RunAsUser::DEFAULT)]
+    pub run_as_user: RunAsUser,
     /// CPU that each sidecar requests.
     #[arg(long, value_name = "QUANTITY", default_value = "50m", value_parser = flags::cpu)]
     pub proxy_cpu: String,
@@ -461,6 +464,7 @@ async fn means(args: &Args, client: Client, prompt: Client, pods: Arc<Pods>, use
         users,
         image: container.image.unwrap_or_default(),
         image_pull_policy: container.image_pull_policy,
+        run_as_user: args.run_as_user,
         image_pull_secrets: spec.image_pull_secrets.unwrap_or_default(),
         power: args.power.hook(),
         budget: Budget { nodes: args.max_unavailable_nodes, pods: args.max_unavailable_pods },
@@ -516,6 +520,7 @@ pub async fn undo_everything(args: UndoArgs) -> Result<undo::Summary, String> {
         users: Arc::default(),
         image: String::new(),
         image_pull_policy: None,
+        run_as_user: RunAsUser::DEFAULT,
         image_pull_secrets: Vec::new(),
         power: args.power.hook(),
         budget: Budget::ALL,
@@ -602,6 +607,7 @@ fn settings(args: &Args, authorities: &str) -> SidecarSettings {
     SidecarSettings {
         image: args.proxy_image.clone(),
         image_pull_policy: args.proxy_image_pull_policy.clone(),
+        run_as_user: args.run_as_user,
         controller: Some(ControllerAddress {
             url: format!("https://{}.{}.svc:{}", args.sidecar_service, args.namespace, args.sidecar_port),
             ca: authorities.to_owned(),

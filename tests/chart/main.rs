@@ -223,6 +223,7 @@ fn a_value_that_is_misspelt_or_means_nothing_is_refused_by_its_name() {
         ("reports.url=file:///etc", "/reports/url"),
         ("powerHook.url=hook", "/powerHook/url"),
         ("runAsUser=0", "/runAsUser"),
+        ("runAsUser=2147483648", "/runAsUser"),
     ] {
         let Some(refused) = with(value) else { return };
         assert!(refused.as_ref().is_err_and(|why| why.contains("schema") && why.contains(&format!("{place}'"))), "{value}: {refused:?}");
@@ -299,7 +300,10 @@ fn every_pod_goes_to_linux_and_takes_the_secrets_and_the_user_that_the_values_sa
     }
     assert!(pods[0].contains("disk: fast") && pods[0].contains("runAsUser: 65532") && !pods[1].contains("disk: fast"));
     let drawn = hooks(&["--set", "runAsUser=null"]).expect("helm is there");
-    assert!(!of_kind(&drawn, "Deployment").concat().contains("runAsUser"), "the platform draws it");
+    let drawn = of_kind(&drawn, "Deployment").concat();
+    assert!(!drawn.contains("runAsUser") && drawn.contains("--run-as-user=none"), "the platform draws it");
+    let own = hooks(&["--set", "runAsUser=1000680000"]).expect("helm is there");
+    assert!(own.contains("--run-as-user=1000680000\n") && pods[0].contains("--run-as-user=65532\n"), "sidecars and pods of the controller's have the same one");
 }
 
 #[test]

@@ -87,6 +87,21 @@ fn without_its_namespaces_leave_a_policy_arms_nothing_and_says_how_to_allow_it()
 }
 
 #[test]
+fn a_pod_that_a_limit_range_makes_guaranteed_is_let_in_with_its_sidecar() {
+    let Some(cluster) = cluster() else { return };
+    let _installed = install(&cluster);
+    let space = cluster.namespace_with("limited", "steadfast.dev/inject: 'true'");
+    space.apply("{apiVersion: v1, kind: LimitRange, metadata: {name: most}, spec: {limits: [{type: Container, max: {cpu: 500m, memory: 512Mi}}]}}");
+    space.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: server}}\nspec:\n  containers: [{{name: server, image: '{IMAGE}', imagePullPolicy: Never, args: [serve, /golden-sets/digits, --port, '18000'], \
+         ports: [{{name: http, containerPort: 18000}}]}}]\n"
+    ));
+    let pod = space.get("pod/server").expect("it is let in");
+    assert_eq!(pod["status"]["qosClass"], "Guaranteed", "{pod:#}");
+    assert_eq!(sidecar(&pod).expect("it has one")["resources"]["limits"]["cpu"], "500m", "{pod:#}");
+}
+
+#[test]
 fn a_pod_that_cannot_have_a_sidecar_starts_without_and_is_told_why() {
     let Some(cluster) = cluster() else { return };
     let _installed = install(&cluster);
@@ -100,7 +115,14 @@ fn a_pod_that_cannot_have_a_sidecar_starts_without_and_is_told_why() {
     let warned = space.try_apply(&pod("unnamed", "")).expect("it is let in");
     assert!(space.get("pod/unnamed").is_some_and(|pod| sidecar(&pod).is_none()), "{warned}");
     space.apply(&pod("host", "hostNetwork: true"));
-    for (pod, reason) in [("unnamed", "NoNamedPort"), ("host", "HostNetwork")] {
+    let warned = space.try_apply(&pod("mislabelled", "").replace("inject: 'true'", "inject: 'yes'")).expect("it is let in");
+    assert!(space.get("pod/mislabelled").is_some_and(|pod| sidecar(&pod).is_none()), "{warned}");
+    space.kubectl(&["label", "namespace", space.name(), "steadfast.dev/inject=True"]).expect("labelled");
+    space.wait(30, "an Event about the namespace's label", || {
+        let about = |event: &&Value| event["involvedObject"]["kind"] == "Namespace" && event["reason"] == "NoSuchLabel";
+        space.list("events").iter().find(about).map(|_| ())
+    });
+    for (pod, reason) in [("unnamed", "NoNamedPort"), ("host", "HostNetwork"), ("mislabelled", "NoSuchLabel")] {
         space.wait(30, "an Event that says why", || {
             let events = space.list("events");
             events.iter().find(|event| event["involvedObject"]["name"] == pod && event["reason"] == reason).map(|_| ())

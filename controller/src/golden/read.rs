@@ -32,7 +32,10 @@ pub async fn tar(source: &str) -> Result<Bytes, String> {
 fn from_disk(path: &Path) -> Result<GoldenSet, String> {
     let fail = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => format!("{}: there is no such file or folder in the volume", path.display()),
-        io::ErrorKind::PermissionDenied => format!("{}: user 65532 may not read it: make it readable for everybody", path.display()),
+        io::ErrorKind::PermissionDenied => format!(
+            "{}: the reader's user (65532, unless the chart's runAsUser says otherwise) may not read it: make it readable for everybody",
+            path.display()
+        ),
         _ => format!("{}: {error}", path.display()),
     };
     let about = fs::metadata(path).map_err(fail)?;

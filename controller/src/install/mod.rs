@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     access::{Access, NoCluster},
     http,
+    webhook::{flags::RunAsUser, resources::Overrides},
 };
 pub use objects::NAMESPACE;
 
@@ -32,6 +33,9 @@ pub struct Options {
     pub node_agent: bool,
     /// Namespaces of model servers; none: those that ask for sidecars or allow faults.
     pub targets: Vec<String>,
+    /// What sidecars would have; what is not said is taken from the controller that is there, or is the default.
+    pub proxy: Overrides,
+    pub run_as_user: Option<RunAsUser>,
     pub access: Access,
 }
 

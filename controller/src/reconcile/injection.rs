@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
 use kube::{Api, Client, Resource, ResourceExt, runtime::watcher};
 
 use super::{
@@ -17,7 +17,7 @@ use crate::{
     events::{Events, NOTE_MAX},
     metrics::Metrics,
     webhook::{
-        decide::{Decision, INJECT_LABEL, Skip, decide},
+        decide::{Decision, INJECT_LABEL, Skip, decide, is_meaningless},
         past,
     },
 };
@@ -51,6 +51,8 @@ pub struct Injection {
     /// By UID.
     without: HashMap<String, Without>,
     told: HashMap<String, Instant>,
+    /// Namespaces, by UID.
+    told_labels: HashMap<String, Instant>,
 }
 
 impl Injection {
@@ -61,7 +63,18 @@ impl Injection {
             service.annotations_mut().clear();
         }
         let services = Watched::within(pods.scope().apis(&client), watcher::Config::default(), trim);
-        Self { client, pods, services, namespace: namespace.to_owned(), redirects, metrics, events, without: HashMap::new(), told: HashMap::new() }
+        Self {
+            client,
+            pods,
+            services,
+            namespace: namespace.to_owned(),
+            redirects,
+            metrics,
+            events,
+            without: HashMap::new(),
+            told: HashMap::new(),
+            told_labels: HashMap::new(),
+        }
     }
 
     /// Never returns.
@@ -72,6 +85,7 @@ impl Injection {
             let pods = self.pods.all();
             self.missing(&pods).await;
             self.bypassing(&pods);
+            self.mislabelled();
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
@@ -112,6 +126,30 @@ impl Injection {
         self.pods.set_reasons(self.without.iter().filter_map(|(uid, without)| Some((uid.clone(), without.reason?))).collect());
     }
 
+    fn mislabelled(&mut self) {
+        let now = Instant::now();
+        let mut seen = HashSet::new();
+        for namespace in self.pods.namespaces() {
+            let Some(note) = mislabelled(namespace.labels()) else { continue };
+            let (name, uid) = (namespace.name_any(), namespace.uid().unwrap_or_default());
+            seen.insert(uid.clone());
+            if self.told_labels.get(&uid).is_none_or(|told| now.duration_since(*told) >= AGAIN) {
+                self.told_labels.insert(uid.clone(), now);
+                // In the namespace itself, where the controller may write and its people read.
+                let about = ObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Namespace".to_owned()),
+                    namespace: Some(name.clone()),
+                    name: Some(name),
+                    uid: Some(uid),
+                    ..ObjectReference::default()
+                };
+                self.events.warn(about, Skip::NO_SUCH_LABEL, "Inject", &note);
+            }
+        }
+        self.told_labels.retain(|uid, _| seen.contains(uid));
+    }
+
     fn bypassing(&mut self, pods: &[PodFacts]) {
         let now = Instant::now();
         let mut by_namespace: HashMap<&str, Vec<&PodFacts>> = HashMap::new();
@@ -135,10 +173,16 @@ impl Injection {
     }
 }
 
-/// Whether somebody should look at it. A database in a namespace that asks for its model servers' sake is as it should be.
+/// What is said of a namespace whose label means nothing.
+fn mislabelled(labels: &BTreeMap<String, String>) -> Option<String> {
+    let value = labels.get(INJECT_LABEL).filter(|value| is_meaningless(value))?;
+    Some(format!("no sidecar for pods of this namespace: label {INJECT_LABEL} is {value:?}, which means nothing: write \"true\", or leave it out"))
+}
+
+/// Whether somebody should look at it. A database, or a worker that nobody dials, in a namespace that asks for its model servers' sake is as it should be.
 fn is_missed(without: &Without, pod: &PodFacts, now: Instant) -> bool {
     let asks_itself = pod.labels.get(INJECT_LABEL).is_some_and(|value| value == "true");
-    now.duration_since(without.since) >= SETTLED && (asks_itself || without.reason != Some(Skip::NO_HTTP_PORT))
+    now.duration_since(without.since) >= SETTLED && (asks_itself || !without.reason.is_some_and(|reason| [Skip::NO_HTTP_PORT, Skip::NO_PORT].contains(&reason)))
 }
 
 /// Why a pod that asks runs without; `None` when it is over, or on its way out.
@@ -202,9 +246,16 @@ mod tests {
         let now = since + SETTLED;
         let missed = |labels: &str, reason: Option<&'static str>| is_missed(&Without { since, told: None, reason }, &pod(labels), now);
         assert!(missed("{app: x}", Some("HostNetwork")) && missed("{app: x}", None) && missed("{steadfast.dev/inject: 'true'}", Some("NoHttpPort")));
-        assert!(!missed("{app: x}", Some("NoHttpPort")));
+        assert!(!missed("{app: x}", Some("NoHttpPort")) && !missed("{app: x}", Some("NoPort")) && missed("{app: x}", Some("NoNamedPort")));
         let fresh = Without { since: now, told: None, reason: None };
         assert!(!is_missed(&fresh, &pod("{app: x}"), now));
+    }
+
+    #[test]
+    fn a_namespace_whose_label_means_nothing_is_told_so() {
+        let of = |value: &str| mislabelled(&BTreeMap::from([(INJECT_LABEL.to_owned(), value.to_owned())]));
+        assert!(of("yes").is_some_and(|note| note.contains("\"yes\"") && note.contains("\"true\"")));
+        assert_eq!((of("true"), of("false"), mislabelled(&BTreeMap::new())), (None, None, None));
     }
 
     #[test]

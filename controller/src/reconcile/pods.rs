@@ -135,6 +135,11 @@ impl Pods {
         self.all().into_iter().filter(|pod| pod.asks && !pod.has_sidecar).filter_map(|pod| reasons.get(&pod.uid).copied().map(|reason| (pod, reason))).collect()
     }
 
+    /// The namespaces where the controller looks.
+    pub fn namespaces(&self) -> Vec<Arc<PartialObjectMeta<Namespace>>> {
+        self.namespaces.all().into_iter().filter(|namespace| self.scope.contains(&namespace.name_any())).collect()
+    }
+
     /// Whether PodSecurity lets a pod of a namespace have an init container with NET_ADMIN, as far as the namespace's labels say.
     pub fn privileged_in(&self, namespace: &str) -> bool {
         self.namespaces.get(None, namespace).is_some_and(|known| known.labels().get(ENFORCE_LABEL).is_none_or(|level| level == "privileged"))

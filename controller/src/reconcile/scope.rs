@@ -18,6 +18,10 @@ impl Scope {
         Self(namespaces.into())
     }
 
+    pub fn contains(&self, namespace: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|known| known == namespace)
+    }
+
     /// What to ask for objects of one kind.
     pub fn apis<K>(&self, client: &Client) -> Vec<Api<K>>
     where

@@ -1,7 +1,7 @@
 //! What the API server asks about each new pod, and the answer. No pod is ever refused: one that cannot get the sidecar starts without it, and is told of.
 //!
 //! The two webhooks of one configuration divide the question by selectors, so that nothing has to be looked up: pods of namespaces that ask (`/inject/namespace`), and pods
-//! that ask for themselves (`/inject/pod`). Where pods may be redirected, both have a second address, at which only pods that ask for that are dealt with: whoever is
+//! that ask for themselves, or say what means nothing (`/inject/pod`). Where pods may be redirected, both have a second address, at which only pods that ask for that are dealt with: whoever is
 //! asked about there is asked about at the first address too, which tells what could not be done.
 
 use std::collections::BTreeMap;
@@ -157,12 +157,16 @@ fn about(pod: &Pod, namespace: &str) -> ObjectReference {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::webhook::patch::{LEAVE_SECONDS, RedirectSettings, SidecarResources};
+    use crate::webhook::{
+        flags::RunAsUser,
+        patch::{LEAVE_SECONDS, RedirectSettings, SidecarResources},
+    };
 
     fn settings() -> SidecarSettings {
         SidecarSettings {
             image: "proxy:1".into(),
             image_pull_policy: None,
+            run_as_user: RunAsUser::DEFAULT,
             controller: None,
             resources: SidecarResources::default(),
             leave_seconds: LEAVE_SECONDS,
@@ -218,6 +222,8 @@ mod tests {
         assert_eq!(ask(NAMESPACE_PATH, no_label).outcome, Outcome::Injected);
         let declines = |request: &mut Value| request["object"]["metadata"]["labels"] = json!({ "steadfast.dev/inject": "false" });
         assert_eq!(ask(NAMESPACE_PATH, declines).outcome, Outcome::Nothing);
+        let answer = ask(POD_PATH, |request| request["object"]["metadata"]["labels"] = json!({ "steadfast.dev/inject": "yes" }));
+        assert!(answer.review["response"]["warnings"][0].as_str().unwrap().contains("\"yes\"") && answer.about.is_some(), "{answer:?}");
     }
 
     #[test]

@@ -13,7 +13,12 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::resources::{Class, class};
+use super::{
+    flags,
+    past::{self, Taken},
+    patch::{REDIRECTOR, SidecarResources, TOKEN_VOLUME},
+    resources::{Class, Overrides, class},
+};
 
 /// On pods and namespaces: `"true"` asks for the sidecar, `"false"` on a pod overrules its namespace.
 pub const INJECT_LABEL: &str = "steadfast.dev/inject";
@@ -31,6 +36,13 @@ pub const PORTS_ANNOTATION: &str = "steadfast.dev/ports";
 pub const INTERCEPTION_ANNOTATION: &str = "steadfast.dev/interception";
 /// Its value.
 pub const REDIRECT: &str = "redirect";
+/// On pods: what the sidecar requests, and is limited to, in place of the installation's `proxy.*`.
+pub const CPU_ANNOTATION: &str = "steadfast.dev/proxy-cpu";
+pub const CPU_LIMIT_ANNOTATION: &str = "steadfast.dev/proxy-cpu-limit";
+pub const MEMORY_ANNOTATION: &str = "steadfast.dev/proxy-memory";
+pub const MEMORY_LIMIT_ANNOTATION: &str = "steadfast.dev/proxy-memory-limit";
+/// For a pod that shall have none.
+const LABEL_IT: &str = "label the pod steadfast.dev/inject: \"false\"";
 /// Name of the injected container.
 pub const SIDECAR: &str = "steadfast-proxy";
 /// First port that sidecars listen on in place of a server's port.
@@ -54,12 +66,16 @@ pub enum Skip {
     SystemNamespace(String),
     HostNetwork,
     Windows,
-    /// A container of this name is there, and not by our hand.
-    NameTaken,
+    /// A container or volume of this name is there, and not by our hand.
+    NameTaken(&'static str, &'static str),
     PortTaken(i32),
+    /// It is a copy of an injected pod, without the sidecar: this port was the sidecar's.
+    Copied(Taken),
     /// A port of the annotation that no container names.
     NoSuchPort(String),
     NoNamedPort,
+    /// No TCP port is declared at all.
+    NoPort,
     /// There are some, of these names, and none that speaks HTTP to users.
     NoHttpPort(Vec<String>),
     TooManyPorts(usize),
@@ -71,16 +87,24 @@ pub enum Skip {
     RedirectNotAllowed,
     /// A word of the annotation that means nothing.
     NoSuchInterception(String),
+    /// A value of the label that means nothing.
+    NoSuchLabel(String),
+    /// What an annotation says of the sidecar's resources is no quantity, or contradicts another; in words.
+    BadResources(String),
 }
 
 impl Skip {
     /// The reason of [`Skip::NoHttpPort`].
     pub const NO_HTTP_PORT: &'static str = "NoHttpPort";
+    /// The reason of [`Skip::NoPort`].
+    pub const NO_PORT: &'static str = "NoPort";
+    /// The reason of [`Skip::NoSuchLabel`].
+    pub const NO_SUCH_LABEL: &'static str = "NoSuchLabel";
 
     /// For who injects manifests himself, by the flags that he has.
     pub fn offline(&self) -> String {
         match self {
-            Self::NoNamedPort => "no container declares a TCP port for users with a name, and no Service of these manifests targets one by its number: where users dial it, give the server's port a name \
+            Self::NoNamedPort | Self::NoPort => "no container declares a TCP port for users with a name, and no Service of these manifests targets one by its number: where users dial it, give the server's port a name \
                                   such as http and let the Service's targetPort be that name; where nobody does, there is nothing to stand in front of"
                 .to_owned(),
             Self::RedirectNotAllowed => format!(
@@ -97,16 +121,20 @@ impl Skip {
             Self::SystemNamespace(_) => "SystemNamespace",
             Self::HostNetwork => "HostNetwork",
             Self::Windows => "Windows",
-            Self::NameTaken => "NameTaken",
+            Self::NameTaken(..) => "NameTaken",
             Self::PortTaken(_) => "PortTaken",
+            Self::Copied(_) => "CopiedWithoutSidecar",
             Self::NoSuchPort(_) => "NoSuchPort",
             Self::NoNamedPort => "NoNamedPort",
+            Self::NoPort => Self::NO_PORT,
             Self::NoHttpPort(_) => Self::NO_HTTP_PORT,
             Self::TooManyPorts(_) => "TooManyPorts",
             Self::StaticPod => "StaticPod",
             Self::PortTwice(_) => "PortTwice",
             Self::RedirectNotAllowed => "RedirectNotAllowed",
             Self::NoSuchInterception(_) => "NoSuchInterception",
+            Self::NoSuchLabel(_) => Self::NO_SUCH_LABEL,
+            Self::BadResources(_) => "BadResources",
         }
     }
 }
@@ -116,37 +144,54 @@ impl fmt::Display for Skip {
         match self {
             Self::SystemNamespace(namespace) => write!(f, "namespace {namespace} belongs to the cluster itself; nothing in it is injected"),
             Self::HostNetwork => {
-                f.write_str("the pod uses its node's network, whose ports the sidecar could not take over for this pod alone: leave hostNetwork out")
+                write!(
+                    f,
+                    "the pod uses its node's network, whose ports the sidecar could not take over for this pod alone: leave hostNetwork out, or {LABEL_IT}"
+                )
             }
-            Self::Windows => f.write_str("the pod runs Windows; there is no sidecar for it"),
-            Self::NameTaken => write!(f, "the pod has a container {SIDECAR} of its own: give it another name"),
+            Self::Windows => write!(f, "the pod runs Windows, for which there is no sidecar: {LABEL_IT}"),
+            Self::NameTaken(kind, name) => write!(f, "the pod has a {kind} {name} of its own, which the sidecar would bring: give it another name"),
             Self::PortTaken(port) => write!(f, "a container of the pod listens on {port}, which the sidecar needs: give the container another port"),
+            Self::Copied(Taken { name, sidecar, server }) => write!(
+                f,
+                "the pod was copied from an injected one without its sidecar, and nothing would listen on port {name}, {sidecar}: copy the workload's own template, or let {name} be {server} again and leave \
+                 out the annotations {INJECTED_ANNOTATION}, {ROUTES_ANNOTATION} and {LEFT_ANNOTATION}"
+            ),
             Self::NoSuchPort(name) => {
                 write!(f, "annotation {PORTS_ANNOTATION} names port {name:?}, and no container of the pod declares a TCP port of that name")
             }
             Self::NoNamedPort => write!(
                 f,
                 "no container declares a TCP port for users with a name, so no Service can reach the sidecar by it: give the server's port a name such as http and let the Service's targetPort be that \
-                 name (`steadfast inject` does both in manifests)"
+                 name (`steadfast inject` does both in manifests); or, where nobody dials it, {LABEL_IT}"
+            ),
+            Self::NoPort => write!(
+                f,
+                "no container declares a TCP port, so there is nothing to stand in front of: where users dial one, declare it with a name such as http and let the Service's targetPort be that name; else \
+                 {LABEL_IT}"
             ),
             Self::NoHttpPort(names) => write!(
                 f,
-                "port {} is for no user or speaks no plain HTTP, by its name or its probe, and the pod names no other: if it does after all, name it in annotation {PORTS_ANNOTATION}",
+                "port {} is for no user or speaks no plain HTTP, by its name or its probe, and the pod names no other: if it does after all, name it in annotation {PORTS_ANNOTATION}; else {LABEL_IT}",
                 names.join(", ")
             ),
             Self::TooManyPorts(count) => {
                 write!(f, "{count} ports are more than the {ROUTES_MAX} that a sidecar takes over: name those that matter in annotation {PORTS_ANNOTATION}")
             }
-            Self::StaticPod => f.write_str("kubelet runs static pods from its own files: add the sidecar there by `steadfast inject`"),
+            Self::StaticPod => write!(f, "kubelet runs static pods from its own files: add the sidecar there by `steadfast inject`, or {LABEL_IT}"),
             Self::PortTwice(name) => {
                 write!(f, "two containers declare a port {name:?}: name them apart, or name the other ports in annotation {PORTS_ANNOTATION}")
             }
             Self::RedirectNotAllowed => write!(
                 f,
                 "annotation {INTERCEPTION_ANNOTATION} asks for {REDIRECT}, which takes an init container with NET_ADMIN: the chart's value redirect.allowed must be true, and the \
-                 namespace's label pod-security.kubernetes.io/enforce absent or privileged; or leave the annotation out"
+                 namespace's label pod-security.kubernetes.io/enforce absent or privileged; or leave the annotation out, or {LABEL_IT}"
             ),
             Self::NoSuchInterception(word) => write!(f, "annotation {INTERCEPTION_ANNOTATION} is {word:?}: write {REDIRECT} or handover"),
+            Self::NoSuchLabel(value) => {
+                write!(f, "label {INJECT_LABEL} is {value:?}, which means nothing: write \"true\", or \"false\" for a pod that shall have no sidecar")
+            }
+            Self::BadResources(why) => f.write_str(why),
         }
     }
 }
@@ -189,6 +234,8 @@ pub struct Plan {
     pub left: Vec<(String, i32)>,
     pub readiness: Readiness,
     pub class: Class,
+    /// What its annotations say.
+    pub resources: Overrides,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,15 +256,25 @@ pub fn asked(pod: &BTreeMap<String, String>, namespace: &BTreeMap<String, String
     }
 }
 
+/// Whether a value of the label means nothing: it counts as a no, and is told of.
+pub fn is_meaningless(value: &str) -> bool {
+    !["true", "false"].contains(&value)
+}
+
 /// Decides on a pod of `namespace` with these labels; `may_redirect`: a pod that asks for it may be redirected.
 pub fn decide(pod: &Pod, namespace: &str, namespace_labels: &BTreeMap<String, String>, may_redirect: bool) -> Decision {
     let none = BTreeMap::new();
-    if !asked(pod.metadata.labels.as_ref().unwrap_or(&none), namespace_labels) {
-        return Decision::NotAsked;
-    }
+    let labels = pod.metadata.labels.as_ref().unwrap_or(&none);
     let annotations = pod.metadata.annotations.as_ref().unwrap_or(&none);
     let has_sidecar = containers(pod).any(|container| container.name == SIDECAR);
-    if has_sidecar && annotations.contains_key(INJECTED_ANNOTATION) {
+    let is_injected = has_sidecar && annotations.contains_key(INJECTED_ANNOTATION);
+    if let Some(value) = labels.get(INJECT_LABEL).filter(|value| !is_injected && is_meaningless(value)) {
+        return Decision::Skip(Skip::NoSuchLabel(value.clone()));
+    }
+    if !asked(labels, namespace_labels) {
+        return Decision::NotAsked;
+    }
+    if is_injected {
         return Decision::Already;
     }
     match plan(pod, namespace, annotations, has_sidecar, may_redirect) {
@@ -230,8 +287,12 @@ fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
     pod.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()))
 }
 
+fn declared(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
+    containers(pod).flat_map(|container| container.ports.iter().flatten())
+}
+
 fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_sidecar: bool, may_redirect: bool) -> Result<Plan, Skip> {
-    let Some(spec) = &pod.spec else { return Err(Skip::NoNamedPort) };
+    let Some(spec) = &pod.spec else { return Err(Skip::NoPort) };
     if SYSTEM.contains(&namespace) {
         return Err(Skip::SystemNamespace(namespace.to_owned()));
     }
@@ -244,29 +305,56 @@ fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_
     if is_windows(spec) {
         return Err(Skip::Windows);
     }
-    if has_sidecar {
-        return Err(Skip::NameTaken);
+    let is_copied = annotations.contains_key(INJECTED_ANNOTATION) && !has_sidecar;
+    let left_behind = |port: &Taken| declared(pod).any(|declared| declared.container_port == port.sidecar && declared.name.as_ref() == Some(&port.name));
+    if let Some(port) = past::taken(annotations).into_iter().find(|port| is_copied && left_behind(port)) {
+        return Err(Skip::Copied(port));
     }
     let redirects = match annotations.get(INTERCEPTION_ANNOTATION).map(String::as_str) {
         None | Some("handover") => false,
         Some(REDIRECT) => true,
         Some(other) => return Err(Skip::NoSuchInterception(other.to_owned())),
     };
-    let used: BTreeSet<i32> = containers(pod).flat_map(|container| container.ports.iter().flatten()).map(|port| port.container_port).collect();
+    let has_redirector = redirects && containers(pod).any(|container| container.name == REDIRECTOR);
+    let has_token = spec.volumes.iter().flatten().any(|volume| volume.name == TOKEN_VOLUME);
+    let names = [(has_sidecar, "container", SIDECAR), (has_redirector, "container", REDIRECTOR), (has_token, "volume", TOKEN_VOLUME)];
+    if let Some((_, kind, name)) = names.into_iter().find(|(is_taken, ..)| *is_taken) {
+        return Err(Skip::NameTaken(kind, name));
+    }
+    let used: BTreeSet<i32> = declared(pod).map(|port| port.container_port).collect();
     if let Some(port) = [ADMIN_PORT, HEALTH_PORT].into_iter().find(|port| used.contains(port)) {
         return Err(Skip::PortTaken(port));
     }
     let (routes, left) = routes(&spec.containers, annotations.get(PORTS_ANNOTATION), &used, redirects)?;
     let Some(first) = routes.first() else {
+        if !spec.containers.iter().flat_map(|container| container.ports.iter().flatten()).any(is_tcp) {
+            return Err(Skip::NoPort);
+        }
         let unnamed = spec.containers.iter().flat_map(|container| container.ports.iter().flatten()).any(|port| is_tcp(port) && port.name.is_none());
         return Err(if left.is_empty() || unnamed { Skip::NoNamedPort } else { Skip::NoHttpPort(left.into_iter().map(|(name, _)| name).collect()) });
     };
+    let resources = overrides(annotations)?;
     // Last of all, so that who could not be redirected anyway hears of that.
     if redirects && !may_redirect {
         return Err(Skip::RedirectNotAllowed);
     }
     let server = &spec.containers[first.container];
-    Ok(Plan { readiness: readiness(server, first.server), class: class(spec), routes, left })
+    Ok(Plan { readiness: readiness(server, first.server), class: class(spec), resources, routes, left })
+}
+
+fn overrides(annotations: &BTreeMap<String, String>) -> Result<Overrides, Skip> {
+    let quantity = |name: &str, read: fn(&str) -> Result<String, String>| {
+        let value = annotations.get(name).map(|text| read(text).map_err(|why| Skip::BadResources(format!("annotation {name} is {text:?}: {why}"))));
+        value.transpose()
+    };
+    let overrides = Overrides {
+        cpu: quantity(CPU_ANNOTATION, flags::cpu)?,
+        cpu_limit: quantity(CPU_LIMIT_ANNOTATION, flags::cpu)?,
+        memory: quantity(MEMORY_ANNOTATION, flags::memory)?,
+        memory_limit: quantity(MEMORY_LIMIT_ANNOTATION, flags::memory)?,
+    };
+    flags::within_limits(&SidecarResources::default().with(&overrides), "annotation steadfast.dev/proxy-").map_err(Skip::BadResources)?;
+    Ok(overrides)
 }
 
 /// By the three ways in which a pod can say so.
@@ -503,6 +591,10 @@ spec:
         assert!(asked(&labels("true"), &none) && asked(&none, &labels("true")) && asked(&labels("true"), &labels("false")));
         assert!(!asked(&none, &none) && !asked(&labels("false"), &labels("true")) && !asked(&labels("yes"), &none));
         assert_eq!(decided("{metadata: {}, spec: {containers: []}}"), Decision::NotAsked);
+        for value in ["yes", "True", ""] {
+            let skip = skipped(&SERVER.replace("steadfast.dev/inject: \"true\"", &format!("steadfast.dev/inject: '{value}'")));
+            assert!(skip == Skip::NoSuchLabel(value.into()) && skip.to_string().contains(&format!("{value:?}")), "{skip}");
+        }
     }
 
     #[test]
@@ -523,6 +615,56 @@ spec:
     }
 
     #[test]
+    fn a_copy_of_an_injected_pod_without_its_sidecar_is_told_so() {
+        let copy = |port: &str| {
+            let annotations = "annotations: {steadfast.dev/injected: 0.1.0, steadfast.dev/routes: 'http=4180:8000'}";
+            let ports = format!("[{{containerPort: 8000}}, {{name: http, containerPort: {port}}}]");
+            format!(
+                "metadata: {{labels: {{{INJECT_LABEL}: 'true'}}, {annotations}}}\nspec: {{containers: [{{name: s, ports: {ports}}}], volumes: [{{name: steadfast-token}}]}}"
+            )
+        };
+        let skip = skipped(&copy("4180"));
+        assert_eq!(skip.reason(), "CopiedWithoutSidecar");
+        assert!(skip.to_string().contains("let http be 8000 again") && skip.to_string().contains(ROUTES_ANNOTATION), "{skip}");
+        assert_eq!(skipped(&copy("9000")), Skip::NameTaken("volume", TOKEN_VOLUME));
+        assert!(matches!(decided(&copy("9000").replace("{name: steadfast-token}", "{name: x}")), Decision::Inject(_)), "the annotations alone harm nobody");
+    }
+
+    #[test]
+    fn what_annotations_say_of_the_sidecars_resources_is_a_quantity_or_told() {
+        let with = |annotations: &str| SERVER.replace("metadata: {", &format!("metadata: {{annotations: {{{annotations}}}, "));
+        let Decision::Inject(plan) = decided(&with("steadfast.dev/proxy-cpu: 10m, steadfast.dev/proxy-memory-limit: 1Gi")) else { panic!() };
+        let said = Overrides { cpu: Some("10m".into()), memory_limit: Some("1Gi".into()), ..Overrides::default() };
+        assert_eq!(plan.resources, said);
+        for (annotations, words) in [
+            ("steadfast.dev/proxy-cpu: much", ["annotation steadfast.dev/proxy-cpu is \"much\"", "50m"]),
+            ("steadfast.dev/proxy-memory-limit: 1GB", ["annotation steadfast.dev/proxy-memory-limit is \"1GB\"", "64Mi"]),
+            ("steadfast.dev/proxy-cpu: '2', steadfast.dev/proxy-cpu-limit: '1'", ["steadfast.dev/proxy-cpu 2 is more than", "steadfast.dev/proxy-cpu-limit 1"]),
+        ] {
+            let skip = skipped(&with(annotations));
+            assert!(skip.reason() == "BadResources" && words.iter().all(|word| skip.to_string().contains(word)), "{skip}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_declares_no_port_is_told_apart_and_may_be_left_out_by_its_label() {
+        let of = |ports: &str| skipped(&format!("metadata: {{labels: {{{INJECT_LABEL}: 'true'}}}}\nspec: {{containers: [{{name: worker{ports}}}]}}"));
+        assert_eq!((of(""), of(", ports: [{name: dns, containerPort: 53, protocol: UDP}]")), (Skip::NoPort, Skip::NoPort));
+        assert_eq!(of(", ports: [{containerPort: 8000}]"), Skip::NoNamedPort);
+        for skip in [
+            Skip::NoPort,
+            Skip::NoNamedPort,
+            Skip::NoHttpPort(vec!["redis".into()]),
+            Skip::HostNetwork,
+            Skip::Windows,
+            Skip::StaticPod,
+            Skip::RedirectNotAllowed,
+        ] {
+            assert!(skip.to_string().contains("steadfast.dev/inject: \"false\""), "{skip}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_injected_is_skipped_with_a_reason() {
         let with = |from: &str, to: &str| {
             assert!(SERVER.contains(from), "{from}");
@@ -539,7 +681,8 @@ spec:
         assert!(matches!(decided(&SERVER.replace("spec:", &affinity("windows, linux"))), Decision::Inject(_)));
         assert_eq!(with("spec:", "spec:\n  securityContext: {windowsOptions: {hostProcess: true}}"), Skip::Windows);
         assert_eq!(with("image: x", "image: x\n      securityContext: {windowsOptions: {hostProcess: true}}"), Skip::Windows);
-        assert_eq!(with("name: server", "name: steadfast-proxy"), Skip::NameTaken);
+        assert_eq!(with("name: server", "name: steadfast-proxy"), Skip::NameTaken("container", SIDECAR));
+        assert_eq!(with("spec:", "spec:\n  volumes: [{name: steadfast-token, emptyDir: {}}]"), Skip::NameTaken("volume", TOKEN_VOLUME));
         assert_eq!(with("8002", "4179"), Skip::PortTaken(4179));
         assert_eq!(with("[{name: http, containerPort: 8000}, {name: grpc, containerPort: 8001}, ", "[{containerPort: 8000}, "), Skip::NoNamedPort);
         assert_eq!(with("metadata: {", "metadata: {annotations: {kubernetes.io/config.mirror: x}, "), Skip::StaticPod);
@@ -557,6 +700,9 @@ spec:
         let routes: Vec<_> = plan.routes.iter().map(|route| (route.name.as_str(), route.is_named, route.server, route.sidecar, route.probes)).collect();
         assert_eq!(routes, [("http", true, 8000, 4180, Some(4200)), ("8001", false, 8001, 4181, Some(4201))]);
         assert_eq!(decided(REDIRECT, false), Decision::Skip(Skip::RedirectNotAllowed));
+        let mut taken = with(REDIRECT);
+        taken.spec.as_mut().unwrap().init_containers = Some(vec![Container { name: REDIRECTOR.to_owned(), ..Container::default() }]);
+        assert_eq!(decide(&taken, "default", &BTreeMap::new(), true), Decision::Skip(Skip::NameTaken("container", REDIRECTOR)));
         assert_eq!(decided("tproxy", true), Decision::Skip(Skip::NoSuchInterception("tproxy".into())));
         let Decision::Inject(plan) = decided("handover", true) else { panic!() };
         assert_eq!(plan.routes.iter().map(|route| (route.server, route.probes)).collect::<Vec<_>>(), [(8000, None)]);

@@ -1,6 +1,41 @@
 //! Values of flags that end up in pods: refused where they are written, and not by the API server pod by pod.
 
+use std::{fmt, str::FromStr};
+
 use super::{patch::SidecarResources, resources::amount};
+
+/// Whom a pod of ours runs as; `none`: whom the platform draws, or the image names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunAsUser(pub Option<u32>);
+
+impl RunAsUser {
+    /// Any user but root will do; images of ours name this one too.
+    pub const DEFAULT: Self = Self(Some(65532));
+}
+
+impl FromStr for RunAsUser {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // The API server takes no other numbers, and kubelet no root where a pod says runAsNonRoot.
+        let user = text.parse().ok().filter(|user| (1..=i32::MAX as u32).contains(user) && text.starts_with(|c: char| c.is_ascii_digit()));
+        match text {
+            "none" => Ok(Self(None)),
+            _ => user
+                .map(|user| Self(Some(user)))
+                .ok_or_else(|| "no user but root: write a number from 1 to 2147483647, or none where the platform draws users itself (OpenShift)".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for RunAsUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(user) => user.fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
 
 /// The name of an image, as a runtime for containers reads it: `[REGISTRY/]PATH[:TAG][@DIGEST]`.
 ///
@@ -125,6 +160,16 @@ mod tests {
             "a:ü",
         ] {
             assert!(image(name).is_err_and(|why| why.contains("registry.example")), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_user_is_a_number_other_than_roots_or_none() {
+        for text in ["1", "65532", "1000680000", "2147483647", "none"] {
+            assert_eq!(text.parse::<RunAsUser>().unwrap().to_string(), text);
+        }
+        for text in ["", "0", "+1", "-1", "2147483648", "root", "None"] {
+            assert!(text.parse::<RunAsUser>().is_err_and(|why| why.contains("none") && why.contains("from 1")), "{text:?}");
         }
     }
 

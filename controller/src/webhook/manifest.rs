@@ -13,8 +13,8 @@ use serde_json::{Map, Value, json};
 use steadfast_api::read::{Places, from_value};
 
 use super::{
-    allowed::{self, CutOff},
-    decide::{Decision, INJECT_LABEL, Plan, ROUTES_ANNOTATION, Skip, decide, is_apart},
+    allowed::{self, CutOff, Servers},
+    decide::{Decision, INJECT_LABEL, Plan, ROUTES_ANNOTATION, Skip, decide, is_apart, is_meaningless},
     past::{self, PodPorts, Taken},
     patch::{SidecarSettings, patch},
     yaml,
@@ -46,13 +46,22 @@ pub enum Done {
     },
     /// Ports of the Service by which users come past the sidecars all the same, and what would be right.
     Past(String),
+    /// Ports of the node that lead to unnamed ports of these numbers, past the sidecar.
+    OnNode(Vec<i32>),
     /// The NetworkPolicy let users in by this number alone, and now by the port's name too, which leads to the sidecar.
     LetIn {
         port: i32,
         name: String,
     },
+    /// The NetworkPolicy let its pods out to this number alone, and now to the port's name too.
+    LetOut {
+        port: i32,
+        name: String,
+    },
     /// The Service targets numbers, and this workload has the labels that it selects, but only one of the two says its namespace.
     Elsewhere(String),
+    /// The Namespace has this for the label that asks, which means nothing.
+    Mislabelled(String),
     /// Pods are made of it, by an operator that is not known here.
     UnknownKind,
     Already,
@@ -167,14 +176,20 @@ pub fn inject(files: &[File<'_>], settings: &SidecarSettings) -> Result<(String,
         let mut value = document.value.take();
         for (at, object) in objects(&mut value).into_iter().enumerate() {
             let named = described(object);
+            let on_node = on_node(object, settings.redirect.is_some());
             let injected = inject_object(object, settings).map_err(|Unreadable { field, why }| {
                 let place = if is_list { format!("items[{at}].{field}") } else { field.clone() };
                 let line = Places::of(document.text).map_or(1, |places| places.find(&place).0 as usize);
                 document.refuse(line, format!("{named}: {field}: {why}"))
             })?;
             if let Some(note) = injected {
-                document.changed |= matches!(note.what, Done::Injected(_));
+                let is_injected = matches!(note.what, Done::Injected(_));
+                document.changed |= is_injected;
+                let object = note.object.clone();
                 notes.push(note);
+                if is_injected && !on_node.is_empty() {
+                    notes.push(Note { object, what: Done::OnNode(on_node) });
+                }
             }
         }
         document.value = value;
@@ -237,6 +252,14 @@ fn pod_path(object: &Value) -> Option<&'static str> {
     }
 }
 
+/// Whether it is a model server whose containers its operator knows: a predictor with a model and nothing else.
+fn is_server(object: &Value) -> bool {
+    const SERVERS: [(&str, &str); 3] =
+        [("InferenceService", "serving.kserve.io/"), ("LLMInferenceService", "serving.kserve.io/"), ("SeldonDeployment", "machinelearning.seldon.io/")];
+    let is = |field: &str, is: &dyn Fn(&str) -> bool| object[field].as_str().is_some_and(is);
+    SERVERS.iter().any(|(kind, group)| is("kind", &|of| of == *kind) && is("apiVersion", &|of| of.starts_with(group)))
+}
+
 /// Whether containers are listed anywhere within it.
 fn has_containers(value: &Value) -> bool {
     let is_container = |value: &Value| value["image"].is_string();
@@ -265,8 +288,12 @@ struct Unreadable {
 fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Option<Note>, Unreadable> {
     let described = described(object);
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
+    if object["kind"] == "Namespace" {
+        let label = object["metadata"]["labels"][INJECT_LABEL].as_str().filter(|value| is_meaningless(value));
+        return Ok(label.map(|value| Note { object: described, what: Done::Mislabelled(value.to_owned()) }));
+    }
     let Some(path) = pod_path(object) else {
-        return Ok(has_containers(object).then_some(Note { object: described, what: Done::UnknownKind }));
+        return Ok((has_containers(object) || is_server(object)).then_some(Note { object: described, what: Done::UnknownKind }));
     };
     let Some(template) = object.pointer_mut(path) else { return Ok(None) };
     if !template["metadata"].is_object() {
@@ -287,6 +314,17 @@ fn inject_object(object: &mut Value, settings: &SidecarSettings) -> Result<Optio
         }
     };
     Ok(Some(Note { object: described, what }))
+}
+
+/// Unnamed ports of a workload's pods that a port of the node leads to, and that no sidecar takes over.
+fn on_node(object: &Value, may_redirect: bool) -> Vec<i32> {
+    let pod = pod_path(object).and_then(|path| from_value::<Pod>(object.pointer(path)?.clone()).ok());
+    let Some(spec) = pod.filter(|pod| !(may_redirect && pod.metadata.annotations.as_ref().is_some_and(past::is_redirected))).and_then(|pod| pod.spec) else {
+        return Vec::new();
+    };
+    let ports = spec.containers.iter().flat_map(|container| container.ports.iter().flatten());
+    let tcp = ports.filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"));
+    tcp.filter(|port| port.host_port.is_some() && port.name.is_none()).map(|port| port.container_port).collect()
 }
 
 /// Labels of a namespace that asks: whoever runs the program does.
@@ -370,7 +408,7 @@ fn decided(template: &Value, namespace: &str, may_redirect: bool) -> Option<Deci
 
 /// Whether nothing but names of ports keeps the sidecar from these pods.
 fn may_have_sidecar(template: &Value, namespace: &str, may_redirect: bool) -> bool {
-    matches!(decided(template, namespace, may_redirect), Some(Decision::Inject(_) | Decision::Already | Decision::Skip(Skip::NoNamedPort)))
+    matches!(decided(template, namespace, may_redirect), Some(Decision::Inject(_) | Decision::Already | Decision::Skip(Skip::NoNamedPort | Skip::NoPort)))
 }
 
 /// Whether the sidecar of these pods takes over the server's port `number` by its name, which will be this one if it has none.
@@ -420,9 +458,14 @@ fn tell_past(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
     }
 }
 
-/// Lets users in by the names of ports that sidecars took over, where NetworkPolicies of the same manifests know the numbers alone. The numbers stay: pods without a
+/// Lets users in, and clients out, by the names of ports that sidecars took over, where NetworkPolicies of the same manifests know the numbers alone. The numbers stay: pods without a
 /// sidecar, those of before a rollout among them, are still reached by them.
 fn let_in(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
+    let mut namespaces: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for object in documents.iter_mut().flat_map(|document| objects(&mut document.value)).filter(|object| object["kind"] == "Namespace") {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        namespaces.insert(name, from_value(object["metadata"]["labels"].clone()).unwrap_or_default());
+    }
     let mut pods: Vec<(Value, BTreeMap<String, String>, Vec<Taken>)> = Vec::new();
     for workload in documents.iter_mut().flat_map(|document| objects(&mut document.value)) {
         let Some(template) = pod_path(workload).and_then(|path| workload.pointer(path)) else { continue };
@@ -432,22 +475,41 @@ fn let_in(documents: &mut [Document<'_>], notes: &mut Vec<Note>) {
             pods.push((workload["metadata"]["namespace"].clone(), labels, past::taken(&annotations)));
         }
     }
+    let namespace_labels: Vec<_> = pods.iter().map(|(namespace, ..)| labels_of(namespace, &namespaces)).collect();
     for document in documents {
         let mut changed = false;
         for object in objects(&mut document.value).into_iter().filter(|object| object["kind"] == "NetworkPolicy") {
             let Ok(policy) = from_value::<NetworkPolicy>(object.clone()) else { continue };
-            let selected = pods.iter().filter(|(namespace, labels, _)| *namespace == object["metadata"]["namespace"] && allowed::selects(&policy, labels));
+            let here = object["metadata"]["namespace"].clone();
+            let selected = pods.iter().filter(|(namespace, labels, _)| *namespace == here && allowed::selects(&policy, labels));
             let cut: BTreeSet<CutOff> = selected.flat_map(|(_, _, taken)| allowed::cut_off(&policy, taken)).collect();
-            for CutOff { rule, number, name } in cut {
-                if let Some(ports) = object["spec"]["ingress"][rule]["ports"].as_array_mut() {
+            let servers = pods.iter().zip(&namespace_labels).map(|((namespace, labels, taken), namespace_labels)| Servers {
+                is_here: *namespace == here,
+                namespace_labels,
+                labels,
+                taken,
+            });
+            let kept: BTreeSet<CutOff> = servers.flat_map(|servers| allowed::kept_from(&policy, &servers)).collect();
+            for (rules, CutOff { rule, number: port, name }) in cut.into_iter().map(|cut| ("ingress", cut)).chain(kept.into_iter().map(|kept| ("egress", kept)))
+            {
+                if let Some(ports) = object["spec"][rules][rule]["ports"].as_array_mut() {
                     ports.push(json!({ "port": name, "protocol": "TCP" }));
                     changed = true;
                 }
-                notes.push(Note { object: described(object), what: Done::LetIn { port: number, name } });
+                let what = if rules == "ingress" { Done::LetIn { port, name } } else { Done::LetOut { port, name } };
+                notes.push(Note { object: described(object), what });
             }
         }
         document.changed |= changed;
     }
+}
+
+/// What is known of a namespace's labels: those of the manifests, and its name, where it is said.
+fn labels_of(namespace: &Value, known: &BTreeMap<String, BTreeMap<String, String>>) -> BTreeMap<String, String> {
+    let Some(name) = namespace.as_str() else { return BTreeMap::new() };
+    let mut labels = known.get(name).cloned().unwrap_or_default();
+    labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
+    labels
 }
 
 /// Whether a Service without regard to namespaces selects these pods.
@@ -577,7 +639,7 @@ fn name_port(template: &mut Value, number: i64, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::webhook::patch::SidecarResources;
+    use crate::webhook::{flags::RunAsUser, patch::SidecarResources};
 
     fn inject(text: &str, settings: &SidecarSettings) -> Result<(String, Vec<Note>), BadManifest> {
         super::inject(&[File { name: "a.yaml", text }], settings)
@@ -587,6 +649,7 @@ mod tests {
         SidecarSettings {
             image: "proxy:1".into(),
             image_pull_policy: None,
+            run_as_user: RunAsUser::DEFAULT,
             controller: None,
             resources: SidecarResources::default(),
             leave_seconds: 0,
@@ -744,6 +807,10 @@ spec:
         let rollout = MANIFESTS.replace("kind: Deployment", "kind: Rollout");
         let (written, notes) = inject(&rollout, &settings()).unwrap();
         assert_eq!((written, notes), (rollout, vec![Note { object: "Rollout web".into(), what: Done::UnknownKind }]));
+        let predictor = "{kind: InferenceService, apiVersion: serving.kserve.io/v1beta1, metadata: {name: a}, spec: {predictor: {model: {modelFormat: {name: onnx}, storageUri: 's3://a/b'}}}}\n";
+        let told = |text: &str| inject(text, &settings()).unwrap().1;
+        assert_eq!(told(predictor), [Note { object: "InferenceService a".into(), what: Done::UnknownKind }]);
+        assert_eq!(told(&predictor.replace("kserve.io", "example")), []);
     }
 
     #[test]
@@ -826,6 +893,55 @@ spec:
         }
         let declined = text.replace("labels: {app: x}", "labels: {app: x, steadfast.dev/inject: 'false'}");
         assert_eq!(inject(&declined, &settings()).unwrap().0, declined, "nothing moves, so nothing has to be let in");
+    }
+
+    #[test]
+    fn a_client_whose_policy_knows_the_number_is_let_out_by_the_name_too() {
+        let workload = manifests(&[("a", &["{name: http, containerPort: 8000}"])], "{port: 80, targetPort: http}");
+        let policy = |head: &str, to: &str| {
+            format!(
+                "{{kind: NetworkPolicy, metadata: {{name: p{head}}}, spec: {{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Egress], egress: [{{to: [{to}], ports: [{{port: 8000}}]}}]}}}}\n"
+            )
+        };
+        let text = format!("{workload}---\n{}", policy("", "{podSelector: {matchLabels: {app: x}}}"));
+        let (written, notes) = inject(&text, &settings()).unwrap();
+        assert_eq!(read(&written)[2]["spec"]["egress"][0]["ports"], json!([{ "port": 8000 }, { "port": "http", "protocol": "TCP" }]));
+        assert!(notes.contains(&Note { object: "NetworkPolicy p".into(), what: Done::LetOut { port: 8000, name: "http".into() } }), "{notes:?}");
+        assert_eq!(inject(&written, &settings()).unwrap().0, written, "once is enough");
+        let there = workload.replacen("metadata: {name: a}", "metadata: {name: a, namespace: models}", 1);
+        let namespace = "---\n{kind: Namespace, metadata: {name: models, labels: {team: a}}}\n";
+        for (to, is_let) in [
+            ("{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: models}}}", true),
+            ("{namespaceSelector: {matchLabels: {team: a}}}", true),
+            ("{namespaceSelector: {matchLabels: {team: b}}}", false),
+            ("{podSelector: {}}", false),
+        ] {
+            let (_, notes) = inject(&format!("{there}{namespace}---\n{}", policy(", namespace: clients", to)), &settings()).unwrap();
+            assert_eq!(notes.iter().any(|note| matches!(note.what, Done::LetOut { .. })), is_let, "{to}: {notes:?}");
+        }
+    }
+
+    #[test]
+    fn a_label_that_means_nothing_is_told_of_at_pods_and_namespaces() {
+        let pod = MANIFESTS.replacen("app: web", "app: web, steadfast.dev/inject: 'yes'", 9);
+        assert_ne!(pod, MANIFESTS);
+        let (_, notes) = inject(&pod, &settings()).unwrap();
+        assert!(notes.iter().any(|note| matches!(&note.what, Done::Skipped(why) if why.contains("\"yes\""))), "{notes:?}");
+        let namespace =
+            |value: &str| inject(&format!("{{kind: Namespace, metadata: {{name: a, labels: {{steadfast.dev/inject: '{value}'}}}}}}\n"), &settings()).unwrap().1;
+        assert_eq!(namespace("True"), [Note { object: "Namespace a".into(), what: Done::Mislabelled("True".into()) }]);
+        assert_eq!(namespace("true"), []);
+    }
+
+    #[test]
+    fn a_port_of_the_node_that_leads_to_a_port_without_a_name_is_told_of() {
+        let told = |ports: &str| {
+            let pod = format!("{{kind: Pod, metadata: {{name: a}}, spec: {{containers: [{{name: s, image: s, ports: [{ports}]}}]}}}}\n");
+            let notes = inject(&pod, &settings()).unwrap().1;
+            notes.into_iter().filter_map(|note| if let Done::OnNode(ports) = note.what { Some(ports) } else { None }).collect::<Vec<_>>()
+        };
+        assert_eq!(told("{name: http, containerPort: 8000}, {containerPort: 9000, hostPort: 90}"), [vec![9000]]);
+        assert!(told("{name: http, containerPort: 8000, hostPort: 80}, {containerPort: 53, hostPort: 53, protocol: UDP}").is_empty(), "it moves with the name");
     }
 
     #[test]

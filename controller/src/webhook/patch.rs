@@ -25,7 +25,8 @@ use steadfast_api::sidecar::TOKEN_AUDIENCE;
 
 use super::{
     decide::{ADMIN_PORT, HEALTH_PORT, INJECTED_ANNOTATION, LEFT_ANNOTATION, Plan, ROUTES_ANNOTATION, Route, SIDECAR, port_number},
-    resources::Class,
+    flags::RunAsUser,
+    resources::{Class, least, most_cpu},
 };
 
 /// Where the sidecar finds its token.
@@ -33,12 +34,11 @@ pub const TOKEN_DIRECTORY: &str = "/var/run/secrets/steadfast.dev";
 /// The sidecar's program, as every image of it has it: an image has no other way to say what its hook runs.
 const PROGRAM: &str = "/bin/steadfast-proxy";
 /// The init container that redirects.
-const REDIRECTOR: &str = "steadfast-redirect";
-const TOKEN_VOLUME: &str = "steadfast-token";
+pub const REDIRECTOR: &str = "steadfast-redirect";
+/// Where its token is mounted from.
+pub const TOKEN_VOLUME: &str = "steadfast-token";
 /// Kubelet renews the token when four fifths of this are over.
 const TOKEN_SECONDS: u32 = 3600;
-/// Any user but root will do; images of ours name this one too.
-pub const USER: u32 = 65532;
 /// Where sidecars and readers find the controller's authorities.
 pub const CA_VARIABLE: &str = "STEADFAST_CONTROLLER_CA";
 
@@ -48,6 +48,7 @@ pub struct SidecarSettings {
     pub image: String,
     /// Absent: Kubernetes' own rule.
     pub image_pull_policy: Option<String>,
+    pub run_as_user: RunAsUser,
     /// Where sidecars dial in; absent: they stand alone, and take policies by hand.
     pub controller: Option<ControllerAddress>,
     pub resources: SidecarResources,
@@ -109,6 +110,15 @@ pub fn patch(pod: &Pod, plan: &Plan, settings: &SidecarSettings) -> Patch {
             }
         }
     }
+    // Those that go on running beside the server; a name there is never the server's.
+    let beside = spec.init_containers.iter().flatten().enumerate().filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"));
+    for (index, container) in beside {
+        for place in ports_asked(container) {
+            if let Some(port) = redirected(&plan.routes, container, &place) {
+                operations.push(json!({ "op": "replace", "path": format!("/spec/initContainers/{index}{}", place.path), "value": port }));
+            }
+        }
+    }
     if settings.leave_seconds > 0 {
         operations.extend(leave_slowly(&spec, plan, settings.leave_seconds));
     }
@@ -122,13 +132,13 @@ pub fn patch(pod: &Pod, plan: &Plan, settings: &SidecarSettings) -> Patch {
     if settings.controller.is_some() {
         append("/spec/volumes", spec.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty()), token_volume());
     }
-    let resources = &settings.resources;
+    let resources = &resources(plan, &spec, &settings.resources);
     let mut has_inits = spec.init_containers.as_ref().is_some_and(|containers| !containers.is_empty());
     if let Some(redirect) = settings.redirect.as_ref().filter(|_| plan.routes.iter().any(|route| route.probes.is_some())) {
         append("/spec/initContainers", has_inits, redirector(plan, redirect, resources));
         has_inits = true;
     }
-    append("/spec/initContainers", has_inits, sidecar(plan, settings));
+    append("/spec/initContainers", has_inits, sidecar(plan, &spec, settings, resources));
     if pod.metadata.annotations.is_none() {
         operations.push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
     }
@@ -193,7 +203,11 @@ fn meant(routes: &[Route], index: usize, container: &Container, place: &Asked<'_
     if let Some(route) = routes.iter().find(by_name) {
         return Some(route.probes.unwrap_or(route.server));
     }
-    // Redirected is a number, whichever container gives it.
+    redirected(routes, container, place)
+}
+
+/// Redirected is a number, whichever container gives it.
+fn redirected(routes: &[Route], container: &Container, place: &Asked<'_>) -> Option<i32> {
     let number = port_number(container, &place.port)?;
     routes.iter().find(|route| route.server == number)?.probes
 }
@@ -237,6 +251,15 @@ fn distinct(plan: &Plan) -> impl Iterator<Item = &Route> {
     plan.routes.iter().enumerate().filter(|(at, route)| plan.routes[..*at].iter().all(|other| other.sidecar != route.sidecar)).map(|(_, route)| route)
 }
 
+/// A Guaranteed pod's sidecar needs no more CPU than its largest container has, and what is more might be refused by a LimitRange that lets that one pass.
+fn resources(plan: &Plan, spec: &PodSpec, of_all: &SidecarResources) -> SidecarResources {
+    let cpu_limit = match plan.class {
+        Class::Guaranteed => most_cpu(spec).map_or(of_all.cpu_limit.as_str(), |most| least(&of_all.cpu_limit, most)),
+        Class::OfItsOwn | Class::Other => &of_all.cpu_limit,
+    };
+    SidecarResources { cpu: least(&of_all.cpu, cpu_limit).to_owned(), cpu_limit: cpu_limit.to_owned(), ..of_all.clone() }.with(&plan.resources)
+}
+
 fn redirector(plan: &Plan, settings: &RedirectSettings, resources: &SidecarResources) -> Value {
     let mut args = vec!["redirect".to_owned()];
     for route in distinct(plan) {
@@ -250,7 +273,14 @@ fn redirector(plan: &Plan, settings: &RedirectSettings, resources: &SidecarResou
             json!({ "requests": both, "limits": both })
         }
         Class::OfItsOwn => json!({}),
-        Class::Other => json!({ "requests": { "cpu": "10m", "memory": "32Mi" }, "limits": { "memory": "32Mi" } }),
+        Class::Other => {
+            let limit = plan.resources.cpu_limit.as_deref();
+            let mut all = json!({ "requests": { "cpu": limit.map_or("10m", |limit| least("10m", limit)), "memory": "32Mi" }, "limits": { "memory": "32Mi" } });
+            if let Some(limit) = limit {
+                all["limits"]["cpu"] = limit.into();
+            }
+            all
+        }
     };
     let mut container = json!({
         "name": REDIRECTOR,
@@ -275,6 +305,15 @@ fn redirector(plan: &Plan, settings: &RedirectSettings, resources: &SidecarResou
     container
 }
 
+/// Of pods that no privilege is needed for.
+pub fn pod_security(user: RunAsUser) -> Value {
+    let mut context = json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } });
+    if let Some(user) = user.0 {
+        (context["runAsUser"], context["runAsGroup"]) = (user.into(), user.into());
+    }
+    context
+}
+
 /// The token by which a pod proves to the controller which one it is.
 pub fn token_volume() -> Value {
     json!({
@@ -283,7 +322,7 @@ pub fn token_volume() -> Value {
     })
 }
 
-fn sidecar(plan: &Plan, settings: &SidecarSettings) -> Value {
+fn sidecar(plan: &Plan, spec: &PodSpec, settings: &SidecarSettings, resources: &SidecarResources) -> Value {
     let mut args: Vec<String> = distinct(plan).map(|route| format!("--route={}={}", route.sidecar, route.server)).collect();
     args.push(format!("--admin=127.0.0.1:{ADMIN_PORT}"));
     args.push(format!("--health={HEALTH_PORT}"));
@@ -302,14 +341,34 @@ fn sidecar(plan: &Plan, settings: &SidecarSettings) -> Value {
         field("POD_NAMESPACE", "metadata.namespace"),
         field("NODE_NAME", "spec.nodeName"),
     ];
-    let SidecarResources { cpu, cpu_limit, memory, memory_limit } = &settings.resources;
+    let SidecarResources { cpu, cpu_limit, memory, memory_limit } = resources;
     let resources = match plan.class {
         Class::Guaranteed => {
             let both = json!({ "cpu": cpu_limit, "memory": memory_limit });
             json!({ "requests": both, "limits": both })
         }
-        Class::OfItsOwn => json!({}),
-        Class::Other => json!({ "requests": { "cpu": cpu, "memory": memory }, "limits": { "memory": memory_limit } }),
+        // Of what the pod has it takes what it was told to.
+        Class::OfItsOwn => {
+            let mut all = json!({});
+            let said = &plan.resources;
+            let fields = [
+                ("requests", "cpu", &said.cpu),
+                ("limits", "cpu", &said.cpu_limit),
+                ("requests", "memory", &said.memory),
+                ("limits", "memory", &said.memory_limit),
+            ];
+            for (list, name, value) in fields.into_iter().filter_map(|(list, name, value)| Some((list, name, value.as_ref()?))) {
+                all[list][name] = value.as_str().into();
+            }
+            all
+        }
+        Class::Other => {
+            let mut all = json!({ "requests": { "cpu": cpu, "memory": memory }, "limits": { "memory": memory_limit } });
+            if plan.resources.cpu_limit.is_some() {
+                all["limits"]["cpu"] = cpu_limit.as_str().into();
+            }
+            all
+        }
     };
     let mut container = json!({
         "name": SIDECAR,
@@ -324,11 +383,15 @@ fn sidecar(plan: &Plan, settings: &SidecarSettings) -> Value {
             "capabilities": { "drop": ["ALL"] },
             "readOnlyRootFilesystem": true,
             "runAsNonRoot": true,
-            "runAsUser": USER,
             "seccompProfile": { "type": "RuntimeDefault" },
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
     });
+    // Of a pod that says root the sidecar would be root too, and kubelet would not start it.
+    let is_root = spec.security_context.as_ref().is_some_and(|context| context.run_as_user == Some(0));
+    if let Some(user) = settings.run_as_user.0.or(RunAsUser::DEFAULT.0.filter(|_| is_root)) {
+        container["securityContext"]["runAsUser"] = user.into();
+    }
     if let Some(policy) = &settings.image_pull_policy {
         container["imagePullPolicy"] = policy.as_str().into();
     }
@@ -355,6 +418,7 @@ mod tests {
         SidecarSettings {
             image: "proxy:1".into(),
             image_pull_policy: None,
+            run_as_user: RunAsUser::DEFAULT,
             controller: Some(controller),
             resources: SidecarResources::default(),
             leave_seconds: LEAVE_SECONDS,
@@ -471,6 +535,26 @@ spec:
     }
 
     #[test]
+    fn probes_of_containers_that_run_beside_the_server_are_not_led_to_the_sidecar_either() {
+        let init = |policy: &str| {
+            format!(
+                "initContainers: [{{name: cache, image: c{policy}, ports: [{{name: own, containerPort: 8000}}], livenessProbe: {{tcpSocket: {{port: 8000}}}}, startupProbe: {{httpGet: {{port: own}}}}}}]"
+            )
+        };
+        let with = |policy: &str| POD.replace("  containers:\n", &format!("  {}\n  containers:\n", init(policy)));
+        let redirected = |yaml: &str| yaml.replace("metadata: {name: x", "metadata: {name: x, annotations: {steadfast.dev/interception: redirect}");
+        let ports = |yaml: &str| {
+            let (_, after) = injected(yaml);
+            let init = after["spec"]["initContainers"][0].clone();
+            [init["livenessProbe"]["tcpSocket"]["port"].clone(), init["startupProbe"]["httpGet"]["port"].clone()]
+        };
+        let beside = with(", restartPolicy: Always");
+        assert_eq!(ports(&redirected(&beside)), [json!(4200), json!(4200)]);
+        assert_eq!(ports(&beside), [json!(8000), json!("own")], "nothing leads such a number anywhere else");
+        assert_eq!(ports(&redirected(&with(""))), [json!(8000), json!("own")], "who is over is asked nothing");
+    }
+
+    #[test]
     fn what_is_not_known_here_and_not_touched_stays() {
         let (before, mut after) = injected(POD);
         assert_eq!(after["spec"]["futureField"], before["spec"]["futureField"]);
@@ -533,6 +617,44 @@ spec:
         let (_, after) = injected(POD);
         let resources = &after["spec"]["initContainers"][0]["resources"];
         assert!(resources["limits"]["cpu"].is_null() && resources["requests"]["cpu"].is_string(), "{resources}");
+    }
+
+    #[test]
+    fn a_guaranteed_pods_sidecar_asks_for_no_more_cpu_than_its_largest_container_and_annotations_count_more() {
+        let guaranteed = POD
+            .replace("image: x", "image: x\n      resources: {limits: {cpu: 500m, memory: 1Gi}}")
+            .replace("image: z", "image: z\n      resources: {limits: {cpu: 200m, memory: 1Gi}}");
+        let of = |yaml: &str, annotations: &str| {
+            let (_, after) = injected(&yaml.replace("metadata: {name: x", &format!("metadata: {{name: x, annotations: {{{annotations}}}")));
+            after["spec"]["initContainers"].as_array().unwrap().iter().map(|init| init["resources"].clone()).collect::<Vec<_>>()
+        };
+        let both = |cpu: &str, memory: &str| json!({ "requests": { "cpu": cpu, "memory": memory }, "limits": { "cpu": cpu, "memory": memory } });
+        assert_eq!(of(&guaranteed, ""), [both("500m", "256Mi")]);
+        assert_eq!(of(&guaranteed, "steadfast.dev/interception: redirect"), [both("500m", "32Mi"), both("500m", "256Mi")]);
+        assert_eq!(of(&guaranteed, "steadfast.dev/proxy-cpu-limit: '2', steadfast.dev/proxy-memory-limit: 96Mi"), [both("2", "96Mi")]);
+        // A quota of limits.cpu wants one of every container.
+        let limited = json!({ "requests": { "cpu": "50m", "memory": "64Mi" }, "limits": { "cpu": "2", "memory": "256Mi" } });
+        assert_eq!(of(POD, "steadfast.dev/proxy-cpu-limit: '2'"), [limited]);
+        let redirected = of(POD, "steadfast.dev/interception: redirect, steadfast.dev/proxy-cpu-limit: 5m");
+        assert_eq!((&redirected[0]["limits"]["cpu"], &redirected[0]["requests"]["cpu"]), (&json!("5m"), &json!("5m")));
+        let of_its_own = POD.replace("spec:\n", "spec:\n  resources: {limits: {cpu: 1, memory: 1Gi}}\n");
+        assert_eq!(of(&of_its_own, "steadfast.dev/proxy-cpu: 10m"), [json!({ "requests": { "cpu": "10m" } })]);
+    }
+
+    #[test]
+    fn the_user_is_the_one_that_was_said_or_the_platforms() {
+        let user = |user: &str, yaml: &str| {
+            let pod: Pod = serde_saphyr::from_str(yaml).unwrap();
+            let Decision::Inject(plan) = decide(&pod, "default", &BTreeMap::new(), true) else { panic!() };
+            let mut value = serde_json::to_value(&pod).unwrap();
+            json_patch::patch(&mut value, &patch(&pod, &plan, &SidecarSettings { run_as_user: user.parse().unwrap(), ..settings() })).unwrap();
+            value["spec"]["initContainers"][0]["securityContext"]["runAsUser"].clone()
+        };
+        assert_eq!((user("65532", POD), user("1000680000", POD), user("none", POD)), (json!(65532), json!(1_000_680_000), Value::Null));
+        let of_root = POD.replace("spec:\n", "spec:\n  securityContext: {runAsUser: 0}\n");
+        assert_eq!(user("none", &of_root), 65532, "as root kubelet would not start it");
+        assert_eq!(pod_security("7".parse().unwrap())["runAsGroup"], 7);
+        assert!(pod_security("none".parse().unwrap()).as_object().unwrap().keys().all(|field| !field.starts_with("runAsU") && !field.starts_with("runAsG")));
     }
 
     #[test]

@@ -7,6 +7,8 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
+use super::patch::SidecarResources;
+
 /// The resources that decide on the class.
 const COUNTED: [&str; 2] = ["cpu", "memory"];
 
@@ -17,6 +19,45 @@ pub enum Class {
     /// The pod as a whole has requests and limits, which its containers share: what the sidecar asked for would have to fit into what they have left.
     OfItsOwn,
     Other,
+}
+
+/// What is said of a sidecar's resources besides what every sidecar has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    pub cpu: Option<String>,
+    pub cpu_limit: Option<String>,
+    pub memory: Option<String>,
+    pub memory_limit: Option<String>,
+}
+
+impl SidecarResources {
+    /// Where only one of request and limit is said, the other gives way: no pod may request more than it is limited to.
+    #[must_use]
+    pub fn with(&self, said: &Overrides) -> Self {
+        let (cpu, cpu_limit) = pair(&self.cpu, &self.cpu_limit, said.cpu.as_ref(), said.cpu_limit.as_ref());
+        let (memory, memory_limit) = pair(&self.memory, &self.memory_limit, said.memory.as_ref(), said.memory_limit.as_ref());
+        Self { cpu, cpu_limit, memory, memory_limit }
+    }
+}
+
+fn pair(request: &str, limit: &str, said: Option<&String>, said_limit: Option<&String>) -> (String, String) {
+    match (said, said_limit) {
+        (Some(request), Some(limit)) => (request.clone(), limit.clone()),
+        (Some(request), None) => (request.clone(), if least(request, limit) == limit { request.clone() } else { limit.to_owned() }),
+        (None, Some(limit)) => (least(request, limit).to_owned(), limit.clone()),
+        (None, None) => (request.to_owned(), limit.to_owned()),
+    }
+}
+
+/// The smaller of two quantities.
+pub(super) fn least<'a>(one: &'a str, other: &'a str) -> &'a str {
+    if amount(one).zip(amount(other)).is_some_and(|(one, other)| other < one) { other } else { one }
+}
+
+/// The most CPU that a container of the pod is limited to.
+pub(super) fn most_cpu(spec: &PodSpec) -> Option<&str> {
+    let limits = spec.containers.iter().filter_map(|container| Some(container.resources.as_ref()?.limits.as_ref()?.get("cpu")?.0.as_str()));
+    limits.filter_map(|limit| Some((amount(limit)?, limit))).max_by(|(one, _), (other, _)| one.total_cmp(other)).map(|(_, limit)| limit)
 }
 
 /// By the rules of kubelet, which count init containers too.
@@ -100,6 +141,21 @@ mod tests {
             assert_eq!(classed(&[good], &[resources]), Class::Other, "{resources} in an init container");
         }
         assert_eq!(classed(&[good], &[good]), Class::Guaranteed);
+    }
+
+    #[test]
+    fn where_one_of_request_and_limit_is_said_the_other_gives_way() {
+        let with = |memory: Option<&str>, limit: Option<&str>| {
+            let said = Overrides { memory: memory.map(str::to_owned), memory_limit: limit.map(str::to_owned), ..Overrides::default() };
+            let SidecarResources { memory, memory_limit, .. } = SidecarResources::default().with(&said);
+            (memory, memory_limit)
+        };
+        let pair = |memory: &str, limit: &str| (memory.to_owned(), limit.to_owned());
+        assert_eq!(with(None, None), pair("64Mi", "256Mi"));
+        assert_eq!(with(Some("1Gi"), None), pair("1Gi", "1Gi"));
+        assert_eq!(with(Some("32Mi"), None), pair("32Mi", "256Mi"));
+        assert_eq!(with(None, Some("48Mi")), pair("48Mi", "48Mi"));
+        assert_eq!(with(Some("1Gi"), Some("2Gi")), pair("1Gi", "2Gi"));
     }
 
     #[test]

@@ -45,7 +45,7 @@ use crate::{
         sets::SetStore,
         users::{Expected, Heard, Name},
     },
-    webhook::patch::{CA_VARIABLE, SidecarSettings, TOKEN_DIRECTORY, USER, token_volume},
+    webhook::patch::{CA_VARIABLE, SidecarSettings, TOKEN_DIRECTORY, pod_security, token_volume},
 };
 
 /// Pulling its image is the longest part.
@@ -545,7 +545,7 @@ fn object(name: &str, means: &Means, pods: &UsersPods, place: &Place<'_>) -> Res
             "imagePullSecrets": means.image_pull_secrets,
             "nodeSelector": { "kubernetes.io/os": "linux" },
             "affinity": { "nodeAffinity": affinity(place) },
-            "securityContext": { "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "seccompProfile": { "type": "RuntimeDefault" } },
+            "securityContext": pod_security(settings.run_as_user),
             "containers": [{
                 "name": USERS,
                 "image": means.image,

@@ -24,7 +24,7 @@ use crate::{
     golden::SourceError,
     reconcile::resource::API_VERSION,
     serve::handed::{Brought, Handed, READERS_MAX},
-    webhook::patch::{CA_VARIABLE, SidecarSettings, TOKEN_DIRECTORY, USER, token_volume},
+    webhook::patch::{CA_VARIABLE, ControllerAddress, SidecarSettings, TOKEN_DIRECTORY, pod_security, token_volume},
 };
 
 /// Pulling images and attaching volumes are the longest part.
@@ -72,7 +72,7 @@ impl Readers {
         let settings = self.settings.load();
         let Some(controller) = &settings.controller else { return Err(SourceError::Unavailable("this controller has no address for readers".to_owned())) };
         let name = format!("steadfast-golden-{}", about.uid);
-        let pod = pod(&name, about, self, &controller.url, &controller.ca);
+        let pod = pod(&name, about, self, &settings, controller);
         let pod: Pod = serde_json::from_value(pod).map_err(|error| SourceError::Broken(format!("its reader pod cannot be made: {error}")))?;
         let api = self.pods(about.namespace);
         let made = match api.create(&PostParams::default(), &pod).await {
@@ -228,7 +228,7 @@ fn waits_for(status: &PodStatus) -> Option<String> {
     unscheduled().or(waiting)
 }
 
-fn pod(name: &str, about: &About<'_>, readers: &Readers, url: &str, ca: &str) -> Value {
+fn pod(name: &str, about: &About<'_>, readers: &Readers, settings: &SidecarSettings, controller: &ControllerAddress) -> Value {
     let mut volumes = vec![token_volume(), json!({ "name": "tmp", "emptyDir": { "sizeLimit": "128Mi" } })];
     let mut mounts = vec![json!({ "name": volumes[0]["name"], "mountPath": TOKEN_DIRECTORY, "readOnly": true }), json!({ "name": "tmp", "mountPath": "/tmp" })];
     let mut mount = |volume: Value, path: &str| {
@@ -262,13 +262,13 @@ fn pod(name: &str, about: &About<'_>, readers: &Readers, url: &str, ca: &str) ->
             "terminationGracePeriodSeconds": 1,
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
-            "securityContext": { "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "seccompProfile": { "type": "RuntimeDefault" } },
+            "securityContext": pod_security(settings.run_as_user),
             "containers": [{
                 "name": "reader",
                 "image": readers.image,
                 "imagePullPolicy": readers.image_pull_policy,
-                "args": ["golden", "bring", source, format!("--controller={url}"), format!("--token-file={TOKEN_DIRECTORY}/token")],
-                "env": [{ "name": CA_VARIABLE, "value": ca }],
+                "args": ["golden", "bring", source, format!("--controller={}", controller.url), format!("--token-file={TOKEN_DIRECTORY}/token")],
+                "env": [{ "name": CA_VARIABLE, "value": controller.ca }],
                 "volumeMounts": mounts,
                 "resources": { "requests": { "cpu": "10m", "memory": "32Mi" }, "limits": { "memory": "256Mi" } },
                 "securityContext": { "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] } },

@@ -14,7 +14,7 @@ use serde_json::json;
 use steadfast_api::{Percent, Span};
 
 use super::{FailureError, GivenUp, Means, undo::Outcome};
-use crate::{platform::burned::Burned, reconcile::resource::MANAGER};
+use crate::{platform::burned::Burned, reconcile::resource::MANAGER, webhook::patch::pod_security};
 
 /// Pulling its image is the longest part.
 const RUNS_WITHIN: Duration = Duration::from_secs(60);
@@ -45,7 +45,7 @@ pub(super) async fn start(means: &Means, name: &str, node: &str, load: Percent, 
             "enableServiceLinks": false,
             "imagePullSecrets": means.image_pull_secrets,
             "tolerations": [{ "operator": "Exists" }],
-            "securityContext": { "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": { "type": "RuntimeDefault" } },
+            "securityContext": pod_security(means.run_as_user),
             "containers": [{
                 "name": "burner",
                 "image": means.image,

@@ -259,6 +259,7 @@ fn means(prompt: Client) -> Arc<Means> {
         users: Arc::default(),
         image: "steadfast".to_owned(),
         image_pull_policy: None,
+        run_as_user: RunAsUser::DEFAULT,
         image_pull_secrets: Vec::new(),
         power: None,
         budget: Budget { nodes: UnavailableMax::Percent(50), pods: UnavailableMax::Percent(50) },

@@ -49,6 +49,7 @@ use crate::{
     platform::{Order, Undone},
     reconcile::pods::Pods,
     serve::users::Awaited,
+    webhook::flags::RunAsUser,
 };
 
 /// The key of taints that the controller's own pods tolerate (deploy/chart/templates/controller.yaml).
@@ -70,6 +71,7 @@ pub struct Means {
     /// Its own image, which burns too.
     pub image: String,
     pub image_pull_policy: Option<String>,
+    pub run_as_user: RunAsUser,
     /// Secrets of its namespace by which that image is pulled.
     pub image_pull_secrets: Vec<LocalObjectReference>,
     pub power: Option<PowerHook>,
