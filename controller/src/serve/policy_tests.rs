@@ -137,7 +137,19 @@ fn pods_and_owners_are_bounded_and_a_pod_that_nobody_speaks_for_makes_room() {
     assert!(!hub.connected("last"));
     assert!(hub.set_policies("run", "one more", vec![policy("one", "1m")]).is_ok());
     for owner in 0..OWNERS_MAX - 1 {
-        hub.set_policies(&owner.to_string(), "0", vec![policy("one", "1m")]).unwrap();
+        hub.set_golden(&owner.to_string(), "0", vec![golden("sha256:1")]).unwrap();
     }
     assert_eq!(hub.set_policies("too many", "0", vec![policy("one", "1m")]), Err(HubError::Crowded { uid: "0".into(), owner: "too many".into() }));
+}
+
+#[test]
+fn a_pod_is_told_no_more_policies_than_its_sidecar_takes() {
+    let hub = PolicyHub::default();
+    for owner in 0..POLICIES_MAX {
+        hub.set_policies(&owner.to_string(), "a", vec![policy("one", "1m")]).unwrap();
+    }
+    assert_eq!(hub.set_policies("more", "a", vec![policy("one", "1m")]), Err(HubError::TooManyPolicies { uid: "a".into(), owner: "more".into() }));
+    assert_eq!(hub.snapshot("a").policies.len(), POLICIES_MAX, "the others stay");
+    assert!(hub.set_policies("0", "a", vec![policy("one", "2m")]).is_ok() && hub.set_policies("0", "a", Vec::new()).is_ok());
+    assert!(hub.set_policies("more", "a", vec![policy("one", "1m")]).is_ok(), "there is room again");
 }
