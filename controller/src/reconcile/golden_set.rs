@@ -552,8 +552,7 @@ impl GoldenSets {
                 self.metrics.golden_pods.with_label_values(&[namespace.as_str(), &set, state]).set(count.into());
             }
             self.metrics.golden_ready.with_label_values(&labels).set(i64::from(matches!(looked.ready, Ready::Replaying { .. })));
-            let blocked = !matches!(looked.gate, Standing::Off | Standing::Open | Standing::Gating);
-            self.metrics.golden_gate_blocked.with_label_values(&labels).set(i64::from(blocked));
+            self.metrics.golden_gate_blocked.with_label_values(&labels).set(i64::from(looked.gate.is_blocked()));
         }
     }
 
