@@ -46,7 +46,7 @@ use serde_json::json;
 use steadfast_api::{
     Percent, Span,
     golden::Verdict,
-    policy::{GoldenAssignment, Unready},
+    policy::{GOLDEN_SETS_MAX, GoldenAssignment, Unready},
     resource::{GoldenReadiness, GoldenSetSpec, GoldenSetStatus},
 };
 use tokio::time::{sleep, timeout};
@@ -388,12 +388,24 @@ impl GoldenSets {
         held.assigned.retain(|uid, _| uids.contains(uid.as_str()));
         held.out.retain(|uid, _| uids.contains(uid.as_str()));
         held.told.retain(|uid, _| uids.contains(uid.as_str()));
-        let mut refused = None;
+        let (mut refused, mut left_out) = (None, 0);
         for uid in uids {
             match self.hub.set_golden(owner, uid, vec![paced(assignment, held.hurried.contains(uid))]) {
-                Ok(generation) => drop(held.assigned.insert(uid.to_owned(), generation)),
+                Ok(generation) => {
+                    held.assigned.insert(uid.to_owned(), generation);
+                    if self.hub.leaves_out(owner, uid) {
+                        left_out += 1;
+                    }
+                }
                 Err(error) => refused = Some(error.to_string()),
             }
+        }
+        if left_out > 0 {
+            refused = Some(format!(
+                "{left_out} of {} pods are assigned more golden sets than the {GOLDEN_SETS_MAX} that a sidecar replays, and this one is left out there: those of runs come first, then by \
+                 name; delete some, or narrow their selectors",
+                matched.len()
+            ));
         }
         refused
     }
@@ -404,7 +416,8 @@ impl GoldenSets {
         let said = |uid: &str| {
             let heard = self.ingest.heard(uid)?;
             let silent = now.saturating_duration_since(heard) >= SILENT_FOR;
-            self.verdicts.of(uid, &assignment.name, &assignment.digest).filter(|_| !silent)
+            // Nor does one that replays it no more.
+            self.verdicts.of(uid, &assignment.name, &assignment.digest).filter(|_| !silent && !self.hub.leaves_out(owner, uid))
         };
         let one = |pod: &&PodFacts| Matched {
             said: said(&pod.uid),

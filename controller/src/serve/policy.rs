@@ -20,7 +20,7 @@ use std::{
 
 use steadfast_api::{
     Span,
-    policy::{GoldenAssignment, NamedPolicy, POLICIES_MAX, PolicySnapshot, Unready},
+    policy::{GOLDEN_SETS_MAX, GoldenAssignment, NamedPolicy, POLICIES_MAX, PolicySnapshot, Unready},
 };
 use tokio::{sync::watch, time::timeout};
 
@@ -90,6 +90,12 @@ impl Parts {
         others.flat_map(|(_, part)| &part.policies).filter(|policy| policy.until > now).count()
     }
 
+    /// Golden sets that the sidecar shall replay, as many as it takes: those of runs first, since somebody waits for them.
+    fn golden(&self) -> impl Iterator<Item = &GoldenAssignment> {
+        let of = |runs: bool| self.by_owner.iter().filter(move |(owner, _)| owner.starts_with("run") == runs).flat_map(|(_, part)| &part.golden);
+        of(true).chain(of(false)).take(GOLDEN_SETS_MAX)
+    }
+
     /// The sum, as it stands at `now`.
     fn snapshot(&self, epoch: &str, now: Instant) -> PolicySnapshot {
         let left = |until: Instant| until.checked_duration_since(now).filter(|left| !left.is_zero()).map(Span::new);
@@ -105,13 +111,7 @@ impl Parts {
             let (expires_after, reason) = reasons.fold(first, |(longest, said), (left, reason)| (longest.max(left), format!("{said}; {reason}")));
             Unready { reason, expires_after }
         });
-        PolicySnapshot {
-            generation: self.generation,
-            epoch: epoch.to_owned(),
-            policies: policies.collect(),
-            golden: parts().flat_map(|part| part.golden.iter().cloned()).collect(),
-            unready,
-        }
+        PolicySnapshot { generation: self.generation, epoch: epoch.to_owned(), policies: policies.collect(), golden: self.golden().cloned().collect(), unready }
     }
 }
 
@@ -299,6 +299,16 @@ impl PolicyHub {
     /// What the pod's sidecar would be told now; empty for a pod that nobody speaks for.
     pub fn snapshot(&self, uid: &str) -> PolicySnapshot {
         self.pods().get(uid).map(|entry| entry.parts.borrow().snapshot(&self.epoch, Instant::now())).unwrap_or_default()
+    }
+
+    /// Whether the pod has more golden sets than its sidecar takes, and of `owner`'s one is left out.
+    pub fn leaves_out(&self, owner: &str, uid: &str) -> bool {
+        let pods = self.pods();
+        let Some(entry) = pods.get(uid) else { return false };
+        let parts = entry.parts.borrow();
+        // What two assign is replayed for both.
+        let is_told = |one: &GoldenAssignment| parts.golden().any(|told| (&told.name, &told.digest) == (&one.name, &one.digest));
+        parts.by_owner.get(owner).is_some_and(|part| !part.golden.iter().all(is_told))
     }
 
     /// Whether a golden set with this digest is assigned to this pod.

@@ -153,3 +153,21 @@ fn a_pod_is_told_no_more_policies_than_its_sidecar_takes() {
     assert!(hub.set_policies("0", "a", vec![policy("one", "2m")]).is_ok() && hub.set_policies("0", "a", Vec::new()).is_ok());
     assert!(hub.set_policies("more", "a", vec![policy("one", "1m")]).is_ok(), "there is room again");
 }
+
+#[test]
+fn of_more_golden_sets_than_a_sidecar_takes_those_of_runs_come_first_and_whose_is_left_out_is_known() {
+    let hub = PolicyHub::default();
+    let set = |number: usize| vec![golden(&format!("sha256:{number}"))];
+    let owner = |number: usize| format!("goldenset/models/{number:02}");
+    for number in 0..GOLDEN_SETS_MAX {
+        hub.set_golden(&owner(number), "a", set(number)).unwrap();
+    }
+    let left_out = || (0..GOLDEN_SETS_MAX).filter(|number| hub.leaves_out(&owner(*number), "a")).collect::<Vec<_>>();
+    assert_eq!(left_out(), [0; 0]);
+    hub.set_golden("run/x/golden", "a", set(99)).unwrap();
+    let told = hub.snapshot("a").golden;
+    assert_eq!((told.len(), told[0].digest.as_str()), (GOLDEN_SETS_MAX, "sha256:99"));
+    assert_eq!((left_out(), hub.leaves_out("run/x/golden", "a")), (vec![GOLDEN_SETS_MAX - 1], false));
+    hub.set_golden("run/x/golden", "a", set(GOLDEN_SETS_MAX - 1)).unwrap();
+    assert_eq!(left_out(), [0; 0], "the run has the very same replayed");
+}
