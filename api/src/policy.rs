@@ -174,6 +174,8 @@ pub struct PolicySnapshot {
     pub unready: Option<Unready>,
 }
 
+/// Policies of one snapshot: all that is armed in one pod at a time by its controller.
+pub const POLICIES_MAX: usize = 32;
 /// Golden sets assigned to one pod.
 pub const GOLDEN_SETS_MAX: usize = 16;
 /// All golden sets assigned to one pod together, as tars: the sidecar holds them in memory, and each costs about three times as much there.

@@ -10,7 +10,8 @@
 //!
 //! Sidecars live as long as their pods, so for a while each side is older than the other. Fields that a reader does not know are passed over; evidence and lines of
 //! a kind that it does not know are passed over and counted ([`SidecarReport::read`], [`read_snapshot`]). A policy is the exception: a word in it that is not known could be
-//! what narrows it, so a policy that is not wholly understood is not armed, and the sidecar says so ([`What::Policy`]).
+//! what narrows it, so a policy that is not wholly understood is not armed, and the sidecar says so ([`What::Policy`]). The same goes for one that it understands and that cannot
+//! be; the others of the snapshot are armed.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::Error as _};
@@ -19,7 +20,7 @@ use serde_json::Value;
 use crate::{
     FaultKind,
     golden::{Outcome, Verdict},
-    policy::{GoldenAssignment, NamedPolicy, Origin, PolicySnapshot, Unready},
+    policy::{GoldenAssignment, NamedPolicy, Origin, POLICIES_MAX, PolicySnapshot, Unready},
 };
 
 /// Where sidecars dial in.
@@ -100,7 +101,7 @@ pub enum What {
     Policy {
         generation: u64,
         armed: bool,
-        /// Names of its policies that this sidecar does not understand, and so has not armed.
+        /// Names of its policies that this sidecar does not understand, or that cannot be, and so has not armed.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         refused: Vec<String>,
     },
@@ -187,8 +188,8 @@ impl SidecarReport {
     }
 }
 
-/// Longest list of policies that a sidecar names as not understood.
-const REFUSED_MAX: usize = 16;
+/// Longest list of policies that a sidecar names as not armed.
+pub const REFUSED_MAX: usize = POLICIES_MAX;
 
 /// What a line of the controller says, as far as its reader understands it.
 #[derive(Clone, Debug, Default, PartialEq)]

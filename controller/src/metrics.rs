@@ -92,7 +92,10 @@ impl Metrics {
             golden_gate_blocked: kept(
                 &registry,
                 IntGaugeVec::new(
-                    opts("steadfast_golden_set_gate_blocked", "1 while pods that answer wrong stay in the Service, since more may not leave."),
+                    opts(
+                        "steadfast_golden_set_gate_blocked",
+                        "1 while pods that answer wrong stay in the Service, since they may not leave; the condition `Gated` says why.",
+                    ),
                     &["target_namespace", "set"],
                 ),
             ),

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     io::{self, IoSlice},
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     path::{Path, PathBuf},
     pin::Pin,
@@ -29,6 +29,19 @@ pub enum Upstream {
 }
 
 impl Upstream {
+    /// What is asked, and what a server must do to be reached there.
+    pub fn where_to_listen(&self) -> String {
+        match self {
+            Self::Tcp(address) if address.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) => {
+                let port = address.port();
+                format!(
+                    "{address} and [::1]:{port} are asked: it must listen on port {port} of loopback or of all addresses, not of the pod's own address alone"
+                )
+            }
+            other => format!("{other} is asked: it must listen there"),
+        }
+    }
+
     /// What stands in `Host` when the sidecar itself asks. A path cannot stand there.
     pub fn authority(&self) -> String {
         match self {
@@ -50,7 +63,13 @@ impl Upstream {
     pub async fn connect(&self) -> io::Result<Dialled> {
         match self {
             Self::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
+                let stream = match TcpStream::connect(address).await {
+                    // A server that listens on loopback may do so in the other family alone. A connection lasts, and being refused here takes microseconds.
+                    Err(why) if address.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) && is_nobody(&why) => {
+                        TcpStream::connect((Ipv6Addr::LOCALHOST, address.port())).await.map_err(|_| why)?
+                    }
+                    other => other?,
+                };
                 // Small answers must not wait for the acknowledgement of the last one. A socket that refuses this still works.
                 let _ = stream.set_nodelay(true);
                 Ok(Dialled::Tcp(stream))
@@ -58,6 +77,10 @@ impl Upstream {
             Self::Unix(path) => UnixStream::connect(path).await.map(Dialled::Unix),
         }
     }
+}
+
+fn is_nobody(why: &io::Error) -> bool {
+    matches!(why.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::AddrNotAvailable | io::ErrorKind::NetworkUnreachable)
 }
 
 impl fmt::Display for Upstream {
@@ -183,6 +206,13 @@ mod tests {
             let error = bad.parse::<Upstream>().unwrap_err().to_string();
             assert!(error.contains(says), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn who_is_not_reached_is_told_where_to_listen() {
+        let says = |text: &str| text.parse::<Upstream>().unwrap().where_to_listen();
+        assert!(says("127.0.0.1:8000").starts_with("127.0.0.1:8000 and [::1]:8000 are asked: it must listen on port 8000 of loopback or of all addresses"));
+        assert_eq!(says("10.0.0.1:80"), "10.0.0.1:80 is asked: it must listen there");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use tokio::sync::Notify;
 
 use crate::{
-    config::Config,
+    config::{Config, Readiness},
     control::report::Evidence,
     drain::{Drain, Phase},
     fault::{armed::Store, timer::Timer},
@@ -113,7 +113,8 @@ impl Shared {
         } else if let Some(reason) = self.store.kept_out() {
             Some(format!("kept out of the Service: {reason}"))
         } else {
-            (!self.upstream_ready.load(Ordering::Acquire)).then(|| "model server not ready".to_owned())
+            let (Readiness::Http { address, .. } | Readiness::Tcp { address }) = &self.config.readiness;
+            (!self.upstream_ready.load(Ordering::Acquire)).then(|| format!("model server not ready; {}", address.where_to_listen()))
         }
     }
 }

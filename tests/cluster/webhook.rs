@@ -70,6 +70,23 @@ fn a_namespace_that_asks_gets_sidecars_and_a_policy_is_armed_in_them_until_it_is
 }
 
 #[test]
+fn a_policy_that_no_sidecar_would_take_is_invalid_and_stands_in_no_others_way() {
+    let Some(cluster) = cluster() else { return };
+    let installed = install(&cluster);
+    let space = cluster.namespace_with("invalid", ASKS);
+    space.recommender("recommender", 1, "");
+    space.apply(&slow("good", "10m"));
+    space.wait(20, format_args!("a policy in force\n{}", installed.state()), || (standing(&space, "good")? == "Armed").then_some(()));
+    space.apply(&slow("bad", "10m").replace("{model: recommender}", "{path: {regex: '('}}"));
+    space.wait(20, "a policy that is refused", || (standing(&space, "bad")? == "Invalid").then_some(()));
+    let message = space.get("faultpolicy/bad").expect("it is there")["status"]["conditions"][0]["message"].to_string();
+    assert!(message.contains("spec.rules[0].match.path.regex") && message.contains("unclosed group"), "{message}");
+    assert!(latency(&space) >= Duration::from_millis(700), "the good one is in force");
+    space.kubectl(&["delete", "faultpolicy/good"]).expect("deleted");
+    space.wait(20, "quick answers", || (latency(&space) < Duration::from_millis(600)).then_some(()));
+}
+
+#[test]
 fn without_its_namespaces_leave_a_policy_arms_nothing_and_says_how_to_allow_it() {
     let Some(cluster) = cluster() else { return };
     let _installed = install(&cluster);

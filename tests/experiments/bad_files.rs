@@ -66,6 +66,7 @@ const BAD: &[(&str, &str, &str)] = &[
         "15:3: spec.baselin: unknown field `baselin`, expected one of suspend, target, local, load, golden, baseline, steps, window, stable, hypothesis, halt, rounds, seed",
     ),
     ("delay: 500ms", "delay: 0s", "17:64: spec.steps[0].networkLatency.delay: 0s is too short: write more than zero, such as 500ms"),
+    ("delay: 500ms", "delay: 2h", "17:64: spec.steps[0].networkLatency.delay: 2h with its jitter is too long for a sidecar to wait: write 1h or less"),
     (
         ", for: 5s}",
         ", for: 5s, podKill: {pods: {mode: one}}}",

@@ -195,8 +195,11 @@ fn infer(binary: bool) -> Response<Body> {
 
 impl Server {
     pub(crate) async fn start() -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap()).await
+    }
+
+    pub(crate) async fn on(listener: TcpListener) -> Self {
         let not_quiet = Arc::clone(&QUIET).read_owned().await;
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, seen) = (listener.local_addr().unwrap(), Arc::new(Seen::default()));
         let shared = Arc::clone(&seen);
         tokio::spawn(async move {

@@ -1,6 +1,11 @@
 //! Several ports of one model server, and the port that kubelet and Prometheus ask.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::fd::AsRawFd,
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, bind, listen, setsockopt, socket, sockopt::Ipv6V6Only};
 
 use crate::harness::{PATIENCE, Server, Sidecar, TRUSTING, ask, client, get};
 
@@ -58,4 +63,37 @@ async fn a_server_without_http_is_ready_when_it_takes_connections() {
         assert!(begun.elapsed() < PATIENCE, "never ready");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn a_server_that_listens_by_ipv6_alone_is_reached_and_ready() {
+    let raw = socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&raw, Ipv6V6Only, &true).unwrap();
+    bind(raw.as_raw_fd(), &SockaddrIn6::from("[::]:0".parse::<std::net::SocketAddrV6>().unwrap())).unwrap();
+    listen(&raw, Backlog::new(128).unwrap()).unwrap();
+    let listener = tokio::net::TcpListener::from_std(raw.into()).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err(), "by IPv4 nobody is there");
+    let server = Server::on(listener).await;
+    // What an injected sidecar is told.
+    let sidecar = Sidecar::start_bare(&["--route", &format!("127.0.0.1:0={port}")], "");
+    let begun = Instant::now();
+    while sidecar.admin("GET", "/readyz", "").await.status != 200 {
+        assert!(begun.elapsed() < PATIENCE, "never ready");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(ask(&client(), get(&sidecar.url("/"), &[])).await.status, 200, "by the relay");
+    sidecar.arm(TRUSTING).await;
+    assert_eq!(ask(&client(), get(&sidecar.url("/"), &[])).await.status, 200, "by the stack");
+    drop(server);
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_told_where_it_is_looked_for() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let sidecar = Sidecar::start(address, &[]);
+    let text = sidecar.admin("GET", "/readyz", "").await.text();
+    assert!(text.contains(&address.to_string()) && text.contains("loopback or of all addresses"), "{text}");
 }

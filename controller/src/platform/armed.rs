@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 use steadfast_api::{
     FaultKind, Percent, Span,
     fault::Cpu,
-    policy::{Budget, FaultPolicySpec, Rule},
+    policy::{Budget, FaultPolicySpec, NamedPolicy, Rule},
 };
+use steadfast_proxy::fault::policy as sidecar;
 
 use super::{Order, PlatformError, burned::PROVEN};
 use crate::{
@@ -39,6 +40,8 @@ pub(super) fn policy(order: Order) -> Result<(FaultPolicySpec, Vec<String>, Vec<
         }
         other => return Err(PlatformError::new(other.name(), "is not a matter of sidecars")),
     };
+    let sample = NamedPolicy { name: "step".to_owned(), spec: FaultPolicySpec { expires_after: Span::from_secs(1), ..spec.clone() } };
+    sidecar::check(&sample).map_err(|wrong| PlatformError::new("the fault", wrong.to_string()))?;
     Ok((spec, pods, nodes))
 }
 
@@ -142,6 +145,14 @@ mod tests {
         assert_eq!(proof(), [""; 0]);
         inject(2, 3);
         assert_eq!(proof(), ["delay injected 3 times (p: 3)"]);
+    }
+
+    #[test]
+    fn what_a_sidecar_would_refuse_is_told_before_it_is_asked() {
+        let fault = Fault::Delay(Delay { fixed: Span::from_secs(7200), jitter: Span::ZERO }.into());
+        let order = Order::Requests { pods: vec!["p".into()], nodes: Vec::new(), fault, share: Percent::HUNDRED };
+        let why = policy(order).unwrap_err().to_string();
+        assert!(why.contains("spec.rules[0].faults[0].delay") && why.contains("at most 1h"), "{why}");
     }
 
     #[test]

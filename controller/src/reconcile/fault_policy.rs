@@ -23,6 +23,7 @@ use steadfast_api::{
     policy::{FaultPolicySpec, NamedPolicy},
     resource::{Condition, FaultPolicyStatus},
 };
+use steadfast_proxy::fault::policy as sidecar;
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -73,6 +74,8 @@ pub struct FaultPolicies {
     writing: HashSet<String>,
     /// By UID: what took place.
     counted: HashMap<String, Counted>,
+    /// By UID: what is wrong with it at this generation. Expressions are not compiled anew with every look.
+    checked: HashMap<String, (Option<i64>, Result<(), String>)>,
     began: Instant,
 }
 
@@ -121,7 +124,7 @@ enum Standing {
     Expired,
     NotAllowed,
     NoPods,
-    /// So many sidecars do not understand it.
+    /// So many sidecars refuse it.
     SidecarTooOld(usize),
     /// These pods' have never dialled in.
     SidecarsSilent(Vec<String>),
@@ -152,7 +155,10 @@ impl Standing {
             }
             Self::NoPods => "no pod with a sidecar has the labels of its selector".to_owned(),
             Self::SidecarTooOld(count) => {
-                format!("{count} of {} sidecars are too old for what it says, and have not armed it: start their pods anew", status.pods_matched)
+                format!(
+                    "{count} of {} sidecars are of another version and refuse what it says: they have not armed it, start their pods anew",
+                    status.pods_matched
+                )
             }
             Self::SidecarsSilent(pods) => {
                 let (armed, matched) = (status.pods_armed, status.pods_matched);
@@ -178,6 +184,7 @@ impl FaultPolicies {
             written: HashMap::new(),
             writing: HashSet::new(),
             counted: HashMap::new(),
+            checked: HashMap::new(),
             began: Instant::now(),
         }
     }
@@ -238,6 +245,7 @@ impl FaultPolicies {
         }
         let there: HashSet<String> = statuses.iter().filter_map(|(policy, ..)| policy.uid()).collect();
         self.counted.retain(|uid, _| there.contains(uid));
+        self.checked.retain(|uid, _| there.contains(uid));
         let gone: Vec<String> = self.set.keys().filter(|owner| !owners.contains(*owner)).cloned().collect();
         for owner in gone {
             self.hub.clear(&owner);
@@ -248,7 +256,7 @@ impl FaultPolicies {
 
     fn arm_one(&mut self, policy: &FaultPolicy, owner: &str, namespace: &str, name: &str, pods: &[PodFacts], now: Timestamp) -> (Standing, FaultPolicyStatus) {
         let mut status = FaultPolicyStatus { observed_generation: policy.metadata.generation, ..FaultPolicyStatus::default() };
-        let judged = judge(policy, name, now);
+        let judged = self.check(policy, name).and_then(|()| judge(policy, now));
         if let Ok((_, expires_at, _)) = &judged {
             status.expires_at = Some(expires_at.to_string());
         }
@@ -302,6 +310,19 @@ impl FaultPolicies {
             None => Standing::Armed,
         };
         (standing, status)
+    }
+
+    /// As [`check`], once for each generation.
+    fn check(&mut self, policy: &FaultPolicy, name: &str) -> Result<(), String> {
+        let (uid, generation) = (policy.uid().unwrap_or_default(), policy.metadata.generation);
+        if let Some((checked, found)) = self.checked.get(&uid)
+            && *checked == generation
+        {
+            return found.clone();
+        }
+        let found = check(policy, name);
+        self.checked.insert(uid, (generation, found.clone()));
+        found
     }
 
     /// What of these is to be written now, `most` at most.
@@ -398,8 +419,8 @@ pub fn silence(pods: &[String]) -> String {
 /// Names of the policies that are, or at some time since then were, to be in force in a pod with one of these sets of labels.
 pub fn in_force(policies: &[FaultPolicy], labels: &[&BTreeMap<String, String>], since: Timestamp) -> Vec<String> {
     let is_in_force = |policy: &&FaultPolicy| {
-        let Ok((spec, _, Some(_))) = judge(policy, &policy.name_any(), since) else { return false };
-        policy.metadata.deletion_timestamp.is_none() && labels.iter().any(|labels| spec.selector.matches(labels))
+        let Ok((spec, _, Some(_))) = judge(policy, since) else { return false };
+        policy.metadata.deletion_timestamp.is_none() && labels.iter().any(|labels| spec.selector.matches(labels)) && check(policy, &policy.name_any()).is_ok()
     };
     policies.iter().filter(is_in_force).map(ResourceExt::name_any).collect()
 }
@@ -424,12 +445,18 @@ fn missed(policy: &FaultPolicy, namespace: &str, without: &[(PodFacts, &'static 
     if total == 0 { String::new() } else { format!("; pods that it means and that have no sidecar: {total} ({}), see their Events", each.join(", ")) }
 }
 
-/// The policy, when it ends, and what is left of it (`None`: nothing).
-fn judge<'a>(policy: &'a FaultPolicy, name: &str, now: Timestamp) -> Result<(&'a FaultPolicySpec, Timestamp, Option<Span>), String> {
+/// What sidecars would refuse of it.
+fn check(policy: &FaultPolicy, name: &str) -> Result<(), String> {
     let spec = policy.spec.get().map_err(|why| format!("spec: {why}"))?;
     if name.len() > NAME_MAX {
         return Err(format!("metadata.name: {} characters are too many, it is a label of metrics: give it {NAME_MAX} at most", name.len()));
     }
+    sidecar::check(&NamedPolicy { name: name.to_owned(), spec: spec.clone() }).map_err(|wrong| wrong.to_string())
+}
+
+/// The policy, when it ends, and what is left of it (`None`: nothing).
+fn judge(policy: &FaultPolicy, now: Timestamp) -> Result<(&FaultPolicySpec, Timestamp, Option<Span>), String> {
+    let spec = policy.spec.get().map_err(|why| format!("spec: {why}"))?;
     if spec.expires_after > EXPIRES_MAX {
         return Err(format!("spec.expiresAfter: {} is too long: write 24h or less", spec.expires_after));
     }
@@ -469,15 +496,37 @@ mod tests {
     fn a_policy_ends_by_its_creation_whoever_looks() {
         let now: Timestamp = "2026-01-01T00:05:00Z".parse().unwrap();
         let good = policy("{expiresAfter: 10m, budget: {concurrent: 1, share: 1%}}", "'2026-01-01T00:00:00Z'");
-        let (_, expires_at, left) = judge(&good, "p", now).unwrap();
+        let (_, expires_at, left) = judge(&good, now).unwrap();
         assert_eq!((expires_at.to_string().as_str(), left), ("2026-01-01T00:10:00Z", Some(Span::from_secs(300))));
         let later: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
-        assert_eq!(judge(&good, "p", later).unwrap().2, None);
+        assert_eq!(judge(&good, later).unwrap().2, None);
         let long = policy("{expiresAfter: 30d, budget: {concurrent: 1, share: 1%}}", "'2026-01-01T00:00:00Z'");
-        assert!(judge(&long, "p", now).unwrap_err().starts_with("spec.expiresAfter: 30days is too long: write 24h"));
+        assert!(judge(&long, now).unwrap_err().starts_with("spec.expiresAfter: 30days is too long: write 24h"));
         let bad = policy("{expiresAfter: soon}", "'2026-01-01T00:00:00Z'");
-        assert!(judge(&bad, "p", now).unwrap_err().contains("such as 500ms"));
-        assert!(judge(&good, &"p".repeat(64), now).unwrap_err().contains("63"));
+        assert!(judge(&bad, now).unwrap_err().contains("such as 500ms"));
+    }
+
+    #[test]
+    fn what_a_sidecar_would_refuse_is_invalid_with_what_would_be_right() {
+        let good =
+            "{expiresAfter: 10m, budget: {concurrent: 1, share: 1%}, rules: [{match: {methods: [POST], path: {prefix: /v2}}, faults: [{delay: {fixed: 1s}}]}]}";
+        let created = "'2026-01-01T00:00:00Z'";
+        assert_eq!(check(&policy(good, created), "p"), Ok(()));
+        assert!(check(&policy(good, created), &"p".repeat(64)).unwrap_err().contains("63"));
+        for (right, wrong, field, says) in [
+            ("fixed: 1s", "fixed: 2h", "spec.rules[0].faults[0].delay", "at most 1h"),
+            ("[POST]", "[post]", "spec.rules[0].match.methods[0]", "capital letters"),
+            ("prefix: /v2", "prefix: v2", "spec.rules[0].match.path", "slash"),
+            ("prefix: /v2", "regex: '('", "spec.rules[0].match.path.regex", "unclosed group"),
+            ("methods: [POST]", "headers: {'a b': x}", "spec.rules[0].match.headers.a b", "a header's"),
+            ("expiresAfter: 10m", "expiresAfter: 10m, cpuPressure: {load: 0%}", "spec.cpuPressure.load", "more than 0%"),
+            ("expiresAfter: 10m", "expiresAfter: 10m, memoryPressure: {bytes: 32Mi}", "spec.memoryPressure.bytes", "spec.budget.memory"),
+        ] {
+            let bad = policy(&good.replace(right, wrong), created);
+            let why = check(&bad, "p").unwrap_err();
+            assert!(why.starts_with(&format!("{field}: ")) && why.contains(says), "{why}");
+            assert!(in_force(&[bad], &[&BTreeMap::new()], "2026-01-01T00:01:00Z".parse().unwrap()).is_empty(), "it is armed nowhere");
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ use serde_json::json;
 use steadfast_api::{
     Percent, Span,
     golden::Verdict,
-    policy::{GoldenAssignment, Unready},
+    policy::{GOLDEN_SETS_MAX, GoldenAssignment, Unready},
     resource::{GoldenReadiness, GoldenSetSpec, GoldenSetStatus},
 };
 use tokio::time::{sleep, timeout};
@@ -106,6 +106,51 @@ struct Held {
     /// What was told of each pod, by UID.
     told: HashMap<String, Verdict>,
     written: Option<(GoldenSetStatus, Timestamp)>,
+    /// What the leader before said, while not every pod has spoken to this one.
+    before: Option<Before>,
+}
+
+impl Held {
+    /// What was told of a pod before, and whether this is news.
+    fn hear(&mut self, uid: &str, verdict: Verdict) -> (Option<Verdict>, bool) {
+        let told = self.told.insert(uid.to_owned(), verdict);
+        let passed = self.before.as_mut().is_some_and(|before| before.passed.remove(uid)) && told.is_none() && verdict == Verdict::Pass;
+        (told, told != Some(verdict) && !passed)
+    }
+}
+
+/// Pods that have not spoken to a new leader are what they were, for so long.
+const BELIEVED_FOR: Duration = Duration::from_mins(2);
+
+/// See [`Held::before`].
+struct Before {
+    until: Instant,
+    status: GoldenSetStatus,
+    /// UIDs of pods whose first word is no news where it is a Pass: some of them were told so, and nobody knows which.
+    passed: HashSet<String>,
+}
+
+impl Before {
+    /// Keeps what stood in the status where nothing that was said since speaks against it. `youngest`: when the last of the pods was made.
+    fn keep(&self, status: &mut GoldenSetStatus, pods: &[Matched], youngest: Option<Timestamp>, now: Instant) -> bool {
+        let said = of_service(pods.iter().filter_map(|pod| pod.said).map(|said| Some(said.verdict)));
+        let worst = of_service([self.status.verdict, said].into_iter().flatten().map(Some));
+        let since: Option<Timestamp> =
+            self.status.conditions.iter().find(|condition| condition.kind == "Verdict").and_then(|verdict| verdict.last_transition_time.parse().ok());
+        // What was said of other pods, or of another set, says nothing of these.
+        let same = status.digest == self.status.digest && status.pods_matched == self.status.pods_matched && since.is_some() && youngest < since;
+        let keeps = now < self.until && pods.iter().any(|pod| pod.said.is_none()) && same && self.status.verdict.is_some() && worst == self.status.verdict;
+        if keeps {
+            let GoldenSetStatus { verdict, pods_passing, pods_failing, failing, .. } = &self.status;
+            (status.verdict, status.pods_passing, status.pods_failing) = (*verdict, *pods_passing, *pods_failing);
+            status.failing.clone_from(failing);
+        }
+        keeps
+    }
+
+    fn was_replaying(&self) -> bool {
+        self.status.conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == "True")
+    }
 }
 
 /// One set in the middle of a look.
@@ -365,13 +410,18 @@ impl GoldenSets {
         };
         status.gated = names(&|pod| held.out.contains_key(&pod.uid));
         status.failing = names(&|pod| held.out.contains_key(&pod.uid) || pod.said.is_some_and(|said| said.verdict == Verdict::Fail));
+        let youngest = pods.iter().filter_map(|pod| created.get(pod.uid.as_str()).copied().flatten()).max();
+        let kept = held.before.as_ref().is_some_and(|before| before.keep(&mut status, pods, youngest, Instant::now()));
+        if !kept && held.before.as_ref().is_some_and(|before| before.passed.is_empty()) {
+            held.before = None;
+        }
         let broken = pods.iter().filter(|pod| pod.said.is_some_and(|said| said.verdict == Verdict::ReferenceBroken)).map(|pod| pod.name.clone()).collect();
         let answered = pods.iter().filter(|pod| pod.said.is_some()).count();
         let without = asked.without;
         let ready = match asked.refused {
             Some(why) => Ready::NotTold(why),
             None if pods.is_empty() => Ready::NoPods { without },
-            None if answered < pods.len() => Ready::Starting(answered),
+            None if answered < pods.len() && !(kept && held.before.as_ref().is_some_and(Before::was_replaying)) => Ready::Starting(answered),
             None => Ready::Replaying { without },
         };
         Looked { object: asked.object, owner: asked.owner, ready, gate: asked.standing, readiness: spec.readiness, status, broken }
@@ -388,12 +438,27 @@ impl GoldenSets {
         held.assigned.retain(|uid, _| uids.contains(uid.as_str()));
         held.out.retain(|uid, _| uids.contains(uid.as_str()));
         held.told.retain(|uid, _| uids.contains(uid.as_str()));
-        let mut refused = None;
+        if let Some(before) = &mut held.before {
+            before.passed.retain(|uid| uids.contains(uid.as_str()));
+        }
+        let (mut refused, mut left_out) = (None, 0);
         for uid in uids {
             match self.hub.set_golden(owner, uid, vec![paced(assignment, held.hurried.contains(uid))]) {
-                Ok(generation) => drop(held.assigned.insert(uid.to_owned(), generation)),
+                Ok(generation) => {
+                    held.assigned.insert(uid.to_owned(), generation);
+                    if self.hub.leaves_out(owner, uid) {
+                        left_out += 1;
+                    }
+                }
                 Err(error) => refused = Some(error.to_string()),
             }
+        }
+        if left_out > 0 {
+            refused = Some(format!(
+                "{left_out} of {} pods are assigned more golden sets than the {GOLDEN_SETS_MAX} that a sidecar replays, and this one is left out there: those of runs come first, then by \
+                 name; delete some, or narrow their selectors",
+                matched.len()
+            ));
         }
         refused
     }
@@ -404,7 +469,8 @@ impl GoldenSets {
         let said = |uid: &str| {
             let heard = self.ingest.heard(uid)?;
             let silent = now.saturating_duration_since(heard) >= SILENT_FOR;
-            self.verdicts.of(uid, &assignment.name, &assignment.digest).filter(|_| !silent)
+            // Nor does one that replays it no more.
+            self.verdicts.of(uid, &assignment.name, &assignment.digest).filter(|_| !silent && !self.hub.leaves_out(owner, uid))
         };
         let one = |pod: &&PodFacts| Matched {
             said: said(&pod.uid),
@@ -496,10 +562,12 @@ impl GoldenSets {
         let held = self.held.entry(owner.to_owned()).or_default();
         for pod in pods {
             let Some(said) = pod.said else { continue };
-            let before = held.told.insert(pod.uid.clone(), said.verdict);
+            let (before, is_news) = held.hear(&pod.uid, said.verdict);
+            if !is_news {
+                continue;
+            }
             let about = || pod_reference(namespace, &pod.name, &pod.uid);
             match (before, said.verdict) {
-                (before, now) if before == Some(now) => {}
                 (_, Verdict::Fail) => {
                     let note = format!("GoldenSet {name}: {} of {} answers were wrong, more than chance allows", said.mismatches, said.samples);
                     self.events.warn(about(), "GoldenFail", "Replay", &note);
@@ -529,6 +597,7 @@ impl GoldenSets {
         held.out.clear();
         held.hurried.clear();
         held.told.clear();
+        held.before = None;
     }
 
     fn tell_metrics(&mut self, all: &[Looked]) {
@@ -552,8 +621,7 @@ impl GoldenSets {
                 self.metrics.golden_pods.with_label_values(&[namespace.as_str(), &set, state]).set(count.into());
             }
             self.metrics.golden_ready.with_label_values(&labels).set(i64::from(matches!(looked.ready, Ready::Replaying { .. })));
-            let blocked = !matches!(looked.gate, Standing::Off | Standing::Open | Standing::Gating);
-            self.metrics.golden_gate_blocked.with_label_values(&labels).set(i64::from(blocked));
+            self.metrics.golden_gate_blocked.with_label_values(&labels).set(i64::from(looked.gate.is_blocked()));
         }
     }
 
@@ -634,7 +702,7 @@ fn paced(assignment: &GoldenAssignment, is_hurried: bool) -> GoldenAssignment {
     GoldenAssignment { share: if is_hurried { Percent::HUNDRED } else { assignment.share }, ..assignment.clone() }
 }
 
-/// What the leader before left in the status: what is replayed, who is out, and who was told to fail.
+/// What the leader before left in the status: what is replayed, who is out, who was told to fail, and what it said of all together.
 fn taken_over(object: &GoldenSet, pods: &[PodFacts]) -> Held {
     let mut held = Held::default();
     let Some(status) = &object.status else { return held };
@@ -645,6 +713,8 @@ fn taken_over(object: &GoldenSet, pods: &[PodFacts]) -> Held {
     // Told again at once.
     held.out.extend(status.gated.iter().filter_map(uid_of).map(|uid| (uid, Instant::now())));
     held.told.extend(status.failing.iter().filter_map(uid_of).map(|uid| (uid, Verdict::Fail)));
+    let passed = pods.iter().filter(|pod| status.pods_passing > 0 && !held.told.contains_key(&pod.uid)).map(|pod| pod.uid.clone()).collect();
+    held.before = Some(Before { until: Instant::now() + BELIEVED_FOR, status: status.clone(), passed });
     held
 }
 
@@ -670,12 +740,12 @@ fn pod_reference(namespace: &str, name: &str, uid: &str) -> ObjectReference {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{verdicts::Said, *};
 
     #[test]
     fn a_new_leader_knows_who_is_out_and_does_not_tell_it_again() {
         let object: GoldenSet = serde_saphyr::from_str(
-            "{metadata: {name: s}, spec: {source: {configMap: {name: s}}}, status: {observedGeneration: 3, digest: 'sha256:1', podsMatched: 4, podsFailing: 2, podsGated: 1, \
+            "{metadata: {name: s}, spec: {source: {configMap: {name: s}}}, status: {observedGeneration: 3, digest: 'sha256:1', podsMatched: 4, podsPassing: 1, podsFailing: 2, podsGated: 1, \
              failing: [b, a, gone], gated: [a]}}",
         )
         .unwrap();
@@ -690,10 +760,57 @@ mod tests {
             faults_allowed: false,
             ports: crate::webhook::past::PodPorts::default(),
         };
-        let held = taken_over(&object, &[pod("a"), pod("b"), pod("c")]);
+        let mut held = taken_over(&object, &[pod("a"), pod("b"), pod("c")]);
         assert_eq!(held.out.keys().collect::<Vec<_>>(), ["uid-a"]);
         assert_eq!(held.told.len(), 2);
         assert_eq!((held.source.so_far(), held.source.in_force()), (Ok("sha256:1".to_owned()), Some(3)), "and what is replayed");
+        assert_eq!(held.hear("uid-c", Verdict::Pass), (None, false), "nobody is told again that it passes");
+        assert_eq!(held.hear("uid-c", Verdict::Fail), (Some(Verdict::Pass), true));
+        assert_eq!(held.hear("uid-c", Verdict::Pass), (Some(Verdict::Fail), true));
+        assert_eq!(held.hear("uid-new", Verdict::Pass), (None, true));
+        assert_eq!((held.hear("uid-a", Verdict::Fail).1, held.hear("uid-b", Verdict::Pass).1), (false, true));
+        assert!(held.before.is_some_and(|before| before.passed.is_empty()));
+    }
+
+    #[test]
+    fn what_a_new_leader_took_over_stands_until_pods_say_otherwise() {
+        let condition = |kind: &str| {
+            let (kind, is) = (kind.to_owned(), "True".to_owned());
+            let last_transition_time = "2026-01-01T00:01:00Z".to_owned();
+            steadfast_api::resource::Condition {
+                kind,
+                status: is,
+                reason: String::new(),
+                message: String::new(),
+                last_transition_time,
+                observed_generation: None,
+            }
+        };
+        let status = GoldenSetStatus { digest: Some("sha256:1".into()), pods_matched: 2, ..GoldenSetStatus::default() };
+        let was =
+            GoldenSetStatus { verdict: Some(Verdict::Pass), pods_passing: 2, conditions: vec![condition("Ready"), condition("Verdict")], ..status.clone() };
+        let now = Instant::now();
+        let before = Before { until: now + BELIEVED_FOR, status: was, passed: HashSet::new() };
+        assert!(before.was_replaying());
+        let said = |verdict: Option<Verdict>| verdict.map(|verdict| Said { verdict, samples: 1, mismatches: 0 });
+        let pods = |verdicts: [Option<Verdict>; 2]| {
+            let one = |verdict| Matched { uid: "u".into(), name: "n".into(), said: said(verdict), out: false };
+            verdicts.map(one)
+        };
+        let (made, later): (Option<Timestamp>, Option<Timestamp>) = ("2026-01-01T00:00:00Z".parse().ok(), "2026-01-01T00:02:00Z".parse().ok());
+        let keeps = |status: &GoldenSetStatus, verdicts, youngest, at| {
+            let mut status = status.clone();
+            let keeps = before.keep(&mut status, &pods(verdicts), youngest, at);
+            assert_eq!((status.verdict == Some(Verdict::Pass), status.pods_passing == 2), (keeps, keeps));
+            keeps
+        };
+        assert!(keeps(&status, [None, None], made, now) && keeps(&status, [Some(Verdict::Pass), None], made, now));
+        assert!(!keeps(&status, [Some(Verdict::Pass), Some(Verdict::Pass)], made, now), "all have spoken");
+        assert!(!keeps(&status, [Some(Verdict::Fail), None], made, now) && !keeps(&status, [Some(Verdict::Inconclusive), None], made, now));
+        assert!(!keeps(&status, [None, None], made, now + BELIEVED_FOR), "nobody is believed for ever");
+        assert!(!keeps(&status, [None, None], later, now), "it was said of other pods");
+        assert!(!keeps(&GoldenSetStatus { digest: None, ..status.clone() }, [None, None], made, now));
+        assert!(!keeps(&GoldenSetStatus { pods_matched: 3, ..status.clone() }, [None, None], made, now));
     }
 
     #[test]

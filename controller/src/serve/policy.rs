@@ -20,7 +20,7 @@ use std::{
 
 use steadfast_api::{
     Span,
-    policy::{GoldenAssignment, NamedPolicy, PolicySnapshot, Unready},
+    policy::{GOLDEN_SETS_MAX, GoldenAssignment, NamedPolicy, POLICIES_MAX, PolicySnapshot, Unready},
 };
 use tokio::{sync::watch, time::timeout};
 
@@ -42,6 +42,8 @@ pub enum HubError {
     Over,
     #[error("pod {uid} has something set by {OWNERS_MAX} owners already, so {owner} cannot speak for it; take the parts of others back first")]
     Crowded { uid: String, owner: String },
+    #[error("pod {uid} would have more than {POLICIES_MAX} policies in force with that of {owner}; take others back first")]
+    TooManyPolicies { uid: String, owner: String },
     #[error("the sidecar of pod {uid} did not confirm policy generation {generation} within {waited:?}; it confirmed generation {confirmed}")]
     NotConfirmed { uid: String, generation: u64, confirmed: u64, waited: Duration },
 }
@@ -81,6 +83,19 @@ struct Parts {
 }
 
 impl Parts {
+    /// Policies in force of others than `owner`.
+    fn policies_beside(&self, owner: &str) -> usize {
+        let now = Instant::now();
+        let others = self.by_owner.iter().filter(|(other, _)| *other != owner);
+        others.flat_map(|(_, part)| &part.policies).filter(|policy| policy.until > now).count()
+    }
+
+    /// Golden sets that the sidecar shall replay, as many as it takes: those of runs first, since somebody waits for them.
+    fn golden(&self) -> impl Iterator<Item = &GoldenAssignment> {
+        let of = |runs: bool| self.by_owner.iter().filter(move |(owner, _)| owner.starts_with("run") == runs).flat_map(|(_, part)| &part.golden);
+        of(true).chain(of(false)).take(GOLDEN_SETS_MAX)
+    }
+
     /// The sum, as it stands at `now`.
     fn snapshot(&self, epoch: &str, now: Instant) -> PolicySnapshot {
         let left = |until: Instant| until.checked_duration_since(now).filter(|left| !left.is_zero()).map(Span::new);
@@ -96,13 +111,7 @@ impl Parts {
             let (expires_after, reason) = reasons.fold(first, |(longest, said), (left, reason)| (longest.max(left), format!("{said}; {reason}")));
             Unready { reason, expires_after }
         });
-        PolicySnapshot {
-            generation: self.generation,
-            epoch: epoch.to_owned(),
-            policies: policies.collect(),
-            golden: parts().flat_map(|part| part.golden.iter().cloned()).collect(),
-            unready,
-        }
+        PolicySnapshot { generation: self.generation, epoch: epoch.to_owned(), policies: policies.collect(), golden: self.golden().cloned().collect(), unready }
     }
 }
 
@@ -110,7 +119,7 @@ impl Parts {
 struct Entry {
     parts: watch::Sender<Parts>,
     confirmed: watch::Sender<Option<Confirmed>>,
-    /// Names of policies that the sidecar does not understand, and so has not armed.
+    /// Names of policies that the sidecar does not understand or cannot take, and so has not armed.
     refused: Vec<String>,
 }
 
@@ -201,13 +210,18 @@ impl PolicyHub {
         }))
     }
 
-    /// Changes the part of `owner`; `change` tells whether anything is different now.
-    fn change(&self, owner: &str, uid: &str, change: impl FnOnce(&mut Part) -> bool) -> Result<u64, HubError> {
+    /// Changes the part of `owner`, of which so many policies are new; `change` tells whether anything is different now.
+    fn change(&self, owner: &str, uid: &str, policies: usize, change: impl FnOnce(&mut Part) -> bool) -> Result<u64, HubError> {
         let mut pods = self.pods();
         let entry = self.entry(&mut pods, uid)?;
         let mut result = Err(HubError::Crowded { uid: uid.to_owned(), owner: owner.to_owned() });
         entry.parts.send_if_modified(|parts| {
             if parts.by_owner.len() >= OWNERS_MAX && !parts.by_owner.contains_key(owner) {
+                return false;
+            }
+            // The sidecar would refuse them.
+            if policies > 0 && parts.policies_beside(owner) + policies > POLICIES_MAX {
+                result = Err(HubError::TooManyPolicies { uid: uid.to_owned(), owner: owner.to_owned() });
                 return false;
             }
             let part = parts.by_owner.entry(owner.to_owned()).or_default();
@@ -229,7 +243,7 @@ impl PolicyHub {
     pub fn set_policies(&self, owner: &str, uid: &str, policies: Vec<NamedPolicy>) -> Result<u64, HubError> {
         let now = Instant::now();
         let policies: Vec<_> = policies.into_iter().map(|what| Until { until: until(now, what.spec.expires_after), what }).collect();
-        self.change(owner, uid, |part| {
+        self.change(owner, uid, policies.len(), |part| {
             let same = part.policies.len() == policies.len() && part.policies.iter().zip(&policies).all(|(old, new)| same_policy(old, new));
             if !same {
                 part.policies = policies;
@@ -240,7 +254,7 @@ impl PolicyHub {
 
     /// The golden sets that `owner` wants replayed in this pod, all of them.
     pub fn set_golden(&self, owner: &str, uid: &str, golden: Vec<GoldenAssignment>) -> Result<u64, HubError> {
-        self.change(owner, uid, |part| {
+        self.change(owner, uid, 0, |part| {
             let changed = part.golden != golden;
             part.golden = golden;
             changed
@@ -251,7 +265,7 @@ impl PolicyHub {
     pub fn set_unready(&self, owner: &str, uid: &str, unready: Option<Unready>) -> Result<u64, HubError> {
         let now = Instant::now();
         let unready = unready.map(|what| Until { until: until(now, what.expires_after), what });
-        self.change(owner, uid, |part| {
+        self.change(owner, uid, 0, |part| {
             let same = match (&part.unready, &unready) {
                 (None, None) => true,
                 (Some(old), Some(new)) => old.what.reason == new.what.reason && same_moment(old.until, new.until),
@@ -285,6 +299,16 @@ impl PolicyHub {
     /// What the pod's sidecar would be told now; empty for a pod that nobody speaks for.
     pub fn snapshot(&self, uid: &str) -> PolicySnapshot {
         self.pods().get(uid).map(|entry| entry.parts.borrow().snapshot(&self.epoch, Instant::now())).unwrap_or_default()
+    }
+
+    /// Whether the pod has more golden sets than its sidecar takes, and of `owner`'s one is left out.
+    pub fn leaves_out(&self, owner: &str, uid: &str) -> bool {
+        let pods = self.pods();
+        let Some(entry) = pods.get(uid) else { return false };
+        let parts = entry.parts.borrow();
+        // What two assign is replayed for both.
+        let is_told = |one: &GoldenAssignment| parts.golden().any(|told| (&told.name, &told.digest) == (&one.name, &one.digest));
+        parts.by_owner.get(owner).is_some_and(|part| !part.golden.iter().all(is_told))
     }
 
     /// Whether a golden set with this digest is assigned to this pod.
@@ -337,7 +361,7 @@ impl PolicyHub {
         }
     }
 
-    /// Whether the pod's sidecar is too old for this policy.
+    /// Whether the pod's sidecar has refused this policy: it is of another version.
     pub fn refuses(&self, uid: &str, policy: &str) -> bool {
         self.pods().get(uid).is_some_and(|entry| entry.refused.iter().any(|refused| refused == policy))
     }

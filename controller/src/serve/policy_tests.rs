@@ -137,7 +137,37 @@ fn pods_and_owners_are_bounded_and_a_pod_that_nobody_speaks_for_makes_room() {
     assert!(!hub.connected("last"));
     assert!(hub.set_policies("run", "one more", vec![policy("one", "1m")]).is_ok());
     for owner in 0..OWNERS_MAX - 1 {
-        hub.set_policies(&owner.to_string(), "0", vec![policy("one", "1m")]).unwrap();
+        hub.set_golden(&owner.to_string(), "0", vec![golden("sha256:1")]).unwrap();
     }
     assert_eq!(hub.set_policies("too many", "0", vec![policy("one", "1m")]), Err(HubError::Crowded { uid: "0".into(), owner: "too many".into() }));
+}
+
+#[test]
+fn a_pod_is_told_no_more_policies_than_its_sidecar_takes() {
+    let hub = PolicyHub::default();
+    for owner in 0..POLICIES_MAX {
+        hub.set_policies(&owner.to_string(), "a", vec![policy("one", "1m")]).unwrap();
+    }
+    assert_eq!(hub.set_policies("more", "a", vec![policy("one", "1m")]), Err(HubError::TooManyPolicies { uid: "a".into(), owner: "more".into() }));
+    assert_eq!(hub.snapshot("a").policies.len(), POLICIES_MAX, "the others stay");
+    assert!(hub.set_policies("0", "a", vec![policy("one", "2m")]).is_ok() && hub.set_policies("0", "a", Vec::new()).is_ok());
+    assert!(hub.set_policies("more", "a", vec![policy("one", "1m")]).is_ok(), "there is room again");
+}
+
+#[test]
+fn of_more_golden_sets_than_a_sidecar_takes_those_of_runs_come_first_and_whose_is_left_out_is_known() {
+    let hub = PolicyHub::default();
+    let set = |number: usize| vec![golden(&format!("sha256:{number}"))];
+    let owner = |number: usize| format!("goldenset/models/{number:02}");
+    for number in 0..GOLDEN_SETS_MAX {
+        hub.set_golden(&owner(number), "a", set(number)).unwrap();
+    }
+    let left_out = || (0..GOLDEN_SETS_MAX).filter(|number| hub.leaves_out(&owner(*number), "a")).collect::<Vec<_>>();
+    assert_eq!(left_out(), [0; 0]);
+    hub.set_golden("run/x/golden", "a", set(99)).unwrap();
+    let told = hub.snapshot("a").golden;
+    assert_eq!((told.len(), told[0].digest.as_str()), (GOLDEN_SETS_MAX, "sha256:99"));
+    assert_eq!((left_out(), hub.leaves_out("run/x/golden", "a")), (vec![GOLDEN_SETS_MAX - 1], false));
+    hub.set_golden("run/x/golden", "a", set(GOLDEN_SETS_MAX - 1)).unwrap();
+    assert_eq!(left_out(), [0; 0], "the run has the very same replayed");
 }

@@ -140,6 +140,18 @@ impl Judge {
         }
     }
 
+    /// Promises other false alarms from now on, and keeps what was seen: what a sample tells depends neither on how often there is one nor on how much has to add up for
+    /// an alarm, so alarms stay at least as rare as the laxer of the two promises says.
+    ///
+    /// # Errors
+    /// What cannot be promised changes nothing.
+    pub fn promise(&mut self, run_length: f64) -> Result<(), BadSettings> {
+        let settings = Settings { run_length, ..self.settings };
+        settings.check()?;
+        self.settings = settings;
+        Ok(())
+    }
+
     /// Forgets everything seen, after a new rollout or once an alarm was dealt with.
     pub fn reset(&mut self) {
         let drift = match self.drift {

@@ -179,7 +179,7 @@ async fn listen(shared: &Shared, mut from: impl AsyncRead + Unpin, acknowledged:
     }
 }
 
-/// Arms what a line says. A bad line changes nothing.
+/// Arms what a line says. A bad line changes nothing; a bad policy of a good one is left out.
 fn take(shared: &Shared, line: &[u8]) {
     match read_snapshot(line) {
         Ok(read) => {
@@ -188,9 +188,7 @@ fn take(shared: &Shared, line: &[u8]) {
                 tracing::warn!(parts = read.unknown, policies = ?read.refused, "the controller is newer, and says what this sidecar does not know: that is passed over");
             }
             let Some(snapshot) = read.snapshot else { return };
-            if let Err(error) = shared.store.from_newer_controller(snapshot, read.refused) {
-                tracing::error!(%error, "the controller's policies were refused; what was armed stays");
-            }
+            shared.store.from_newer_controller(snapshot, read.refused);
         }
         Err(error) => tracing::error!(%error, "the controller's policies could not be read; what was armed stays"),
     }

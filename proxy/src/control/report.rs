@@ -68,6 +68,12 @@ impl Evidence {
         (evidence, std::mem::take(&mut queue.dropped))
     }
 
+    /// What waits.
+    #[cfg(test)]
+    pub fn all(&self) -> Vec<What> {
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).waiting.iter().map(|evidence| evidence.what.clone()).collect()
+    }
+
     fn is_empty(&self) -> bool {
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).waiting.is_empty()
     }

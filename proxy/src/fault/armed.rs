@@ -9,17 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use steadfast_api::{
-    policy::{GOLDEN_SETS_MAX, GoldenAssignment, NamedPolicy, PolicySnapshot},
-    sidecar::What,
+    policy::{GOLDEN_SETS_MAX, GoldenAssignment, NamedPolicy, POLICIES_MAX, PolicySnapshot},
+    sidecar::{REFUSED_MAX, What},
 };
 use tokio::sync::{Notify, watch};
 
-use super::{
-    burners::Burners,
-    memory::Memory,
-    policy::{CompiledPolicy, POLICIES_MAX},
-    ring::Ring,
-};
+use super::{burners::Burners, memory::Memory, policy::CompiledPolicy, ring::Ring};
 use crate::{clock, control::report::Evidence, hold::Hold, problem::BadField};
 
 /// Two deadlines nearer than this are one, said twice.
@@ -45,7 +40,7 @@ struct State {
     /// The controller's process that `generation` counts in.
     epoch: String,
     generation: u64,
-    /// What the controller says and this sidecar does not understand, by name.
+    /// What the controller says and this sidecar does not understand, or that cannot be, by name.
     refused: Vec<String>,
     controller: Vec<Arc<CompiledPolicy>>,
     manual: Vec<Arc<CompiledPolicy>>,
@@ -97,18 +92,24 @@ impl Store {
         self.armed.load()
     }
 
-    /// Arms exactly what the controller says. `false`: not newer than what is armed, ignored.
-    pub fn from_controller(&self, snapshot: PolicySnapshot) -> Result<bool, BadField> {
+    /// Arms exactly what the controller says, but for what cannot be. `false`: not newer than what is armed, ignored.
+    pub fn from_controller(&self, snapshot: PolicySnapshot) -> bool {
         self.from_newer_controller(snapshot, Vec::new())
     }
 
     /// The same, of a controller that says policies which this sidecar does not understand: the controller is told their names.
-    pub fn from_newer_controller(&self, snapshot: PolicySnapshot, refused: Vec<String>) -> Result<bool, BadField> {
+    pub fn from_newer_controller(&self, snapshot: PolicySnapshot, mut refused: Vec<String>) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if snapshot.epoch == state.epoch && snapshot.generation <= state.generation {
-            return Ok(false);
+            return false;
         }
-        let policies = compile(snapshot.policies, &state.controller)?;
+        let policies = compile(snapshot.policies, &state.controller, |name, error| {
+            tracing::error!(policy = name, %error, "a policy of the controller is refused; what else it says is in force");
+            refused.push(name);
+            Ok(())
+        });
+        let Ok(policies) = policies.map_err(|never: std::convert::Infallible| never);
+        refused.truncate(REFUSED_MAX);
         let until = |span: steadfast_api::Span| clock::now_ns().saturating_add(span.get().as_nanos() as u64);
         *self.kept_out.lock().unwrap_or_else(PoisonError::into_inner) = snapshot.unready.map(|unready| (unready.reason, until(unready.expires_after)));
         let mut golden = snapshot.golden;
@@ -128,7 +129,7 @@ impl Store {
         state.refused = refused;
         state.controller = policies;
         self.publish(&state);
-        Ok(true)
+        true
     }
 
     /// Why the controller keeps this pod out of its Service now, if it does. What it said ends by itself.
@@ -141,7 +142,7 @@ impl Store {
     pub fn from_hand(&self, policies: Vec<NamedPolicy>) -> Result<(), BadField> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         // A deadline counts from arming, and arming by hand again is arming.
-        state.manual = compile(policies, &[])?;
+        state.manual = compile(policies, &[], |_, error| Err(error))?;
         self.publish(&state);
         Ok(())
     }
@@ -226,21 +227,31 @@ fn in_force(state: &State, now_ns: u64) -> impl Iterator<Item = (Source, Arc<Com
     manual.chain(controller).filter(move |(_, policy)| !policy.is_expired(now_ns)).map(|(source, policy)| (source, Arc::clone(policy)))
 }
 
-fn compile(policies: Vec<NamedPolicy>, before: &[Arc<CompiledPolicy>]) -> Result<Vec<Arc<CompiledPolicy>>, BadField> {
-    if policies.len() > POLICIES_MAX {
-        return Err(BadField { key: "policies".into(), value: format!("{} policies", policies.len()), expected: format!("at most {POLICIES_MAX}") });
-    }
+/// `refuse` is told of each that cannot be, and says whether the others count.
+fn compile<E>(
+    policies: Vec<NamedPolicy>,
+    before: &[Arc<CompiledPolicy>],
+    mut refuse: impl FnMut(String, BadField) -> Result<(), E>,
+) -> Result<Vec<Arc<CompiledPolicy>>, E> {
     let now_ns = clock::now_ns();
-    let mut compiled: Vec<Arc<CompiledPolicy>> = Vec::with_capacity(policies.len());
+    let mut compiled: Vec<Arc<CompiledPolicy>> = Vec::with_capacity(policies.len().min(POLICIES_MAX));
+    let all = policies.len();
     for (i, policy) in policies.into_iter().enumerate() {
-        if compiled.iter().any(|other| *other.name == *policy.name) {
-            return Err(BadField { key: format!("policies[{i}].name"), value: policy.name, expected: "a name that no other policy has".into() });
-        }
+        let name = policy.name.clone();
         let unchanged = before.iter().find(|before| is_unchanged(before, &policy, now_ns));
-        compiled.push(match unchanged {
-            Some(unchanged) => Arc::clone(unchanged),
-            None => Arc::new(CompiledPolicy::new(policy, &format!("policies[{i}]"), now_ns)?),
-        });
+        let one = if compiled.len() >= POLICIES_MAX {
+            Err(BadField { key: "policies".into(), value: format!("{all} policies"), expected: format!("at most {POLICIES_MAX}") })
+        } else if compiled.iter().any(|other| *other.name == *name) {
+            Err(BadField { key: format!("policies[{i}].name"), value: name.clone(), expected: "a name that no other policy has".into() })
+        } else if let Some(unchanged) = unchanged {
+            Ok(Arc::clone(unchanged))
+        } else {
+            CompiledPolicy::new(policy, &format!("policies[{i}]"), now_ns).map(Arc::new)
+        };
+        match one {
+            Ok(one) => compiled.push(one),
+            Err(error) => refuse(name, error)?,
+        }
     }
     Ok(compiled)
 }
@@ -275,10 +286,10 @@ mod tests {
     #[test]
     fn only_a_newer_generation_counts() {
         let store = Store::new(Evidence::new(100));
-        assert!(store.from_controller(snapshot(2, &[policy("a", "1h")])).unwrap());
-        assert!(!store.from_controller(snapshot(2, &[])).unwrap() && !store.from_controller(snapshot(1, &[])).unwrap());
+        assert!(store.from_controller(snapshot(2, &[policy("a", "1h")])));
+        assert!(!store.from_controller(snapshot(2, &[])) && !store.from_controller(snapshot(1, &[])));
         assert_eq!(names(&store), ["a"]);
-        assert!(store.from_controller(snapshot(3, &[])).unwrap());
+        assert!(store.from_controller(snapshot(3, &[])));
         assert!(names(&store).is_empty());
     }
 
@@ -286,52 +297,71 @@ mod tests {
     fn another_controller_counts_anew_and_says_what_is_left() {
         let store = Store::new(Evidence::new(100));
         let from = |epoch: &str, generation, expires| PolicySnapshot { epoch: epoch.into(), ..snapshot(generation, &[policy("a", expires)]) };
-        store.from_controller(from("one", 90, "1h")).unwrap();
+        store.from_controller(from("one", 90, "1h"));
         let (deadline, before) = (store.load().policies[0].expires_ns, Arc::clone(&store.load().policies[0]));
-        assert!(store.from_controller(from("two", 1, "59m 59s 999ms")).unwrap());
+        assert!(store.from_controller(from("two", 1, "59m 59s 999ms")));
         assert!(Arc::ptr_eq(&before, &store.load().policies[0]), "its budget and its counts go on");
         assert_eq!(store.load().policies[0].expires_ns, deadline);
         store.disarm();
-        store.from_controller(from("two", 2, "59m 59s 998ms")).unwrap();
+        store.from_controller(from("two", 2, "59m 59s 998ms"));
         assert!(names(&store).is_empty(), "disarmed by hand, it stays so");
-        store.from_controller(from("two", 3, "30m")).unwrap();
+        store.from_controller(from("two", 3, "30m"));
         assert_eq!(names(&store), ["a"], "its end is another now");
-        assert!(!store.from_controller(from("two", 3, "1m")).unwrap());
+        assert!(!store.from_controller(from("two", 3, "1m")));
     }
 
     #[test]
-    fn a_bad_policy_changes_nothing() {
+    fn a_policy_that_cannot_be_is_left_out_and_named_and_everything_else_of_the_snapshot_counts() {
+        let evidence = Evidence::new(100);
+        let store = Store::new(evidence.clone());
+        store.from_controller(snapshot(1, &[policy("a", "1h"), policy("b", "1h")]));
+        let unready = Some(steadfast_api::policy::Unready { reason: "wrong answers".into(), expires_after: steadfast_api::Span::from_secs(60) });
+        let more = PolicySnapshot { unready, ..snapshot(2, &[policy("bad", "0s"), policy("b", "1h"), policy("b", "2h"), policy("new", "1h")]) };
+        assert!(store.from_newer_controller(more, vec!["newer".into()]));
+        assert_eq!((names(&store), store.load().generation), (vec!["b".to_owned(), "new".to_owned()], 2), "a is disarmed");
+        assert_eq!(store.kept_out().as_deref(), Some("wrong answers"));
+        let last = evidence.all().pop().unwrap();
+        assert_eq!(last, What::Policy { generation: 2, armed: true, refused: vec!["newer".into(), "bad".into(), "b".into()] });
+        let many: Vec<_> = (0..=POLICIES_MAX).map(|i| policy(&format!("p{i}"), "1h")).collect();
+        store.from_controller(snapshot(3, &many));
+        assert_eq!(names(&store).len(), POLICIES_MAX);
+        let What::Policy { refused, .. } = evidence.all().pop().unwrap() else { panic!("of policies") };
+        assert_eq!(refused, [format!("p{POLICIES_MAX}")]);
+    }
+
+    #[test]
+    fn a_bad_policy_by_hand_changes_nothing() {
         let store = Store::new(Evidence::new(100));
-        store.from_controller(snapshot(1, &[policy("a", "1h")])).unwrap();
-        let error = store.from_controller(snapshot(2, &[policy("a", "1h"), policy("b", "0s")])).unwrap_err();
+        store.from_hand(vec![policy("a", "1h")]).unwrap();
+        let error = store.from_hand(vec![policy("a", "1h"), policy("b", "0s")]).unwrap_err();
         assert_eq!(error.key, "policies[1].spec.expiresAfter");
-        assert!(store.from_controller(snapshot(2, &[policy("a", "1h"), policy("a", "2h")])).unwrap_err().expected.contains("no other policy"));
-        assert_eq!((names(&store), store.load().generation), (vec!["a".to_owned()], 1));
+        assert!(store.from_hand(vec![policy("a", "1h"), policy("a", "2h")]).unwrap_err().expected.contains("no other policy"));
+        assert_eq!(names(&store), ["a"]);
     }
 
     #[test]
     fn repeating_a_policy_does_not_move_its_deadline() {
         let store = Store::new(Evidence::new(100));
-        store.from_controller(snapshot(1, &[policy("a", "50ms")])).unwrap();
+        store.from_controller(snapshot(1, &[policy("a", "50ms")]));
         let deadline = store.load().policies[0].expires_ns;
-        store.from_controller(snapshot(2, &[policy("a", "50ms"), policy("b", "1h")])).unwrap();
+        store.from_controller(snapshot(2, &[policy("a", "50ms"), policy("b", "1h")]));
         assert_eq!(store.load().policies[0].expires_ns, deadline);
         std::thread::sleep(Duration::from_millis(60));
-        store.from_controller(snapshot(3, &[policy("a", "50ms"), policy("b", "1h")])).unwrap();
+        store.from_controller(snapshot(3, &[policy("a", "50ms"), policy("b", "1h")]));
         assert_eq!(names(&store), ["b"]);
     }
 
     #[test]
     fn policies_set_by_hand_stand_beside_the_controllers_and_disarming_takes_both() {
         let store = Store::new(Evidence::new(100));
-        store.from_controller(snapshot(7, &[policy("a", "1h")])).unwrap();
+        store.from_controller(snapshot(7, &[policy("a", "1h")]));
         store.from_hand(vec![policy("mine", "1h")]).unwrap();
         assert_eq!(names(&store), ["mine", "a"]);
-        store.from_controller(snapshot(8, &[policy("a", "1h")])).unwrap();
+        store.from_controller(snapshot(8, &[policy("a", "1h")]));
         assert_eq!(names(&store), ["mine", "a"]);
         store.disarm();
         assert!(names(&store).is_empty());
-        store.from_controller(snapshot(9, &[policy("a", "1h"), policy("new", "1h")])).unwrap();
+        store.from_controller(snapshot(9, &[policy("a", "1h"), policy("new", "1h")]));
         assert_eq!(names(&store), ["new"]);
     }
 
@@ -339,11 +369,11 @@ mod tests {
     fn what_waits_for_a_policy_hears_of_its_end_however_it_comes() {
         let store = Store::new(Evidence::new(100));
         let armed = |store: &Store| Arc::clone(&store.load().policies[0]);
-        store.from_controller(snapshot(1, &[policy("a", "1h")])).unwrap();
+        store.from_controller(snapshot(1, &[policy("a", "1h")]));
         let first = armed(&store);
-        store.from_controller(snapshot(2, &[policy("a", "1h"), policy("b", "1h")])).unwrap();
+        store.from_controller(snapshot(2, &[policy("a", "1h"), policy("b", "1h")]));
         assert!(!first.is_over(), "it goes on unchanged");
-        store.from_controller(snapshot(3, &[policy("a", "2h")])).unwrap();
+        store.from_controller(snapshot(3, &[policy("a", "2h")]));
         assert!(first.is_over() && !armed(&store).is_over());
         let second = armed(&store);
         store.disarm();
@@ -353,11 +383,11 @@ mod tests {
     #[test]
     fn one_policy_can_be_disarmed_by_its_name_and_stays_so() {
         let store = Store::new(Evidence::new(100));
-        store.from_controller(snapshot(1, &[policy("a", "1h"), policy("b", "1h")])).unwrap();
+        store.from_controller(snapshot(1, &[policy("a", "1h"), policy("b", "1h")]));
         store.from_hand(vec![policy("mine", "1h")]).unwrap();
         assert!(store.disarm_named("a") && !store.disarm_named("a") && !store.disarm_named("none"));
         assert_eq!(names(&store), ["mine", "b"]);
-        store.from_controller(snapshot(2, &[policy("a", "1h"), policy("b", "1h")])).unwrap();
+        store.from_controller(snapshot(2, &[policy("a", "1h"), policy("b", "1h")]));
         assert!(store.disarm_named("mine"));
         assert_eq!(names(&store), ["b"]);
     }

@@ -26,14 +26,17 @@ use super::{
 };
 use crate::{clock, problem::BadField};
 
-/// Policies of one snapshot.
-pub const POLICIES_MAX: usize = 32;
 const RULES_MAX: usize = 64;
 const CONNECTION_RULES_MAX: usize = 16;
 const PER_SECOND_MAX: u32 = 10_000;
 const CONCURRENT_MAX: u32 = 100_000;
 /// A policy's name is a metric's label.
 const NAME_MAX: usize = 63;
+
+/// What a sidecar would refuse of `policy`: whoever hands policies on asks this first. Fields are named from the policy's `spec` on.
+pub fn check(policy: &NamedPolicy) -> Result<(), BadField> {
+    CompiledPolicy::new(policy.clone(), "", 0).map(drop)
+}
 
 /// A policy in force.
 #[derive(Debug)]

@@ -280,9 +280,15 @@ impl Trial {
         Ok(Self { judge, probation: None, settings: terms.settings, deterministic, recovered_after: terms.recovered_after })
     }
 
-    /// Other terms; evidence that was gathered under another promise counts no more, except that a Fail stays until it is mended.
+    /// Other terms. Where only false alarms are to be as rare in time at another pace, evidence goes on counting; what was gathered about another share of wrong answers counts no
+    /// more, except that a Fail stays until it is mended.
     fn under(&mut self, terms: &Terms) -> Result<(), BadSettings> {
-        if self.settings != terms.settings {
+        if self.settings != terms.settings && self.settings == (Settings { run_length: self.settings.run_length, ..terms.settings }) {
+            for judge in [Some(&mut self.judge), self.probation.as_mut()].into_iter().flatten() {
+                judge.promise(terms.settings.run_length)?;
+            }
+            self.settings = terms.settings;
+        } else if self.settings != terms.settings {
             let fresh = judge(terms.settings, self.deterministic)?;
             if self.judge.verdict() == Verdict::Fail {
                 self.probation = Some(fresh);
@@ -379,18 +385,38 @@ mod tests {
     }
 
     #[test]
-    fn another_promise_begins_anew_and_a_fail_stays() {
+    fn another_share_begins_anew_and_a_fail_stays() {
         let (mut trial, mut terms) = trial(true);
         trial.observe(Outcome::Match);
         terms.every = Duration::from_secs(2);
         trial.under(&terms).unwrap();
         assert_eq!(trial.judge.samples(), 1, "the pace is no promise");
-        terms.settings = Settings::monitor(1e-6, 0.1);
+        terms.settings = Settings::monitor(1e-6, 0.2);
         trial.under(&terms).unwrap();
         assert_eq!(trial.judge.samples(), 0);
         fail(&mut trial);
         terms.settings = Settings::monitor(1e-5, 0.1);
         trial.under(&terms).unwrap();
         assert_eq!(trial.judge.verdict(), Verdict::Fail);
+    }
+
+    #[test]
+    fn a_run_that_asks_oftener_takes_no_pass_away_neither_when_it_begins_nor_when_it_ends() {
+        let (mut trial, terms) = trial(true);
+        let oftener = Terms { every: Duration::from_millis(100), settings: Settings::monitor(3e-9, 0.1), ..terms.clone() };
+        let passed = (1..1_000).find(|_| {
+            trial.observe(Outcome::Match);
+            trial.judge.verdict() == Verdict::Pass
+        });
+        let passed = passed.expect("a Pass");
+        for terms in [&oftener, &terms] {
+            trial.under(terms).unwrap();
+            assert_eq!((trial.judge.verdict(), trial.judge.samples()), (Verdict::Pass, passed));
+        }
+        trial.under(&oftener).unwrap();
+        fail(&mut trial);
+        trial.observe(Outcome::Match);
+        trial.under(&terms).unwrap();
+        assert_eq!((trial.judge.verdict(), trial.probation.as_ref().map(Judge::samples)), (Verdict::Fail, Some(1)), "nor what a failed one has shown since");
     }
 }

@@ -7,6 +7,7 @@ use std::{
 
 use steadfast_api::{
     Percent, Span,
+    fault::Length,
     node::{LASTS_MAX, LATENCY_MAX},
     policy::{GOLDEN_SETS_MAX, LabelSelector},
     test::{
@@ -307,13 +308,16 @@ impl Check<'_> {
 
     fn latency(&mut self, field: &str, action: &NetworkLatency, lasts: Span) {
         self.more_than_zero(&format!("{field}.delay"), action.delay, "500ms");
+        let most = Span::new(action.delay.get().saturating_add(action.jitter.get()));
         if action.by == LatencyBy::Sidecar {
+            if most > Length::MOST {
+                self.wrong(format!("{field}.delay"), format!("{most} with its jitter is too long for a sidecar to wait: write 1h or less"));
+            }
             return;
         }
         if action.pods.is_some() {
             self.wrong(format!("{field}.by"), "the agent delays what comes to whole nodes: choose `nodes`, or leave `by` out".to_owned());
         }
-        let most = Span::new(action.delay.get().saturating_add(action.jitter.get()));
         if most > LATENCY_MAX {
             self.wrong(format!("{field}.delay"), format!("{most} with its jitter is too long for packets to wait: write {LATENCY_MAX} or less"));
         }

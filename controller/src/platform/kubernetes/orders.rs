@@ -319,6 +319,9 @@ async fn tell(inner: &Inner, armed: &Armed, covered: &BTreeMap<String, String>, 
             continue;
         }
         match inner.hub.wait(uid, generation, deadline.saturating_duration_since(Instant::now())).await {
+            Ok(_) if until.is_some() && inner.hub.refuses(uid, &armed.policy) => {
+                unconfirmed.push(format!("{name}: its sidecar is of another version and refuses the fault: start the pod anew"));
+            }
             Ok(at) => first = Some(first.map_or(at, |first| first.min(at))),
             // It may be gone meanwhile, and its fault with it.
             Err(error) if inner.hub.connected(uid) => unconfirmed.push(format!("{name}: {error}")),

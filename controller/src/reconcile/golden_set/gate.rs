@@ -78,7 +78,7 @@ pub enum Standing {
     },
     /// Too little is known of the others.
     Waiting,
-    /// See the module.
+    /// See the module; somebody belongs out.
     ReferenceBroken,
     MostFail {
         failing: usize,
@@ -90,6 +90,16 @@ pub enum Standing {
     },
     /// Nobody else is ready, or nobody knows who is.
     LastReady,
+}
+
+impl Standing {
+    /// Somebody belongs out and may not leave.
+    pub const fn is_blocked(&self) -> bool {
+        match self {
+            Self::Off | Self::Open | Self::Gating => false,
+            Self::AtCap { .. } | Self::Waiting | Self::ReferenceBroken | Self::MostFail { .. } | Self::HeldByOthers { .. } | Self::LastReady => true,
+        }
+    }
 }
 
 /// Who is out from now on.
@@ -136,13 +146,13 @@ impl<'a> Set<'a> {
         if !self.rule.gate {
             return Err(Standing::Off);
         }
-        if self.pods.iter().any(|pod| pod.said.is_some_and(|said| said.verdict == Verdict::ReferenceBroken)) {
-            return Err(Standing::ReferenceBroken);
-        }
         let mut belong: Vec<&Matched> = self.pods.iter().filter(|pod| pod.belongs_out(self.recovered_after)).collect();
         belong.sort_by(|a, b| (!a.out, &a.name).cmp(&(!b.out, &b.name)));
         if belong.is_empty() {
             return Err(Standing::Open);
+        }
+        if self.pods.iter().any(|pod| pod.said.is_some_and(|said| said.verdict == Verdict::ReferenceBroken)) {
+            return Err(Standing::ReferenceBroken);
         }
         let right = self.pods.iter().filter(|pod| !pod.belongs_out(self.recovered_after) && pod.is_right()).count();
         let unknown: Vec<&Matched> = self.pods.iter().filter(|pod| !pod.belongs_out(self.recovered_after) && !pod.is_right()).collect();
@@ -257,6 +267,9 @@ mod tests {
         assert_eq!(out(&first, "34%", &["a", "b", "c"]), (vec![], Standing::Waiting), "the others may be as wrong");
         let broken = [pod("a", Fail, 3, true), pod("b", ReferenceBroken, 0, false), pod("c", Pass, 900, false)];
         assert_eq!(out(&broken, "34%", &["b", "c"]), (vec![], Standing::ReferenceBroken));
+        let well = [pod("a", Pass, 800, false), pod("b", ReferenceBroken, 0, false), pod("c", Pass, 900, false)];
+        let (gone, standing) = out(&well, "34%", &["a", "c"]);
+        assert!(gone.is_empty() && standing == Standing::Open && !standing.is_blocked(), "nobody answers wrong, so nobody is kept from leaving");
         let mut off = rule("100%");
         off.gate = false;
         assert_eq!(decide(&first, &off, AFTER, None).standing, Standing::Off);
