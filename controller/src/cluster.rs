@@ -503,9 +503,16 @@ pub struct UndoArgs {
 /// When there is no cluster, or it does not say what is in force.
 pub async fn undo_everything(args: UndoArgs) -> Result<undo::Summary, String> {
     let (client, prompt) = args.access.clients().await.map_err(|error| error.to_string())?;
-    let scope = Scope::new(&args.watch_namespaces);
-    let closing = Closing::new(prompt.clone(), &args.namespace);
+    let (closing, for_good) = (Closing::new(prompt.clone(), &args.namespace), args.for_good);
     closing.close().await.map_err(|error| error.to_string())?;
+    let undone = stop_and_undo(args, client, prompt).await;
+    // Also where that failed: who may not undo must not keep others from running anything.
+    let opened = if for_good { Ok(()) } else { closing.open().await.map_err(|error| error.to_string()) };
+    undone.and_then(|summary| opened.map(|()| summary))
+}
+
+async fn stop_and_undo(args: UndoArgs, client: Client, prompt: Client) -> Result<undo::Summary, String> {
+    let scope = Scope::new(&args.watch_namespaces);
     let (stopped, problems) = crate::reconcile::resilience_test::stop_all(&client, &scope).await.map_err(|error| format!("runs cannot be stopped: {error}"))?;
     for test in &stopped {
         tracing::info!(test, "it was told to stop");
@@ -527,9 +534,6 @@ pub async fn undo_everything(args: UndoArgs) -> Result<undo::Summary, String> {
     };
     let mut summary = undo::everything(&means, args.forget).await.map_err(|error| error.to_string())?;
     summary.failed.extend(problems);
-    if !args.for_good {
-        closing.open().await.map_err(|error| error.to_string())?;
-    }
     Ok(summary)
 }
 

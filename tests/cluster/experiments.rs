@@ -204,6 +204,26 @@ fn what_cannot_be_run_is_refused_with_what_would_be_right() {
 }
 
 #[test]
+fn no_step_takes_more_of_its_target_than_it_may_whether_pods_or_nodes_were_chosen() {
+    let Some(cluster) = cluster_for_a_run() else { return };
+    let installed = install(&cluster);
+    let space = cluster.namespace_with("budget", ASKS);
+    digits(&space, 3);
+    let before = space.pods("app=digits");
+    for step in [
+        "podKill: {pods: {mode: all}}",
+        "podHoldDown: {pods: {mode: fixed, value: 2}}, for: 5s",
+        "networkPartition: {nodes: {mode: all}}, for: 5s",
+        "networkLoss: {nodes: {mode: all}, share: 99.9%}, for: 5s",
+    ] {
+        let ended = run(&cluster, &space, &test("most", &format!("  baseline: 1s\n  steps: [{{name: most, {step}}}]\n")));
+        let told = ["pods away at once", "failures.maxUnavailablePods", "choose fewer"].iter().all(|words| ended.said.contains(words));
+        assert!(ended.code == Some(3) && told, "{step}: {:?} {}\n{}", ended.code, ended.said, installed.state());
+    }
+    assert_eq!(space.pods("app=digits"), before, "nobody was taken");
+}
+
+#[test]
 fn a_run_ends_when_its_test_is_deleted_and_is_inconclusive_when_its_controller_is_killed() {
     let Some(cluster) = cluster_alone(Installation::Default) else { return };
     let installed = install(&cluster);

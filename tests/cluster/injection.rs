@@ -216,7 +216,8 @@ fn rolling_the_sidecar_out_and_back_under_load_loses_no_request() {
 
     let users = Users::start(shared.everywhere(), to);
     let mut rolled = Vec::new();
-    let mut roll = |what: &str| {
+    let mut roll = |what: &str, manifest: &str| {
+        space.apply(manifest);
         space.kubectl(&["rollout", "restart", "deployment/recommender"]).expect("restarted");
         space.kubectl(&["rollout", "status", "deployment/recommender", "--timeout=90s"]).expect("rolled out");
         rolled.push(what.to_owned());
@@ -224,14 +225,15 @@ fn rolling_the_sidecar_out_and_back_under_load_loses_no_request() {
         thread::sleep(Duration::from_secs(3));
     };
     space.kubectl(&["label", "namespace", space.name(), "steadfast.dev/inject=true"]).expect("labelled");
-    roll("injected");
+    // From now on servers have no hook but that which they are given with the sidecar.
+    roll("injected", &plain);
     assert_eq!(endpoint_ports(&space, "recommender"), [4180]);
     // Who keeps a connection has it with a sidecar now, and every sidecar ends while its clients go on.
     let kept = Users::come(shared.everywhere(), to, "recommender", &[By::KeptHttp1, By::KeptHttp2]);
     thread::sleep(Duration::from_secs(1));
-    roll("restarted");
+    roll("restarted", &plain);
     space.kubectl(&["label", "namespace", space.name(), "steadfast.dev/inject-"]).expect("labelled");
-    roll("back");
+    roll("back", &bare);
     assert_eq!(endpoint_ports(&space, "recommender"), [8000]);
     let ((good, failed), (good_kept, failed_kept)) = (users.stop(), kept.stop());
     println!("{good} requests answered while pods were {}, and {good_kept} by connections that are kept", rolled.join(", "));

@@ -226,7 +226,10 @@ fn unwanted(spec: &NodeFaultSpec, now: Timestamp) -> Option<String> {
     }
     match spec.not_after.parse::<Timestamp>() {
         Ok(moment) if moment >= now => None,
-        Ok(_) => Some(format!("spec.notAfter: {} is past", spec.not_after)),
+        Ok(_) => Some(format!(
+            "spec.notAfter: {} is past by this node's clock ({now:.0}): if it was made just now, the clocks of this node and of the controller's differ",
+            spec.not_after
+        )),
         Err(error) => Some(format!("spec.notAfter: {error}")),
     }
 }

@@ -6,12 +6,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::{self, Write as _},
+    time::Duration,
 };
 
 use k8s_openapi::{
     api::core::v1::{Container, ContainerPort, HTTPGetAction, Pod, PodSpec, Probe},
     apimachinery::pkg::util::intstr::IntOrString,
 };
+use steadfast_api::Span;
 
 use super::{
     flags,
@@ -41,6 +43,10 @@ pub const CPU_ANNOTATION: &str = "steadfast.dev/proxy-cpu";
 pub const CPU_LIMIT_ANNOTATION: &str = "steadfast.dev/proxy-cpu-limit";
 pub const MEMORY_ANNOTATION: &str = "steadfast.dev/proxy-memory";
 pub const MEMORY_LIMIT_ANNOTATION: &str = "steadfast.dev/proxy-memory-limit";
+/// On pods: how long the sidecar waits, in place of its own time; by the flag that says so.
+pub const TIMEOUT_ANNOTATIONS: [(&str, &str); 2] = [("header-timeout", "steadfast.dev/header-timeout"), ("upstream-timeout", "steadfast.dev/upstream-timeout")];
+/// Of these times: what is written by mistake is found out.
+const TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
 /// For a pod that shall have none.
 const LABEL_IT: &str = "label the pod steadfast.dev/inject: \"false\"";
 /// Name of the injected container.
@@ -91,6 +97,8 @@ pub enum Skip {
     NoSuchLabel(String),
     /// What an annotation says of the sidecar's resources is no quantity, or contradicts another; in words.
     BadResources(String),
+    /// An annotation names no time that the sidecar could wait.
+    BadTimeout(String),
 }
 
 impl Skip {
@@ -135,6 +143,7 @@ impl Skip {
             Self::NoSuchInterception(_) => "NoSuchInterception",
             Self::NoSuchLabel(_) => Self::NO_SUCH_LABEL,
             Self::BadResources(_) => "BadResources",
+            Self::BadTimeout(_) => "BadTimeout",
         }
     }
 }
@@ -191,7 +200,7 @@ impl fmt::Display for Skip {
             Self::NoSuchLabel(value) => {
                 write!(f, "label {INJECT_LABEL} is {value:?}, which means nothing: write \"true\", or \"false\" for a pod that shall have no sidecar")
             }
-            Self::BadResources(why) => f.write_str(why),
+            Self::BadResources(why) | Self::BadTimeout(why) => f.write_str(why),
         }
     }
 }
@@ -236,6 +245,8 @@ pub struct Plan {
     pub class: Class,
     /// What its annotations say.
     pub resources: Overrides,
+    /// By the sidecar's flags.
+    pub timeouts: Vec<(&'static str, Span)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -333,13 +344,24 @@ fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_
         let unnamed = spec.containers.iter().flat_map(|container| container.ports.iter().flatten()).any(|port| is_tcp(port) && port.name.is_none());
         return Err(if left.is_empty() || unnamed { Skip::NoNamedPort } else { Skip::NoHttpPort(left.into_iter().map(|(name, _)| name).collect()) });
     };
-    let resources = overrides(annotations)?;
+    let (resources, timeouts) = (overrides(annotations)?, timeouts(annotations)?);
     // Last of all, so that who could not be redirected anyway hears of that.
     if redirects && !may_redirect {
         return Err(Skip::RedirectNotAllowed);
     }
     let server = &spec.containers[first.container];
-    Ok(Plan { readiness: readiness(server, first.server), class: class(spec), resources, routes, left })
+    Ok(Plan { readiness: readiness(server, first.server), class: class(spec), resources, timeouts, routes, left })
+}
+
+fn timeouts(annotations: &BTreeMap<String, String>) -> Result<Vec<(&'static str, Span)>, Skip> {
+    let mut timeouts = Vec::new();
+    for (flag, name) in TIMEOUT_ANNOTATIONS {
+        let Some(text) = annotations.get(name) else { continue };
+        let span = text.parse::<Span>().ok().filter(|span| TIMEOUTS.contains(&span.get()));
+        let bad = || Skip::BadTimeout(format!("annotation {name} is {text:?}: write 1s to 24h, such as 10m"));
+        timeouts.push((flag, span.ok_or_else(bad)?));
+    }
+    Ok(timeouts)
 }
 
 fn overrides(annotations: &BTreeMap<String, String>) -> Result<Overrides, Skip> {
@@ -628,6 +650,17 @@ spec:
         assert!(skip.to_string().contains("let http be 8000 again") && skip.to_string().contains(ROUTES_ANNOTATION), "{skip}");
         assert_eq!(skipped(&copy("9000")), Skip::NameTaken("volume", TOKEN_VOLUME));
         assert!(matches!(decided(&copy("9000").replace("{name: steadfast-token}", "{name: x}")), Decision::Inject(_)), "the annotations alone harm nobody");
+    }
+
+    #[test]
+    fn what_annotations_say_of_the_sidecars_times_is_a_time_or_told() {
+        let with = |annotations: &str| SERVER.replace("metadata: {", &format!("metadata: {{annotations: {{{annotations}}}, "));
+        let Decision::Inject(plan) = decided(&with("steadfast.dev/upstream-timeout: 1h 30m")) else { panic!() };
+        assert_eq!(plan.timeouts, [("upstream-timeout", "90m".parse().unwrap())]);
+        for (annotation, text) in [("header-timeout", "0s"), ("upstream-timeout", "ever"), ("upstream-timeout", "30d")] {
+            let skip = skipped(&with(&format!("steadfast.dev/{annotation}: {text}")));
+            assert!(skip.reason() == "BadTimeout" && skip.to_string().contains(annotation) && skip.to_string().contains("such as 10m"), "{skip}");
+        }
     }
 
     #[test]

@@ -331,6 +331,8 @@ fn sidecar(plan: &Plan, spec: &PodSpec, settings: &SidecarSettings, resources: &
     args.push(readiness.path.as_ref().map_or_else(|| "--ready-tcp".to_owned(), |path| format!("--ready-path={path}")));
     args.push(format!("--ready-timeout={}s", readiness.timeout_seconds));
     args.push(format!("--ready-patience={}s", readiness.patience_seconds));
+    // Without a space, as flags are written.
+    args.extend(plan.timeouts.iter().map(|(flag, span)| format!("--{flag}={}", span.to_string().replace(' ', ""))));
     for (flag, variable) in [("pod-name", "POD_NAME"), ("pod-uid", "POD_UID"), ("node-name", "NODE_NAME"), ("namespace", "POD_NAMESPACE")] {
         args.push(format!("--{flag}=$({variable})"));
     }
@@ -639,6 +641,18 @@ spec:
         assert_eq!((&redirected[0]["limits"]["cpu"], &redirected[0]["requests"]["cpu"]), (&json!("5m"), &json!("5m")));
         let of_its_own = POD.replace("spec:\n", "spec:\n  resources: {limits: {cpu: 1, memory: 1Gi}}\n");
         assert_eq!(of(&of_its_own, "steadfast.dev/proxy-cpu: 10m"), [json!({ "requests": { "cpu": "10m" } })]);
+    }
+
+    #[test]
+    fn the_sidecar_waits_as_long_as_its_pod_says() {
+        let annotated =
+            POD.replace("metadata: {name: x", "metadata: {name: x, annotations: {steadfast.dev/upstream-timeout: 1h 30m, steadfast.dev/header-timeout: 11m}");
+        let pod: Pod = serde_saphyr::from_str(&annotated).unwrap();
+        let Decision::Inject(plan) = decide(&pod, "default", &BTreeMap::new(), false) else { panic!() };
+        let mut value = serde_json::to_value(&pod).unwrap();
+        json_patch::patch(&mut value, &patch(&pod, &plan, &settings())).unwrap();
+        let args: Vec<&str> = value["spec"]["initContainers"][0]["args"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert!(args.contains(&"--upstream-timeout=1h30m") && args.contains(&"--header-timeout=11m"), "{args:?}");
     }
 
     #[test]
