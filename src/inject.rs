@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// Always, IfNotPresent or Never. Without it: Kubernetes' own rule.
     #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
     image_pull_policy: Option<String>,
-    /// Where sidecars dial in, such as https://steadfast-sidecars.steadfast.svc:4193. Without it they stand alone, and take policies on their own admin port.
+    /// Where sidecars dial in, such as https://steadfast-sidecars.steadfast-system.svc:4193. Without it they stand alone, and take policies on their own admin port.
     #[arg(long, value_name = "URL", requires = "controller_ca")]
     controller: Option<String>,
     /// File with the certificates by which the controller proves itself, PEM.

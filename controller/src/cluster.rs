@@ -222,7 +222,7 @@ impl PowerArgs {
 /// Why the controller ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    #[error("no cluster: {0}; run it in a pod, or set KUBECONFIG")]
+    #[error("{0}; or run it in a pod")]
     NoCluster(Box<dyn std::error::Error + Send + Sync>),
     #[error("{what}: {why}")]
     Start { what: String, why: io::Error },
@@ -477,7 +477,7 @@ async fn means(args: &Args, client: Client, prompt: Client, pods: Arc<Pods>, use
 /// Runs that go on are stopped first, with their reports, those that wait too, and none begins meanwhile. The chart runs it before it is uninstalled; run it by hand when a
 /// controller is lost for good.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = "Example:\n  steadfast undo --namespace steadfast\n\nWhat is armed in sidecars ends by their own clocks and needs no undoing.")]
+#[command(after_help = "Example:\n  steadfast undo --namespace steadfast-system\n\nWhat is armed in sidecars ends by their own clocks and needs no undoing.")]
 pub struct UndoArgs {
     /// Namespace of the controller.
     #[arg(long, value_name = "NAME", env = "POD_NAMESPACE")]
