@@ -74,7 +74,7 @@ pub struct Args {
 /// Why the agent ended.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    #[error("{0}; or run it in a pod")]
+    #[error("no cluster: {0}; run it in a pod, or set KUBECONFIG")]
     NoCluster(Box<dyn std::error::Error + Send + Sync>),
     #[error("{0}")]
     Start(io::Error),
