@@ -11,10 +11,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{FailureError, error::patiently, owner, undo::Outcome};
-use crate::{
-    reconcile::resource::MANAGER,
-    words::{NAMES_MAX, some},
-};
+use crate::reconcile::resource::MANAGER;
 
 /// A new ReplicaSet is there well within this.
 const ROLLED_OUT_WITHIN: Duration = Duration::from_secs(10);
@@ -157,7 +154,7 @@ impl Workload {
         owner::let_go(&self.api(client), &self.name).await;
         let kept = self.free(client, container, to).await?;
         if !kept.is_empty() {
-            let (waiting, namespace) = (some(&kept, NAMES_MAX), &self.namespace);
+            let (waiting, namespace) = (kept.join(" "), &self.namespace);
             return Ok(Outcome::NotOurs(format!(
                 "{self} has {before} again in container {container}, and waits for pods that wait for {to}; this controller may not delete pods in {namespace} any more: \
                  kubectl delete pod --namespace {namespace} {waiting}"
