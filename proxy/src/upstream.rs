@@ -32,14 +32,13 @@ impl Upstream {
     /// What is asked, and what a server must do to be reached there.
     pub fn where_to_listen(&self) -> String {
         match self {
-            Self::Tcp(address) if address.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) => {
+            Self::Tcp(address) => other_loopback(address).map(|other| {
                 let port = address.port();
-                format!(
-                    "{address} and [::1]:{port} are asked: it must listen on port {port} of loopback or of all addresses, not of the pod's own address alone"
-                )
-            }
-            other => format!("{other} is asked: it must listen there"),
+                format!("{address} and {other} are asked: it must listen on port {port} of loopback or of all addresses, not of the pod's own address alone")
+            }),
+            Self::Unix(_) => None,
         }
+        .unwrap_or_else(|| format!("{self} is asked: it must listen there"))
     }
 
     /// What stands in `Host` when the sidecar itself asks. A path cannot stand there.
@@ -63,12 +62,10 @@ impl Upstream {
     pub async fn connect(&self) -> io::Result<Dialled> {
         match self {
             Self::Tcp(address) => {
-                let stream = match TcpStream::connect(address).await {
-                    // A server that listens on loopback may do so in the other family alone. A connection lasts, and being refused here takes microseconds.
-                    Err(why) if address.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) && is_nobody(&why) => {
-                        TcpStream::connect((Ipv6Addr::LOCALHOST, address.port())).await.map_err(|_| why)?
-                    }
-                    other => other?,
+                let stream = match (TcpStream::connect(address).await, other_loopback(address)) {
+                    // A connection lasts, and being refused here takes microseconds.
+                    (Err(why), Some(other)) if is_nobody(&why) => TcpStream::connect(other).await.map_err(|_| why)?,
+                    (tried, _) => tried?,
                 };
                 // Small answers must not wait for the acknowledgement of the last one. A socket that refuses this still works.
                 let _ = stream.set_nodelay(true);
@@ -77,6 +74,11 @@ impl Upstream {
             Self::Unix(path) => UnixStream::connect(path).await.map(Dialled::Unix),
         }
     }
+}
+
+/// Where a server that is dialled on loopback may be too: it may listen in the other family alone.
+fn other_loopback(address: &SocketAddr) -> Option<SocketAddr> {
+    (address.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST)).then(|| (Ipv6Addr::LOCALHOST, address.port()).into())
 }
 
 fn is_nobody(why: &io::Error) -> bool {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{Finding, Options, objects::may, words};
 use crate::{
-    reconcile::pods::{FAULTS_ALLOWED, FAULTS_LABEL},
+    reconcile::pods::{ENFORCE_LABEL as ENFORCE, FAULTS_ALLOWED, FAULTS_LABEL, is_privileged},
     webhook::{
         allowed::{self, CutOff, Servers},
         decide::{Decision, INJECT_LABEL, decide, is_meaningless},
@@ -27,7 +27,6 @@ use crate::{
     },
 };
 
-const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
 /// The Deployment of the chart and of the plain manifests.
 const CONTROLLER: &str = "steadfast-controller";
 /// Of pods that are tried; none is made.
@@ -216,7 +215,7 @@ impl Installed {
     }
 
     fn may_redirect(&self, target: &Namespace) -> bool {
-        self.redirects && target.labels().get(ENFORCE).is_none_or(|level| level == "privileged")
+        self.redirects && is_privileged(target.labels())
     }
 }
 

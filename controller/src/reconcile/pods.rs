@@ -26,7 +26,7 @@ pub const FAULTS_LABEL: &str = "steadfast.dev/faults";
 pub const FAULTS_ALLOWED: &str = "allowed";
 
 /// On namespaces: the level of PodSecurity that the API server keeps.
-const ENFORCE_LABEL: &str = "pod-security.kubernetes.io/enforce";
+pub const ENFORCE_LABEL: &str = "pod-security.kubernetes.io/enforce";
 
 /// A pod that is neither over nor being deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,13 +142,18 @@ impl Pods {
 
     /// Whether PodSecurity lets a pod of a namespace have an init container with NET_ADMIN, as far as the namespace's labels say.
     pub fn privileged_in(&self, namespace: &str) -> bool {
-        self.namespaces.get(None, namespace).is_some_and(|known| known.labels().get(ENFORCE_LABEL).is_none_or(|level| level == "privileged"))
+        self.namespaces.get(None, namespace).is_some_and(|known| is_privileged(known.labels()))
     }
 
     /// Whether faults are allowed in a namespace. In one that is being deleted they are not: pods of a node that is cut off could not end, and the namespace with them.
     pub fn allowed_in(&self, namespace: &str) -> bool {
         self.namespaces.get(None, namespace).is_some_and(|known| known.metadata.deletion_timestamp.is_none() && allows_faults(known.labels()))
     }
+}
+
+/// Whether PodSecurity keeps no pod of a namespace with these labels from anything.
+pub fn is_privileged(labels: &BTreeMap<String, String>) -> bool {
+    labels.get(ENFORCE_LABEL).is_none_or(|level| level == "privileged")
 }
 
 fn allows_faults(labels: &BTreeMap<String, String>) -> bool {

@@ -338,11 +338,14 @@ fn plan(pod: &Pod, namespace: &str, annotations: &BTreeMap<String, String>, has_
     }
     let (routes, left) = routes(&spec.containers, annotations.get(PORTS_ANNOTATION), &used, redirects)?;
     let Some(first) = routes.first() else {
-        if !spec.containers.iter().flat_map(|container| container.ports.iter().flatten()).any(is_tcp) {
-            return Err(Skip::NoPort);
-        }
-        let unnamed = spec.containers.iter().flat_map(|container| container.ports.iter().flatten()).any(|port| is_tcp(port) && port.name.is_none());
-        return Err(if left.is_empty() || unnamed { Skip::NoNamedPort } else { Skip::NoHttpPort(left.into_iter().map(|(name, _)| name).collect()) });
+        let tcp: Vec<&ContainerPort> = spec.containers.iter().flat_map(|container| container.ports.iter().flatten()).filter(|port| is_tcp(port)).collect();
+        return Err(if tcp.is_empty() {
+            Skip::NoPort
+        } else if left.is_empty() || tcp.iter().any(|port| port.name.is_none()) {
+            Skip::NoNamedPort
+        } else {
+            Skip::NoHttpPort(left.into_iter().map(|(name, _)| name).collect())
+        });
     };
     let (resources, timeouts) = (overrides(annotations)?, timeouts(annotations)?);
     // Last of all, so that who could not be redirected anyway hears of that.
@@ -401,7 +404,7 @@ fn is_windows(spec: &PodSpec) -> bool {
     os == Some("windows") || selected == Some("windows") || all_terms || is_host_process
 }
 
-fn is_tcp(port: &ContainerPort) -> bool {
+pub(super) fn is_tcp(port: &ContainerPort) -> bool {
     port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
 }
 

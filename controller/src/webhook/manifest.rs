@@ -14,7 +14,7 @@ use steadfast_api::read::{Places, from_value};
 
 use super::{
     allowed::{self, CutOff, Servers},
-    decide::{Decision, INJECT_LABEL, Plan, ROUTES_ANNOTATION, Skip, decide, is_apart, is_meaningless},
+    decide::{Decision, INJECT_LABEL, Plan, ROUTES_ANNOTATION, Skip, decide, is_apart, is_meaningless, is_tcp},
     past::{self, PodPorts, Taken},
     patch::{SidecarSettings, patch},
     yaml,
@@ -323,8 +323,7 @@ fn on_node(object: &Value, may_redirect: bool) -> Vec<i32> {
         return Vec::new();
     };
     let ports = spec.containers.iter().flat_map(|container| container.ports.iter().flatten());
-    let tcp = ports.filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"));
-    tcp.filter(|port| port.host_port.is_some() && port.name.is_none()).map(|port| port.container_port).collect()
+    ports.filter(|port| is_tcp(port) && port.host_port.is_some() && port.name.is_none()).map(|port| port.container_port).collect()
 }
 
 /// Labels of a namespace that asks: whoever runs the program does.

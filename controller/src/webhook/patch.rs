@@ -647,11 +647,8 @@ spec:
     fn the_sidecar_waits_as_long_as_its_pod_says() {
         let annotated =
             POD.replace("metadata: {name: x", "metadata: {name: x, annotations: {steadfast.dev/upstream-timeout: 1h 30m, steadfast.dev/header-timeout: 11m}");
-        let pod: Pod = serde_saphyr::from_str(&annotated).unwrap();
-        let Decision::Inject(plan) = decide(&pod, "default", &BTreeMap::new(), false) else { panic!() };
-        let mut value = serde_json::to_value(&pod).unwrap();
-        json_patch::patch(&mut value, &patch(&pod, &plan, &settings())).unwrap();
-        let args: Vec<&str> = value["spec"]["initContainers"][0]["args"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        let (_, after) = injected(&annotated);
+        let args: Vec<&str> = after["spec"]["initContainers"][0]["args"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
         assert!(args.contains(&"--upstream-timeout=1h30m") && args.contains(&"--header-timeout=11m"), "{args:?}");
     }
 

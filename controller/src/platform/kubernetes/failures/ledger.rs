@@ -213,12 +213,9 @@ pub async fn all(client: &Client, namespace: &str) -> Result<Vec<(Ledger, Result
 fn entries_of(map: &ConfigMap) -> Result<Vec<Undo>, FailureError> {
     let Some(text) = map.data.as_ref().and_then(|data| data.get(KEY)) else { return Ok(Vec::new()) };
     serde_json::from_str(text).map_err(|error| {
-        FailureError::new(
-            format!("{KEY} of ConfigMap {}", map.name_any()),
-            format!(
-            "cannot be understood ({error}); a newer controller may have written it: install that one again, which undoes it, or undo by hand what it says and then \
-             `steadfast undo --forget`"
-        ))
+        let by_newer =
+            "a newer controller may have written it: install that one again, which undoes it, or undo by hand what it says and then `steadfast undo --forget`";
+        FailureError::new(format!("{KEY} of ConfigMap {}", map.name_any()), format!("cannot be understood ({error}); {by_newer}"))
     })
 }
 
